@@ -1,0 +1,162 @@
+"""A network is a chain of units; a stage of the network is a piece of that chain.
+
+A unit is a pure pair of functions with explicit batch-norm statistics:
+
+    init(key, in_shape)              -> params, stats
+    apply(params, stats, x, mode)    -> y, stats
+
+`in_shape` and every shape kept here are those of ONE example (no batch axis).  In training `apply` normalises by the
+statistics of the batch it was given and returns those raw statistics; whoever called it decides how they are averaged
+(a running average in training, a plain mean in recalibration).  Otherwise it uses the statistics it was given.
+
+Terminology: a "unit" is the smallest piece a cut may separate, usually one residual block.  A "run" is a row of equal
+units that keep the shape; its parameters are stacked and it is executed by one `lax.scan`, so the compile time of a
+chain depends on how many different runs it has, not on its depth.  Units are equal when they are the same pair of
+functions: write `[block] * 18`, not eighteen calls that build a block.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+Shape = tuple[int, ...]
+
+
+class Mode(NamedTuple):
+    """How a chain is applied.
+
+    train: normalise by the batch's own statistics (and return them) instead of by the given ones.
+    axes: mesh axes that share the batch: batch statistics are averaged over them (`lax.pmean`, one collective a layer).
+    """
+
+    train: bool
+    axes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One indivisible piece of a network: see the module's docstring for the contract of `init` and `apply`."""
+
+    name: str
+    init: Callable[[PRNGKeyArray, Shape], tuple[PyTree, PyTree]]
+    apply: Callable[[PyTree, PyTree, Array, Mode], tuple[Array, PyTree]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` equal units in a row that all map `in_shape` to `out_shape`; `first` is the position of the first one."""
+
+    unit: Unit
+    first: int
+    count: int
+    in_shape: Shape
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Units applied one after another.
+
+    units: the units, in order.
+    shapes: per-example shapes, one more than units: `shapes[i]` enters unit i, `shapes[-1]` leaves the chain.
+    offset: position of the first unit in the whole network; parameters are keyed by position, so that cutting a
+        network elsewhere does not change how it is initialised.
+    """
+
+    units: tuple[Unit, ...]
+    shapes: tuple[Shape, ...]
+    offset: int = 0
+
+    @property
+    def in_shape(self) -> Shape:
+        return self.shapes[0]
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.shapes[-1]
+
+    @functools.cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The units grouped into runs that one `lax.scan` each can execute."""
+        runs: list[Run] = []
+        for i, unit in enumerate(self.units):
+            last = runs[-1] if runs else None
+            if last and last.unit == unit and last.in_shape == self.shapes[i] == self.shapes[i + 1]:
+                runs[-1] = Run(unit, last.first, last.count + 1, last.in_shape)
+            else:
+                runs.append(Run(unit, i, 1, self.shapes[i]))
+        return tuple(runs)
+
+    def piece(self, start: int, stop: int) -> "Chain":
+        """Units start..stop-1 as a chain of their own."""
+        return Chain(self.units[start:stop], self.shapes[start : stop + 1], self.offset + start)
+
+    def then(self, *units: Unit) -> "Chain":
+        """This chain followed by `units`."""
+        tail = make_chain(units, self.out_shape)
+        return Chain(self.units + tail.units, self.shapes + tail.shapes[1:], self.offset)
+
+
+def make_chain(units: Sequence[Unit], in_shape: Shape) -> Chain:
+    """Chain of `units` on examples of `in_shape`; shapes are found by abstract evaluation, nothing is computed.
+
+    Raises ValueError naming the unit that does not accept the shape before it.
+    """
+    shapes = [tuple(in_shape)]
+    for position, unit in enumerate(units):
+        try:
+            shapes.append(_out_shape(unit, shapes[-1]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"unit {position} ({unit.name}) does not accept examples of shape {shapes[-1]}; expected a unit that "
+                f"takes what the unit before it returns; check it and its neighbour: {error}"
+            ) from error
+    return Chain(tuple(units), tuple(shapes))
+
+
+@functools.lru_cache(maxsize=None)
+def _out_shape(unit: Unit, in_shape: Shape) -> Shape:
+    def output(key: PRNGKeyArray, x: Array) -> Array:
+        return unit.apply(*unit.init(key, in_shape), x, Mode(train=True))[0]
+
+    out = jax.eval_shape(output, jax.random.key(0), jax.ShapeDtypeStruct((2, *in_shape), jnp.result_type(float)))
+    return out.shape[1:]
+
+
+def init(chain: Chain, key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
+    """Parameters and statistics of a chain: one tree a run, every leaf with a leading axis of length `run.count`.
+
+    Unit i draws from `fold_in(key, chain.offset + i)`.
+    """
+
+    def init_run(run: Run) -> tuple[PyTree, PyTree]:
+        positions = chain.offset + run.first + jnp.arange(run.count)
+        keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
+        return jax.vmap(lambda k: run.unit.init(k, run.in_shape))(keys)
+
+    trees = [init_run(run) for run in chain.runs]
+    return tuple(params for params, _ in trees), tuple(stats for _, stats in trees)
+
+
+def apply(
+    chain: Chain, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], x: Float[Array, "b ..."], mode: Mode
+) -> tuple[Float[Array, "b ..."], tuple[PyTree, ...]]:
+    """Forward pass of a chain, [b, *in_shape] -> [b, *out_shape], and its statistics (see the module's docstring)."""
+    new_stats: list[Any] = []
+    for run, run_params, run_stats in zip(chain.runs, params, stats, strict=True):
+
+        def step(x: Array, unit: tuple[PyTree, PyTree], run: Run = run) -> tuple[Array, PyTree]:
+            return run.unit.apply(*unit, x, mode)
+
+        if run.count == 1:  # a scan of length one would only hide the unit from XLA
+            x, out = step(x, jax.tree.map(lambda leaf: leaf[0], (run_params, run_stats)))
+            new_stats.append(jax.tree.map(lambda leaf: leaf[None], out))
+        else:
+            x, out = lax.scan(step, x, (run_params, run_stats), length=run.count)
+            new_stats.append(out)
+    return x, tuple(new_stats)

@@ -1,0 +1,318 @@
+"""The configuration: typed, frozen, and checked before anything is compiled or allocated.
+
+A config file (`configs/*.py`) is Python by ml_collections' convention and is executed when it is loaded.  Its
+`get_config()` starts from `default_config()`, sets fields, and returns a `ConfigDict`; `--config.field=value` overrides
+one.  `from_config_dict` turns the result into the dataclasses below, which are the only thing lpjax itself reads.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from lpjax.lagrangian import Policy
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+Method = Literal["layer_parallel", "serial"]
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices.  stage: devices along 'stage', must divide num_stages (unset: num_stages; 1 for method=serial).
+    data: devices along 'data'; each stage column trains on batch_size / data examples."""
+
+    stage: int | None = None
+    data: int = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """name: see `lpjax.data.SOURCES`.  dir: folder of the data, for sources that need one.
+    crop: pixels of zero padding for the random crop, 0 for none.  flip: random left-right flip."""
+
+    name: str = "digits"
+    dir: str | None = None
+    crop: int = 1
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A CIFAR-style ResNet.  depth: 6n+2 layers.  width: channels of the first group."""
+
+    depth: int = 20
+    width: int = 16
+
+
+@dataclass(frozen=True)
+class AuxConfig:
+    """The AuxNet (`aux_net`, `lagrangian` (5) and (6)).
+
+    blocks_per_stage: residual blocks of a piece besides the transition it must have.
+    width: channels of a piece over those of the interface behind it.
+    task_weight: weight of the AuxNet's own cross entropy in its training; 0 leaves its head alone.
+    correction_step: eta, the step of the correction; with inner_steps = 1, eta = 1 is the chain rule.
+    inner_steps: optimiser steps of the fit to one correction.
+    """
+
+    blocks_per_stage: int = 1
+    width: float = 1.0
+    task_weight: float = 1.0
+    correction_step: float = 1.0
+    inner_steps: int = 1
+
+
+@dataclass(frozen=True)
+class PenaltyConfig:
+    """beta and what goes with it (`lagrangian` (2), (5), (7), (8)).
+
+    initial, growth, maximum: beta = min(maximum, initial * growth ** epoch) in the stages' local losses.
+    aux: beta in the correction of the auxiliary variables (unset: the stages' beta, which is the exact Lagrangian; a
+        larger one lets the AuxNet follow the stages more than they follow it).
+    multiplier_rate: rho / (2 beta) of the multiplier update; 1 is the classical method of multipliers.
+    sweeps: coarse correction sweeps of the stages' inputs before each step; after num_stages - 1 they are exact.
+    """
+
+    initial: float = 1.0
+    growth: float = 1.0
+    maximum: float = 10.0
+    aux: float | None = None
+    multiplier_rate: float = 1.0
+    sweeps: int = 0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optax optimiser and its schedule.
+
+    name: "sgd" (weight decay added to the gradient) or "adamw" (decoupled).  momentum, nesterov: for sgd.
+    weight_decay: acts on kernels only, not on batch norm and biases.
+    clip_norm: maximal L2 norm of a gradient, each stage's by itself (unset: none).
+    schedule: "constant", "cosine" (to 0 at the end of training) or "step" (times `step_factor` at each of
+        `step_epochs`), all after a linear warm-up from 0 over `warmup_epochs`.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    clip_norm: float | None = None
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    warmup_epochs: float = 1.0
+    step_epochs: tuple[int, ...] = ()
+    step_factor: float = 0.1
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """every_epochs: evaluate on the test set this often (0: only at the end).
+    calibration_batches: training batches that recalibrate the batch-norm statistics of the composed network."""
+
+    every_epochs: int = 10
+    calibration_batches: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run.
+
+    method: "layer_parallel", or "serial" backprop of the same network.
+    num_stages: K.  cuts: positions in the chain where stages 1..K-1 start (unset: even by cost).
+    standardise: parameter-free standardisation at the interfaces.
+    multiplier: policy, see `lagrangian.Policy`.
+    seed: of initialisation, order and augmentation.
+    num_epochs: passes over the training set (the last incomplete batch of a pass is left out).
+    num_steps: ends training after so many steps, when set; schedules still run over num_epochs.
+    batch_size: examples of one step over the whole mesh; must divide by mesh.stage * mesh.data.
+    log_every: steps between lines of metrics.jsonl.
+    dry_run: print the tables, compile, and stop.
+    """
+
+    method: Method = "layer_parallel"
+    num_stages: int = 4
+    cuts: tuple[int, ...] | None = None
+    standardise: bool = True
+    multiplier: Policy = "coarse_tail"
+    seed: int = 0
+    num_epochs: int = 30
+    num_steps: int | None = None
+    batch_size: int = 64
+    log_every: int = 10
+    dry_run: bool = False
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    aux: AuxConfig = field(default_factory=AuxConfig)
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    aux_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def mesh_shape(self) -> tuple[int, int]:
+        """(S, D): devices along 'stage' and 'data'."""
+        default = self.num_stages if self.method == "layer_parallel" else 1
+        return (default if self.mesh.stage is None else self.mesh.stage), self.mesh.data
+
+
+def default_config() -> "ConfigDict":
+    """The defaults as a `ConfigDict` that refuses unknown fields and values of another type."""
+    from ml_collections import config_dict
+
+    def convert(instance: Any) -> config_dict.ConfigDict:
+        out = config_dict.ConfigDict()
+        for name, hint in typing.get_type_hints(type(instance)).items():
+            value = getattr(instance, name)
+            if dataclasses.is_dataclass(value):
+                out[name] = convert(value)
+            elif type(None) in typing.get_args(hint):
+                out[name] = config_dict.placeholder(_optional(hint))
+                out[name] = value
+            else:
+                out[name] = value
+        return out
+
+    return convert(Config()).lock()
+
+
+def _optional(hint: Any) -> Any:
+    inner = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return typing.get_origin(inner) or inner
+
+
+def from_config_dict(values: Mapping[str, Any]) -> Config:
+    """A checked `Config` from a (nested) mapping.
+
+    Raises ValueError naming the field, its value, what was expected and what to do.
+    """
+    config = _build(Config, dict(values), "")
+    check(config)
+    return config
+
+
+def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
+            raise ValueError(f"{prefix}{name}: no such field; {hint}")
+    out = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping) and not hasattr(value, "items"):
+                raise ValueError(f"{prefix}{name}={value!r}: expected a section with fields")
+            out[name] = _build(typing.cast(type, hint), dict(value.items()), f"{prefix}{name}.")
+        else:
+            out[name] = _typed(hint, value, f"{prefix}{name}")
+    return cls(**out)
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type `hint`, or ValueError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _typed(next(arg for arg in args if arg is not type(None)), value, name)
+    if origin is Literal:
+        if value not in args:
+            close = difflib.get_close_matches(str(value), args, n=1)
+            raise ValueError(
+                f"{name}={value!r}: expected one of {', '.join(args)}" + (f"; did you mean {close[0]}?" if close else "")
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"{name}={value!r}: expected a tuple, such as (1, 2)")
+        return tuple(_typed(args[0], item, name) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{name}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
+    return value
+
+
+def check(config: Config) -> None:
+    """Raises ValueError where fields contradict each other or are out of range."""
+
+    def require(ok: bool, message: str) -> None:
+        if not ok:
+            raise ValueError(message)
+
+    at_least = {
+        "num_stages": (config.num_stages, 1),
+        "seed": (config.seed, 0),
+        "num_epochs": (config.num_epochs, 1),
+        "num_steps": (1 if config.num_steps is None else config.num_steps, 1),
+        "batch_size": (config.batch_size, 1),
+        "log_every": (config.log_every, 1),
+        "mesh.stage": (config.mesh_shape[0], 1),
+        "mesh.data": (config.mesh.data, 1),
+        "data.crop": (config.data.crop, 0),
+        "aux.inner_steps": (config.aux.inner_steps, 1),
+        "aux.task_weight": (config.aux.task_weight, 0),
+        "aux.correction_step": (config.aux.correction_step, 0),
+        "penalty.initial": (config.penalty.initial, 0),
+        "penalty.growth": (config.penalty.growth, 0),
+        "penalty.aux": (0.0 if config.penalty.aux is None else config.penalty.aux, 0),
+        "penalty.multiplier_rate": (config.penalty.multiplier_rate, 0),
+        "penalty.sweeps": (config.penalty.sweeps, 0),
+        "eval.every_epochs": (config.eval.every_epochs, 0),
+        "eval.calibration_batches": (config.eval.calibration_batches, 1),
+    }
+    for name, (value, minimum) in at_least.items():
+        require(value >= minimum, f"{name}={value}: expected at least {minimum}")
+    require(
+        config.penalty.maximum >= config.penalty.initial,
+        f"penalty.maximum={config.penalty.maximum}: expected at least penalty.initial={config.penalty.initial}",
+    )
+    for section, optimizer in (("optimizer", config.optimizer), ("aux_optimizer", config.aux_optimizer)):
+        require(optimizer.learning_rate > 0, f"{section}.learning_rate={optimizer.learning_rate}: expected > 0")
+        require(0 <= optimizer.momentum < 1, f"{section}.momentum={optimizer.momentum}: expected 0 <= momentum < 1")
+        require(optimizer.weight_decay >= 0, f"{section}.weight_decay={optimizer.weight_decay}: expected >= 0")
+        require(
+            optimizer.clip_norm is None or optimizer.clip_norm > 0,
+            f"{section}.clip_norm={optimizer.clip_norm}: expected > 0; leave it unset not to clip",
+        )
+        require(
+            0 <= optimizer.warmup_epochs < config.num_epochs,
+            f"{section}.warmup_epochs={optimizer.warmup_epochs}: expected from 0 to less than "
+            f"num_epochs={config.num_epochs}; shorten the warm-up",
+        )
+        require(
+            (optimizer.schedule == "step") == bool(optimizer.step_epochs),
+            f"{section}.step_epochs={optimizer.step_epochs} with schedule={optimizer.schedule}: "
+            f"step_epochs belong to schedule=step, which needs at least one",
+        )
+    stage, data = config.mesh_shape
+    if config.method == "layer_parallel":
+        require(
+            config.num_stages % stage == 0,
+            f"mesh.stage={stage}: expected a divisor of num_stages={config.num_stages}, so that every device holds "
+            f"equally many stages; choose one of {[s for s in range(1, config.num_stages + 1) if not config.num_stages % s]}",
+        )
+    require(
+        config.batch_size % (stage * data) == 0,
+        f"batch_size={config.batch_size}: expected a multiple of mesh.stage * mesh.data = {stage} * {data} = "
+        f"{stage * data}, so that every device owns equally many examples; the nearest above is "
+        f"{-(-config.batch_size // (stage * data)) * stage * data}",
+    )
+    require(
+        config.method != "layer_parallel"
+        or config.multiplier != "per_example"
+        or (config.data.crop == 0 and not config.data.flip),
+        f"multiplier=per_example with data.crop={config.data.crop}, data.flip={config.data.flip}: a multiplier stored "
+        f"per example needs the example to be the same each time; set data.crop=0 and data.flip=False, or choose "
+        f"multiplier=mean or adjoint",
+    )
+    require(
+        config.multiplier != "adjoint" or config.aux.task_weight > 0,
+        f"multiplier=adjoint with aux.task_weight={config.aux.task_weight}: the multiplier is the adjoint of the "
+        f"AuxNet's own cross entropy, which must be trained; set aux.task_weight > 0",
+    )

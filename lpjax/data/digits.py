@@ -1,0 +1,24 @@
+"""scikit-learn's digits: 1,797 real 8x8 grey images of handwritten digits, part of the package: no download."""
+
+import numpy as np
+
+from lpjax.data.source import Dataset, Source, channel_moments
+
+NUM_TEST = 360
+SPLIT_SEED = 0
+"""Of the held-out split: fixed, never the run's seed, so that all runs are tested on the same images."""
+
+
+def _load(directory: str | None) -> Dataset:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    images = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    train_x, test_x, train_y, test_y = train_test_split(
+        images, labels.astype(np.int32), test_size=NUM_TEST, random_state=SPLIT_SEED, stratify=labels
+    )
+    return Dataset(train_x, train_y, test_x, test_y, *channel_moments(train_x))
+
+
+digits = Source("digits", (8, 8, 1), classes=10, num_train=1797 - NUM_TEST, num_test=NUM_TEST, load=_load)

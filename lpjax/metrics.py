@@ -1,0 +1,106 @@
+"""Where the figures of a run go: metrics.jsonl, TensorBoard events, the terminal; result.json at the end."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+PARTS = ("metrics.jsonl", "result.json", "tensorboard")
+
+
+def plain(value: Any) -> Any:
+    """A figure as JSON types: arrays as (lists of) floats."""
+    return np.asarray(value, np.float64).tolist() if hasattr(value, "shape") else value
+
+
+def set_aside(workdir: Path) -> Path | None:
+    """Move what an earlier run left in `workdir` to a folder beside it inside; returns that folder, if there was any."""
+    found = [workdir / name for name in PARTS if (workdir / name).exists()]
+    if not found:
+        return None
+    number = 1
+    while (target := workdir / f"previous-{number}").exists():
+        number += 1
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
+    return target
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """`values` as a whole file or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(values, indent=2) + "\n")
+    part.replace(path)
+
+
+class Writer:
+    """Figures of steps, one line each in metrics.jsonl (flushed, so a killed run leaves whole lines) and in TensorBoard.
+
+    A line has "step", "epoch" and "kind" ("train" or "eval"); a list stands for stages or interfaces, in order.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        self._lines = (workdir / "metrics.jsonl").open("x", buffering=1)
+        self._events = SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, kind: str, step: int, epoch: float, figures: Mapping[str, Any]) -> None:
+        figures = {name: plain(value) for name, value in figures.items() if value is not None}
+        self._lines.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **figures}) + "\n")
+        for name, value in figures.items():
+            for suffix, number in enumerate(value) if isinstance(value, list) else [("", value)]:
+                self._events.add_scalar(f"{kind}/{name}" + (f"/{suffix}" if suffix != "" else ""), number, step)
+
+    def close(self) -> None:
+        self._lines.close()
+        self._events.close()
+
+
+class Display:
+    """A progress bar on a terminal, plain lines elsewhere: loss, accuracy, violation, examples per second."""
+
+    def __init__(self, console: Console, num_steps: int, batch_size: int) -> None:
+        self._console = console
+        self._num_steps = num_steps
+        self._batch_size = batch_size
+        self._clock = time.perf_counter(), 0
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            self._progress = Progress(
+                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"), console=console
+            )
+            self._task = self._progress.add_task("compiling", total=num_steps)
+            self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+
+    def show(self, step: int, epoch: float, figures: Mapping[str, Any]) -> None:
+        """The figures of a training step."""
+        now, (before, last) = time.perf_counter(), self._clock
+        self._clock = now, step
+        rate = (step - last) * self._batch_size / max(now - before, 1e-9)
+        violation = max(plain(figures["relative_violation"]), default=math.nan) if "relative_violation" in figures else None
+        parts = [f"loss {float(figures['task_loss']):.4f}", f"accuracy {float(figures['accuracy']):.3f}"]
+        parts += [f"violation {violation:.3f}"] if violation is not None else []
+        text = "  ".join([*parts, f"{rate:,.0f} examples/s"])
+        if self._progress:
+            self._progress.update(self._task, description=text)
+        else:
+            self._console.print(f"step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}", highlight=False)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False)
+
+    def close(self) -> None:
+        if self._progress:
+            self._progress.stop()

@@ -1,0 +1,1 @@
+"""Networks: functions that return the units of a chain."""

@@ -1,0 +1,89 @@
+"""CIFAR-style residual networks of depth 6n+2: He et al., arXiv:1512.03385, section 4.2.
+
+A 3x3 stem, three groups of n post-activation blocks of widths w, 2w, 4w on maps of size s, s/2, s/4, global average
+pooling and a linear classifier.  Shortcuts are free of parameters (option A: subsample, pad the new channels with 0).
+"""
+
+import functools
+
+import jax
+
+import jax.numpy as jnp
+from jax import nn
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lpjax.chain import Mode, Shape, Unit
+from lpjax.models import layers
+
+
+@functools.cache  # equal arguments give the same unit, which is what makes a run (so no defaults: they would differ)
+def conv_block(features: int, stride: int, size: int) -> Unit:
+    """size x size convolution, batch norm, ReLU: [b, H, W, C] -> [b, ceil(H/stride), ceil(W/stride), features]."""
+
+    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        return layers.init_conv_norm(key, size, in_shape[-1], features)
+
+    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+        x, stats = layers.conv_norm(params, stats, x, mode, stride)
+        return nn.relu(x), stats
+
+    return Unit(f"conv{size}-{features}" + (f"/{stride}" if stride > 1 else ""), init, apply)
+
+
+@functools.cache
+def basic_block(features: int, stride: int) -> Unit:
+    """relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))), both convolutions 3x3, the first with the stride."""
+
+    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        if features < in_shape[-1]:
+            raise ValueError(
+                f"features={features} after {in_shape[-1]} channels: a parameter-free shortcut can only add channels; "
+                f"use features >= {in_shape[-1]}"
+            )
+        first, second = jax.random.split(key)
+        params1, stats1 = layers.init_conv_norm(first, 3, in_shape[-1], features)
+        params2, stats2 = layers.init_conv_norm(second, 3, features, features)
+        return {"first": params1, "second": params2}, {"first": stats1, "second": stats2}
+
+    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+        y, first = layers.conv_norm(params["first"], stats["first"], x, mode, stride)
+        y, second = layers.conv_norm(params["second"], stats["second"], nn.relu(y), mode)
+        return nn.relu(_shortcut(x, features, stride) + y), {"first": first, "second": second}
+
+    return Unit(f"block-{features}" + (f"/{stride}" if stride > 1 else ""), init, apply)
+
+
+def _shortcut(x: Float[Array, "b h w c"], features: int, stride: int) -> Float[Array, "b h2 w2 f"]:
+    x = x[:, ::stride, ::stride]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+
+
+@functools.cache
+def classifier(classes: int) -> Unit:
+    """Global average pooling and a linear layer: [b, H, W, C] -> logits [b, classes]."""
+
+    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        return {"kernel": layers.he_normal(key, (in_shape[-1], classes)), "bias": jnp.zeros(classes)}, {}
+
+    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+        return x.mean((1, 2)) @ params["kernel"] + params["bias"][None], stats
+
+    return Unit(f"classifier-{classes}", init, apply)
+
+
+def resnet(*, depth: int, width: int, classes: int) -> tuple[Unit, ...]:
+    """Units of a ResNet of `depth` = 6n+2 layers, `width` channels in its first group; any input size and channels.
+
+    Raises ValueError for another depth, or for a width or number of classes below 1.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        near = max(6 * round((depth - 2) / 6) + 2, 8)
+        raise ValueError(f"model.depth={depth}: expected 6n+2 with n >= 1 (8, 14, 20, ...); the nearest is {near}")
+    if width < 1 or classes < 1:
+        raise ValueError(f"model.width={width} with {classes} classes: both must be at least 1")
+    units = [conv_block(width, 1, 3)]
+    for group in range(3):
+        features = width * 2**group
+        units += [basic_block(features, 1 if group == 0 else 2)] + [basic_block(features, 1)] * (blocks - 1)
+    return (*units, classifier(classes))

@@ -1,0 +1,66 @@
+"""Everything about the network that is fixed before training: stages, AuxNet, and how stages are packed."""
+
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from lpjax import chain
+from lpjax.aux_net import make_aux_net
+from lpjax.chain import Chain, Shape, Unit, make_chain
+from lpjax.packing import Packing
+from lpjax.partition import split
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network cut into K stages, with its AuxNet.
+
+    stages: the K stages; composed, they are the network.
+    aux_net: its K pieces; empty when K = 1.
+    params, stats: how the stages' parameters and batch-norm statistics are packed into rows.
+    """
+
+    stages: tuple[Chain, ...]
+    aux_net: tuple[Chain, ...]
+    params: Packing
+    stats: Packing
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stages)
+
+    @property
+    def interfaces(self) -> tuple[Shape, ...]:
+        """Per-example shapes [H, W, C] of the stages' inputs lambda_0 (the image) .. lambda_{K-1}."""
+        return tuple(stage.in_shape for stage in self.stages)
+
+
+def build(
+    units: tuple[Unit, ...],
+    image_shape: Shape,
+    *,
+    num_stages: int,
+    cuts: tuple[int, ...] | None = None,
+    standardise: bool = True,
+    aux_blocks: int = 1,
+    aux_width: float = 1.0,
+) -> Network:
+    """Cut the chain of `units` on images of `image_shape` [H, W, C] and derive its AuxNet.
+
+    Raises ValueError where `partition.split` or `aux_net.make_aux_net` do.
+    """
+    stages = split(make_chain(units, image_shape), num_stages=num_stages, cuts=cuts, standardise=standardise)
+    trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
+    return Network(
+        stages=stages,
+        aux_net=make_aux_net(stages, blocks_per_stage=aux_blocks, width=aux_width),
+        params=Packing.of([params for params, _ in trees]),
+        stats=Packing.of([stats for _, stats in trees]),
+    )
+
+
+def init_stages(network: Network, key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
+    """Parameter and statistics trees of the stages; a unit's values do not depend on the cuts."""
+    trees = [chain.init(stage, key) for stage in network.stages]
+    return tuple(params for params, _ in trees), tuple(stats for _, stats in trees)

@@ -1,0 +1,85 @@
+"""Stages of unlike structure as rows of equal length: pytrees <-> [K, P_max].
+
+Under `shard_map` every device runs the same program on arrays of the same shape, but the parameters of the stages
+differ in structure.  So the leaves of stage k travel as flat vectors padded with zeros to the longest stage's, one
+vector a kind of leaf: those called `kernel` (convolution and matrix weights, which weight decay may act on) and the
+others (scales, biases, statistics).  An optimiser acts on a row as on any other pytree.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+Row = dict[str, Float[Array, " p"]]
+"""One stage's leaves: {"kernel": [P_max], "other": [Q_max]}; stacked over stages each vector has a leading axis K."""
+
+KINDS = ("kernel", "other")
+
+
+def kind(path: tuple[Any, ...]) -> str:
+    """The kind of a leaf, from its path in the tree: the last key, if that is one of `KINDS`, else "other"."""
+    name = getattr(path[-1], "key", "other")
+    return name if name in KINDS else "other"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the trees of K stages are laid out in rows.  `trees` are the stages' trees of shapes."""
+
+    trees: tuple[PyTree, ...]
+    lengths: dict[str, int]
+
+    @classmethod
+    def of(cls, trees: Sequence[PyTree]) -> "Packing":
+        """Layout for `trees`, one a stage, of arrays or `jax.ShapeDtypeStruct`."""
+        used = [_sizes(tree) for tree in trees]
+        return cls(tuple(trees), {name: max(sizes[name] for sizes in used) for name in KINDS})
+
+    def pack(self, tree: PyTree) -> Row:
+        """One stage's tree as a row."""
+        parts: dict[str, list[Array]] = {name: [] for name in KINDS}
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            parts[kind(path)].append(leaf.reshape(-1))
+        return {name: _padded(parts[name], self.lengths[name]) for name in KINDS}
+
+    def unpack(self, stage: int, row: Row) -> PyTree:
+        """The tree of `stage` from its row."""
+        position = dict.fromkeys(KINDS, 0)
+        leaves = []
+        for path, leaf in jax.tree.leaves_with_path(self.trees[stage]):
+            name, size = kind(path), math.prod(leaf.shape)
+            leaves.append(row[name][position[name] : position[name] + size].reshape(leaf.shape))
+            position[name] += size
+        return jax.tree.unflatten(jax.tree.structure(self.trees[stage]), leaves)
+
+    def pack_all(self, trees: Sequence[PyTree]) -> Row:
+        """All stages' trees as rows stacked to {kind: [K, length]}."""
+        rows = [self.pack(tree) for tree in trees]
+        return jax.tree.map(lambda *row: jnp.stack(row), *rows)
+
+    def unpack_all(self, rows: Row) -> tuple[PyTree, ...]:
+        """The trees of all stages from stacked rows."""
+        return tuple(self.unpack(k, jax.tree.map(lambda row: row[k], rows)) for k in range(len(self.trees)))
+
+    @property
+    def waste(self) -> float:
+        """Share of the stacked rows that is padding, in 0..1."""
+        total = len(self.trees) * sum(self.lengths.values())
+        return 1 - sum(sum(_sizes(tree).values()) for tree in self.trees) / max(total, 1)
+
+
+def _sizes(tree: PyTree) -> dict[str, int]:
+    sizes = dict.fromkeys(KINDS, 0)
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        sizes[kind(path)] += math.prod(leaf.shape)
+    return sizes
+
+
+def _padded(parts: list[Array], length: int) -> Float[Array, " p"]:
+    flat = jnp.concatenate([jnp.zeros(0), *parts])
+    return jnp.pad(flat, (0, length - flat.size))

@@ -1,0 +1,112 @@
+"""Cutting a chain into K contiguous stages: even by cost, or where the user says.
+
+A stage but the last ends with the parameter-free standardisation of METHOD section 4 (unless switched off), so that
+what crosses an interface has mean square 1 per channel and a violation means something.  It is part of the network:
+serial backprop and inference see it too.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpjax.chain import Chain, Mode, Shape, Unit, init
+from lpjax.models.layers import STANDARDISE
+
+
+@functools.lru_cache(maxsize=None)
+def unit_flops(unit: Unit, in_shape: Shape) -> float:
+    """Floating-point operations of one unit's forward pass on one example, as XLA counts them before optimising."""
+
+    def initialise(key: jax.Array) -> object:
+        return unit.init(key, in_shape)
+
+    params, stats = jax.eval_shape(initialise, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((1, *in_shape), jnp.result_type(float))
+    traced = jax.jit(lambda p, s, x: unit.apply(p, s, x, Mode(train=True))[0]).trace(params, stats, x)
+    return float(traced.lower(lowering_platforms=("cpu",)).cost_analysis()["flops"])
+
+
+def chain_flops(chain: Chain) -> float:
+    """Floating-point operations of a chain's forward pass on one example."""
+    return sum(unit_flops(unit, shape) for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True))
+
+
+def chain_size(chain: Chain) -> int:
+    """Number of trainable parameters of a chain."""
+    params, _ = jax.eval_shape(lambda key: init(chain, key), jax.random.key(0))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def activation_values(chain: Chain) -> int:
+    """Values that the units of a chain hand on for one example: a measure of what its backward pass keeps."""
+    return sum(math.prod(shape) for shape in chain.shapes[1:])
+
+
+def even_cuts(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
+    """Positions of the K-1 cuts that make the dearest of K contiguous stages as cheap as possible.
+
+    Dynamic programming over prefixes: best[k][n] = min over m < n of max(best[k-1][m], cost of m..n-1), O(K n^2).
+    A stage starts at each position returned; every stage has at least one unit.
+    """
+    total = np.concatenate([[0.0], np.cumsum(costs)])
+    best = total.copy()  # one stage: the whole prefix
+    starts: list[np.ndarray] = []
+    for k in range(2, num_stages + 1):
+        new, start = np.full_like(best, np.inf), np.zeros(len(best), int)
+        for n in range(k, len(best)):
+            m = np.arange(k - 1, n)
+            dearest = np.maximum(best[m], total[n] - total[m])
+            start[n] = m[dearest.argmin()]
+            new[n] = dearest.min()
+        best = new
+        starts.append(start)
+    cuts: list[int] = []
+    n = len(costs)
+    for start in reversed(starts):
+        n = int(start[n])
+        cuts.insert(0, n)
+    return tuple(cuts)
+
+
+def split(
+    network: Chain, *, num_stages: int, cuts: Sequence[int] | None = None, standardise: bool = True
+) -> tuple[Chain, ...]:
+    """The K stages of a network.
+
+    Args:
+      network: the whole chain; its first unit is the stem, its last the head.
+      num_stages: K, from 1 to the number of units.
+      cuts: positions 0 < c_1 < ... < c_{K-1} < number of units where stages 1..K-1 start; None cuts evenly by FLOPs.
+      standardise: end every stage but the last with `STANDARDISE`.
+    Raises:
+      ValueError: K or the cuts do not fit the chain, or an interface is not an [H, W, C] map.
+    """
+    units = len(network.units)
+    if not 1 <= num_stages <= units:
+        raise ValueError(
+            f"num_stages={num_stages}: the network is a chain of {units} units and a stage needs at least one; "
+            f"choose num_stages from 1 to {units} or a deeper model"
+        )
+    if cuts is None:
+        flops = [unit_flops(unit, shape) for unit, shape in zip(network.units, network.shapes[:-1], strict=True)]
+        cuts = even_cuts(flops, num_stages)
+    bounds = (0, *cuts, units)
+    if len(cuts) != num_stages - 1 or any(a >= b for a, b in zip(bounds[:-1], bounds[1:], strict=True)):
+        raise ValueError(
+            f"cuts={tuple(cuts)}: expected num_stages - 1 = {num_stages - 1} increasing positions between 1 and "
+            f"{units - 1}; correct them, or leave cuts unset to cut evenly by cost"
+        )
+    stages = [network.piece(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    for stage in stages[:-1]:
+        if len(stage.out_shape) != 3:
+            raise ValueError(
+                f"a cut after unit {stage.units[-1].name} has shape {stage.out_shape}: expected a map [H, W, C]; "
+                f"cut before the units that flatten it"
+            )
+    if standardise:
+        stages = [stage.then(STANDARDISE) for stage in stages[:-1]] + stages[-1:]
+    return tuple(stages)

@@ -1,0 +1,277 @@
+"""A run, from a checked configuration to result.json."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+from rich.console import Console
+
+from lpjax import lagrangian, metrics, serial, stage_parallel, tables, train_state
+from lpjax.config import Config
+from lpjax.data import SOURCES, Dataset, Source
+from lpjax.data.augment import augment, normalise
+from lpjax.data.feed import steps_per_epoch, train_batches
+from lpjax.evaluate import Evaluation, make_evaluate
+from lpjax.mesh import make_mesh
+from lpjax.models.resnet import resnet
+from lpjax.network import Network, build
+from lpjax.optim import make_optimizer, make_schedule
+from lpjax.partition import chain_size
+from lpjax.train_state import Batch, TrainState
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, violation or multiplier is no longer a number; the message names figure, stage or interface, and step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything a run needs, checked, before anything is compiled.
+
+    step: (state, batch) -> (state, figures).  create: () -> the state before the first step.
+    learning_rate: of the stages, as a function of the step.
+    """
+
+    config: Config
+    source: Source
+    network: Network
+    mesh: Mesh
+    dataset: Dataset
+    num_steps: int
+    steps_per_epoch: int
+    create: Callable[[], TrainState]
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+    evaluate: Callable[[TrainState], Evaluation]
+    learning_rate: Callable[[int], Any]
+
+    def batches(self) -> Any:
+        config = self.config
+        return train_batches(
+            self.dataset, self.mesh, seed=config.seed, batch_size=config.batch_size, num_steps=self.num_steps
+        )
+
+
+def build_network(config: Config, source: Source) -> Network:
+    """The network of a configuration on the images of a source."""
+    return build(
+        resnet(depth=config.model.depth, width=config.model.width, classes=source.classes),
+        source.image_shape,
+        num_stages=config.num_stages,
+        cuts=config.cuts,
+        standardise=config.standardise,
+        aux_blocks=config.aux.blocks_per_stage,
+        aux_width=config.aux.width,
+    )
+
+
+def prepare(config: Config, dataset: Dataset | None = None) -> Run:
+    """Build a run.  `dataset` stands in for what `config.data` names.
+
+    Raises ValueError (or OSError, from reading data) naming the setting at fault; compiles nothing.
+    """
+    if config.data.name not in SOURCES:
+        raise ValueError(f"data.name={config.data.name!r}: expected one of {', '.join(SOURCES)}")
+    source = SOURCES[config.data.name]
+    network = build_network(config, source)
+    per_epoch = steps_per_epoch(source.num_train, config.batch_size)
+    mesh = make_mesh(*config.mesh_shape)
+    dataset = dataset or source.load(config.data.dir)
+    total = config.num_epochs * per_epoch
+    num_steps = total if config.num_steps is None else min(config.num_steps, total)
+
+    inner = config.aux.inner_steps
+    schedule = make_schedule(config.optimizer, steps_per_epoch=per_epoch, num_epochs=config.num_epochs)
+    aux_schedule = make_schedule(config.aux_optimizer, steps_per_epoch=per_epoch * inner, num_epochs=config.num_epochs)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    aux_optimizer = make_optimizer(config.aux_optimizer, aux_schedule)
+    beta = lagrangian.penalty_schedule(config.penalty.initial, config.penalty.growth, config.penalty.maximum)
+
+    def scaled(images: Array) -> Array:
+        return normalise(images, jnp.asarray(dataset.mean, float), jnp.asarray(dataset.std, float))
+
+    def network_input(batch: Batch, key: Array, step: Array) -> Array:
+        return scaled(augment(batch.image, batch.index, jax.random.fold_in(key, step), config.data))
+
+    if config.method == "layer_parallel":
+        step = stage_parallel.make_step(
+            network,
+            config,
+            mesh,
+            prepare=network_input,
+            optimizer=optimizer,
+            aux_optimizer=aux_optimizer,
+            penalty_coef=lambda step: beta(step / per_epoch).astype(float),
+        )
+    else:
+        step = serial.make_step(network, config, mesh, prepare=network_input, optimizer=optimizer)
+
+    def create() -> TrainState:
+        return train_state.create(
+            config,
+            network,
+            mesh,
+            num_examples=source.num_train,
+            optimizer=optimizer,
+            aux_optimizer=aux_optimizer,
+        )
+
+    return Run(
+        config=config,
+        source=source,
+        network=network,
+        mesh=mesh,
+        dataset=dataset,
+        num_steps=num_steps,
+        steps_per_epoch=per_epoch,
+        create=create,
+        step=step,
+        evaluate=make_evaluate(network, config, mesh, dataset, scaled),
+        learning_rate=schedule,
+    )
+
+
+def check_finite(step: int, figures: dict[str, Any]) -> None:
+    """Raises NonFiniteError for the first figure that is not finite."""
+    for name, value in figures.items():
+        bad = np.flatnonzero(~np.isfinite(np.asarray(value)))
+        if len(bad):
+            where = f" at {_axis(name)} {int(bad[0])}" if np.ndim(value) else ""
+            raise NonFiniteError(
+                f"{name}{where} is {np.ravel(value)[bad[0]]} in step {step}; lower optimizer.learning_rate or "
+                f"penalty.maximum, or set optimizer.clip_norm"
+            )
+
+
+def _axis(name: str) -> str:
+    return "stage" if name in ("stage_loss", "gradient_norm") else "interface"
+
+
+def dry_run(run: Run, console: Console) -> None:
+    """Compile the step and say what it takes; nothing is trained."""
+    state = jax.eval_shape(run.create)
+    B, shape = run.config.batch_size, run.source.image_shape
+    index = jax.ShapeDtypeStruct((B,), jnp.int32)
+    batch = Batch(image=jax.ShapeDtypeStruct((B, *shape), jnp.uint8), label=index, index=index)
+    start = time.perf_counter()
+    compiled = run.step.lower(state, batch).compile()  # type: ignore[attr-defined]
+    memory = compiled.memory_analysis()
+    console.print(f"compiled in {time.perf_counter() - start:.1f} s")
+    if memory is not None:
+        held, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        console.print(f"a device holds {held / 1e6:,.1f} MB and needs {temporary / 1e6:,.1f} MB more in a step")
+
+
+def train(run: Run, workdir: Path, console: Console) -> dict[str, Any]:
+    """Train, evaluate, and write metrics.jsonl, TensorBoard events and result.json to `workdir`; returns the result.
+
+    The figures of step n-1 are read after step n is dispatched, so the host never holds the devices up.
+
+    Raises NonFiniteError.  On KeyboardInterrupt the files are closed, result.json says "interrupted", and the
+    exception goes on.
+    """
+    config, per_epoch = run.config, run.steps_per_epoch
+    earlier = metrics.set_aside(workdir)
+    if earlier:
+        console.print(f"files of an earlier run moved to {earlier}")
+    start = time.perf_counter()
+    writer = metrics.Writer(workdir)
+    display = metrics.Display(console, run.num_steps, config.batch_size)
+    seconds: list[float] = []
+    evaluation: Evaluation | None = None
+    last: dict[str, Any] = {}
+    done, ended = 0, "error"
+
+    def read(step: int, figures: dict[str, Array]) -> None:
+        nonlocal last, done
+        last, done = jax.device_get(figures), step
+        check_finite(step, last)
+        display.advance(step)
+        if step % config.log_every == 0 or step in (1, run.num_steps):
+            rate = {"learning_rate": float(run.learning_rate(step - 1))}
+            writer.write("train", step, step / per_epoch, last | rate)
+            display.show(step, step / per_epoch, last)
+
+    def evaluate(step: int, state: TrainState) -> Evaluation:
+        result = run.evaluate(state)
+        writer.write("eval", step, step / per_epoch, result._asdict())
+        aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
+        display.say(f"epoch {step / per_epoch:.1f}: test accuracy {result.test_accuracy:.4f}{aux}")
+        return result
+
+    try:
+        state = run.create()
+        pending: tuple[int, dict[str, Array]] | None = None
+        clock = time.perf_counter()
+        for step, batch in enumerate(run.batches(), 1):
+            state, figures = run.step(state, batch)
+            if pending:
+                read(*pending)
+            pending = step, figures
+            due = config.eval.every_epochs and step % (config.eval.every_epochs * per_epoch) == 0
+            if due and step < run.num_steps:
+                read(*pending)
+                pending = None
+                evaluate(step, state)
+                clock = time.perf_counter()
+                continue
+            now = time.perf_counter()
+            seconds.append(now - clock)
+            clock = now
+        if pending:
+            read(*pending)
+        evaluation = evaluate(run.num_steps, state)
+        ended = "finished"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+        raise
+    finally:
+        display.close()
+        writer.close()
+        result = summary(run, ended, done, last, evaluation, seconds, time.perf_counter() - start)
+        metrics.write_json(workdir / "result.json", result)
+    return result
+
+
+def summary(
+    run: Run,
+    ended: str,
+    steps: int,
+    last: dict[str, Any],
+    evaluation: Evaluation | None,
+    seconds: list[float],
+    seconds_total: float,
+) -> dict[str, Any]:
+    """result.json.
+
+    test_*, aux_*: see `Evaluation`; null if the run did not finish.  relative_violation: per interface, of the last
+    step.  seconds_per_step_median: wall clock, evaluation and the first (compiling) steps left out.
+    """
+    config, network = run.config, run.network
+    per_step = float(np.median(seconds[2:])) if len(seconds) > 2 else None
+    figures = evaluation or Evaluation(*[None] * 4)  # type: ignore[arg-type]
+    pieces = network.aux_net if config.method == "layer_parallel" else ()
+    return {
+        "ended": ended,
+        "method": config.method,
+        "multiplier": config.multiplier if config.method == "layer_parallel" else None,
+        "num_stages": config.num_stages,
+        "mesh": dict(zip(("stage", "data"), config.mesh_shape, strict=True)),
+        "seed": config.seed,
+        **figures._asdict(),
+        "relative_violation": metrics.plain(last.get("relative_violation", [])),
+        "steps": steps,
+        "epochs": steps / run.steps_per_epoch,
+        "seconds_total": seconds_total,
+        "seconds_per_step_median": per_step,
+        "examples_per_second": config.batch_size / per_step if per_step else None,
+        "parameters": {"stages": [chain_size(s) for s in network.stages], "aux": sum(map(chain_size, pieces))},
+        "versions": tables.versions(),
+        "device": tables.device_name(),
+    }

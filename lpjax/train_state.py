@@ -1,0 +1,136 @@
+"""What training carries from step to step, and where each piece of it lies on the mesh."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from lpjax import aux_net, mesh as meshes, optim
+from lpjax.config import Config
+from lpjax.network import Network, init_stages
+from lpjax.packing import Row
+
+RUNNING_MOMENTUM = 0.9
+"""Weight of the old running batch-norm statistics in each step's average."""
+
+
+@struct.dataclass
+class TrainState:
+    """The state of a run.  K stages, S devices along 'stage'; P, Q, R lengths of packed rows.
+
+    step: steps done; replicated.
+    key: the run's random key; never changes: what is random derives from it, the step and the example.
+    stage_params: {"kernel": [K, P], "other": [K, Q]}, rows sharded over 'stage' (method serial: replicated).
+    stage_opt: their optimiser state, every leaf [K, ...], likewise.
+    stage_stats: {"kernel": [K, 0], "other": [K, R]}, running batch-norm statistics of the stages' inputs in training,
+        likewise.  Under layer-parallel training these belong to the AuxNet's inputs, not to the composed network.
+    aux_params, aux_stats: one tree a piece of the AuxNet; replicated.  Empty for serial and for K = 1.
+    aux_opt: optimiser state of aux_params; replicated.
+    multiplier: K-1 arrays, what the policy stores: `mean` [H, W, C], replicated; `per_example` [rows, H, W, C] with
+        rows >= training examples, sharded over the whole mesh; otherwise none.
+    penalty_coef: beta of this step; replicated.
+    """
+
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    stage_params: Row
+    stage_opt: PyTree
+    stage_stats: Row
+    aux_params: tuple[PyTree, ...]
+    aux_opt: PyTree
+    aux_stats: tuple[PyTree, ...]
+    multiplier: tuple[Float[Array, "... h w c"], ...]
+    penalty_coef: Float[Array, ""]
+
+
+@struct.dataclass
+class Batch:
+    """Examples of one step, sharded over the mesh by `mesh.EXAMPLES`.
+
+    image: uint8 [B, H, W, C], as stored.  label: int32 [B].  index: int32 [B], position in the training set; keys the
+    augmentation and the table of multipliers.
+    """
+
+    image: Array
+    label: Array
+    index: Array
+
+
+def specs(config: Config) -> TrainState:
+    """Partition spec of every field (a prefix of the state's tree)."""
+    rows = meshes.STAGES if config.method == "layer_parallel" else meshes.REPLICATED
+    return TrainState(
+        step=meshes.REPLICATED,
+        key=meshes.REPLICATED,
+        stage_params=rows,  # type: ignore[arg-type]
+        stage_opt=rows,
+        stage_stats=rows,  # type: ignore[arg-type]
+        aux_params=meshes.REPLICATED,  # type: ignore[arg-type]
+        aux_opt=meshes.REPLICATED,
+        aux_stats=meshes.REPLICATED,  # type: ignore[arg-type]
+        multiplier=meshes.TABLE if config.multiplier == "per_example" else meshes.REPLICATED,  # type: ignore[arg-type]
+        penalty_coef=meshes.REPLICATED,
+    )
+
+
+def table_rows(num_examples: int, devices: int) -> int:
+    """Rows of a per-example table: the training examples, rounded up to a multiple of the devices."""
+    return -(-num_examples // devices) * devices
+
+
+def multiplier_bytes(config: Config, network: Network, num_examples: int) -> int:
+    """Memory of the stored multipliers over the whole mesh, in bytes."""
+    if config.method == "serial" or config.multiplier not in ("mean", "per_example"):
+        return 0
+    stage, data = config.mesh_shape
+    rows = table_rows(num_examples, stage * data) if config.multiplier == "per_example" else 1
+    return rows * sum(map(math.prod, network.interfaces[1:])) * jnp.dtype(jnp.result_type(float)).itemsize
+
+
+def create(
+    config: Config,
+    network: Network,
+    mesh: Mesh,
+    *,
+    num_examples: int,
+    optimizer: optax.GradientTransformation,
+    aux_optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """The state before the first step, made on the devices where it will live."""
+    layer_parallel = config.method == "layer_parallel"
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        params, stats = init_stages(network, jax.random.fold_in(key, 0))
+        pieces = network.aux_net if layer_parallel else ()
+        aux_params, aux_stats = aux_net.init(pieces, jax.random.fold_in(key, 1))
+        rows = network.params.pack_all(params)
+        stored: tuple[tuple[int, ...], ...] = ()
+        if layer_parallel and config.multiplier == "mean":
+            stored = network.interfaces[1:]
+        if layer_parallel and config.multiplier == "per_example":
+            stored = tuple((table_rows(num_examples, mesh.size), *shape) for shape in network.interfaces[1:])
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.fold_in(key, 2),
+            stage_params=rows,
+            stage_opt=optim.init_rows(optimizer, rows),
+            stage_stats=network.stats.pack_all(stats),
+            aux_params=aux_params,
+            aux_opt=aux_optimizer.init(aux_params),
+            aux_stats=aux_stats,
+            multiplier=tuple(jnp.zeros(shape) for shape in stored),
+            penalty_coef=jnp.asarray(config.penalty.initial, float),
+        )
+
+    key = jax.random.key(config.seed)
+    shardings = meshes.shardings(mesh, specs(config))
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def running_average(old: PyTree, batch: PyTree) -> PyTree:
+    """Running statistics after one more batch."""
+    return jax.tree.map(lambda o, b: RUNNING_MOMENTUM * o + (1 - RUNNING_MOMENTUM) * b, old, batch)
