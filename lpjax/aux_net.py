@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax import chain
 from lpjax.chain import Chain, Mode, Shape, Unit, make_chain
+from lpjax.lagrangian import Interface
 from lpjax.models.layers import STANDARDISE
 from lpjax.models.resnet import basic_block, conv_block
 from lpjax.partition import chain_flops
@@ -87,9 +88,9 @@ def apply(
     params: tuple[PyTree, ...],
     stats: tuple[PyTree, ...],
     x: Float[Array, "b h w c"],
-    shifts: tuple[Float[Array, "b ..."], ...],
+    shifts: tuple[Interface, ...],
     mode: Mode,
-) -> tuple[tuple[Float[Array, "b ..."], ...], Float[Array, "b classes"], tuple[PyTree, ...]]:
+) -> tuple[tuple[Interface, ...], Float[Array, "b classes"], tuple[PyTree, ...]]:
     """The auxiliary variables (lambda_1, .., lambda_{K-1}), the logits of the AuxNet's own head, and its statistics.
 
     `shifts[j-1]` is added to lambda_j before the rest of the AuxNet sees it: zeros whose gradient is the AuxNet's

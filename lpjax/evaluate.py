@@ -79,7 +79,7 @@ def make_evaluate(
             running = network.stats.unpack_all(state.stage_stats)[-1]
             path, _ = chain.apply(network.stages[-1], trees[-1], running, lam[-1], mode)
             logits |= {"aux_path": path, "aux_head": head}
-        sums = {name: (real & (out.argmax(-1) == batch.label)).sum().astype(float) for name, out in logits.items()}
+        sums = {name: (real & lagrangian.correct(out, batch.label)).astype(float).sum() for name, out in logits.items()}
         sums["loss"] = jnp.where(real, lagrangian.task_loss(logits["composed"], batch.label), 0.0).sum()
         return lax.psum(sums, meshes.ALL_AXES)
 

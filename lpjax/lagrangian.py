@@ -40,7 +40,7 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Policy = Literal["none", "mean", "per_example", "adjoint", "coarse_tail"]
 """Where the multipliers come from.
@@ -54,9 +54,12 @@ coarse_tail  the non-linear form of `adjoint`: kappa = 0 and local loss (3), the
 """
 POLICIES: tuple[str, ...] = get_args(Policy)
 
+PerExample = Float[Array, " b"]
 Features = Float[Array, "b h w c"]
 Multiplier = Float[Array, "h w c"] | Float[Array, "b h w c"]
-PerExample = Float[Array, " b"]
+# The same where one signature speaks of several interfaces, whose shapes differ:
+Interface = Float[Array, "b _ _ _"]
+InterfaceMultiplier = Float[Array, "..."]
 
 
 def features(shape: Sequence[int]) -> int:
@@ -87,6 +90,11 @@ def psi_gradient(r: Features) -> Features:
 def task_loss(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> PerExample:
     """phi: cross entropy in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def correct(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
+    """Whether the largest logit is the label's."""
+    return logits.argmax(-1).astype(labels.dtype) == labels
 
 
 def stage_loss(
@@ -141,8 +149,10 @@ def update_multiplier(
 
 
 def coarse_correction(
-    pieces: Sequence[Callable[[Features], Features]], lam: Sequence[Features], outputs: Sequence[Features]
-) -> list[Features]:
+    pieces: Sequence[Callable[[Array], Array]],
+    lam: Sequence[Interface],
+    outputs: Sequence[Interface],
+) -> list[Interface]:
     """One sweep (8) from the left: new [lambda_0, .., lambda_{K-1}].
 
     Args:

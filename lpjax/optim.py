@@ -25,9 +25,9 @@ def make_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_epochs: 
         main = optax.piecewise_constant_schedule(rate, boundaries)
     else:
         main = optax.constant_schedule(rate)
-    if not warmup:
-        return main
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+    if warmup:
+        main = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+    return lambda step: main(jnp.asarray(step, float))  # optax mixes an integer count with floats
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

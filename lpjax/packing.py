@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-Row = dict[str, Float[Array, " p"]]
-"""One stage's leaves: {"kernel": [P_max], "other": [Q_max]}; stacked over stages each vector has a leading axis K."""
+Row = dict[str, Float[Array, "..."]]
+"""One stage's leaves: {"kernel": [P_max], "other": [Q_max]}; stacked over stages each vector has a leading axis K.  A kind
+that no stage has is left out."""
 
 KINDS = ("kernel", "other")
 
@@ -29,7 +30,10 @@ def kind(path: tuple[Any, ...]) -> str:
 
 @dataclass(frozen=True)
 class Packing:
-    """How the trees of K stages are laid out in rows.  `trees` are the stages' trees of shapes."""
+    """How the trees of K stages are laid out in rows.
+
+    trees: the stages' trees of shapes.  lengths: of the vectors of each kind that occurs.
+    """
 
     trees: tuple[PyTree, ...]
     lengths: dict[str, int]
@@ -38,14 +42,15 @@ class Packing:
     def of(cls, trees: Sequence[PyTree]) -> "Packing":
         """Layout for `trees`, one a stage, of arrays or `jax.ShapeDtypeStruct`."""
         used = [_sizes(tree) for tree in trees]
-        return cls(tuple(trees), {name: max(sizes[name] for sizes in used) for name in KINDS})
+        lengths = {name: max(sizes[name] for sizes in used) for name in KINDS}
+        return cls(tuple(trees), {name: length for name, length in lengths.items() if length})
 
     def pack(self, tree: PyTree) -> Row:
         """One stage's tree as a row."""
         parts: dict[str, list[Array]] = {name: [] for name in KINDS}
         for path, leaf in jax.tree.leaves_with_path(tree):
             parts[kind(path)].append(leaf.reshape(-1))
-        return {name: _padded(parts[name], self.lengths[name]) for name in KINDS}
+        return {name: _padded(parts[name], length) for name, length in self.lengths.items()}
 
     def unpack(self, stage: int, row: Row) -> PyTree:
         """The tree of `stage` from its row."""

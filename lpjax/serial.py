@@ -69,7 +69,7 @@ def _device_step(
 
     def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Array, tuple[PyTree, ...]]]:
         logits, batch_stats = composed(network, params, stats, x, mode)
-        correct = (logits.argmax(-1) == batch.label).sum().astype(float)
+        correct = lagrangian.correct(logits, batch.label).astype(float).sum()
         return lagrangian.task_loss(logits, batch.label).sum() / config.batch_size, (correct, batch_stats)
 
     gradients = jax.value_and_grad(loss, has_aux=True)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from lpjax import aux_net, chain, lagrangian
 from lpjax.chain import Mode
-from lpjax.lagrangian import Features, Multiplier, Policy
+from lpjax.lagrangian import Features, Interface, InterfaceMultiplier, Policy
 from lpjax.network import Network
 
 
@@ -43,8 +43,8 @@ def stage_pass(
     params: PyTree,
     stats: PyTree,
     lam: Features,
-    target: Features | None,
-    multiplier: Multiplier | None,
+    target: Interface | None,
+    multiplier: InterfaceMultiplier | None,
     labels: Int[Array, " b"],
     aux: tuple[PyTree, PyTree],
     penalty_coef: Float[Array, ""] | float,
@@ -81,10 +81,10 @@ def stage_pass(
     with_aux = policy == "coarse_tail"
     gradients = jax.value_and_grad(local_loss, argnums=(0, 1, 2) if with_aux else (0, 1), has_aux=True)
     (loss, (output, batch_stats)), (grads, adjoint, *aux_grads) = gradients(params, lam, aux[0])
-    correct = (output.argmax(-1) == labels).sum() if last else jnp.zeros(())
+    correct = lagrangian.correct(output, labels).astype(float).sum() if last else jnp.zeros(())
     return StagePass(
         loss=loss,
-        correct=correct.astype(float),
+        correct=correct,
         output=output,
         grads=grads,
         stats=batch_stats,

@@ -36,7 +36,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from lpjax import aux_net, chain, exchange, lagrangian, mesh as meshes, multiplier_table, optim, train_state
 from lpjax.chain import Mode, Shape
 from lpjax.config import Config
-from lpjax.lagrangian import Features, Multiplier
+from lpjax.lagrangian import Interface, InterfaceMultiplier
 from lpjax.network import Network
 from lpjax.packing import Row
 from lpjax.stage import stage_pass
@@ -92,7 +92,7 @@ class _Device:
         """Parts of the packet from stage k: P_k and X_k where they are of use."""
         return [*(self.interfaces[k : k + 1] if k > 0 else ()), *self.interfaces[k + 1 : k + 2]]
 
-    def send(self, lam: tuple[Features, ...], multiplier: list[Multiplier] | None) -> Float[Array, "slots column l"]:
+    def send(self, lam: tuple[Interface, ...], multiplier: list[InterfaceMultiplier] | None) -> Float[Array, "slots column l"]:
         """Step 3.  `lam` is lambda_0 .. lambda_{K-1}, `multiplier` kappa_1 .. kappa_{K-1} if per example."""
         length = max(exchange.packet_length(self.outward(k)) for k in range(len(lam)))
         packets = []
@@ -105,7 +105,7 @@ class _Device:
     def homeward_length(self) -> int:
         return max(exchange.packet_length(self.homeward(k)) for k in range(self.network.num_stages))
 
-    def receive(self, packets: Float[Array, "slots column l"]) -> tuple[list[Features], list[Features]]:
+    def receive(self, packets: Float[Array, "slots column l"]) -> tuple[list[Interface], list[Interface]]:
         """Step 6: adjoints P_1 .. P_{K-1} and outputs X_0 .. X_{K-2} of this device's own examples."""
         home = exchange.to_owners(packets, self.num_devices)
         parts = [exchange.unpack(home[k], self.homeward(k)) for k in range(self.network.num_stages)]
@@ -136,7 +136,7 @@ class _Device:
         packet: Float[Array, "b l"],
         *,
         labels: Int[Array, " b"],
-        shared_multiplier: tuple[Multiplier, ...],
+        shared_multiplier: tuple[InterfaceMultiplier, ...],
         aux: tuple[PyTree, PyTree],
         penalty_coef: Float[Array, ""],
     ) -> _StageResult:
@@ -171,7 +171,7 @@ class _Device:
             aux_grads=done.aux_grads,
         )
 
-    def _pack_home(self, k: int, adjoint: Features, output: Array) -> Float[Array, "b l"]:
+    def _pack_home(self, k: int, adjoint: Interface, output: Array) -> Float[Array, "b l"]:
         parts = [*([adjoint] if k > 0 else []), *([output] if k < self.network.num_stages - 1 else [])]
         return exchange.pack(parts, len(adjoint), self.homeward_length)
 
@@ -182,13 +182,13 @@ class _Device:
         output, _ = chain.apply(self.network.stages[k], *trees, lam, Mode(train=True, axes=("data",)))
         return self._pack_home(k, jnp.zeros_like(lam), output)
 
-    def sweep(self, state: TrainState, lam: tuple[Features, ...]) -> tuple[Features, ...]:
+    def sweep(self, state: TrainState, lam: tuple[Interface, ...]) -> tuple[Interface, ...]:
         """One coarse correction sweep of the stages' inputs: (8) of `lagrangian`."""
         packets = self.on_stages(self.run_stage_forward, state.stage_params, state.stage_stats, self.send(lam, None))
         _, outputs = self.receive(packets)
         mode = Mode(train=True, axes=meshes.ALL_AXES)
 
-        def coarse(j: int, x: Features) -> Features:
+        def coarse(j: int, x: Interface) -> Interface:
             return chain.apply(self.network.aux_net[j], state.aux_params[j], state.aux_stats[j], x, mode)[0]
 
         pieces = [partial(coarse, j) for j in range(self.network.num_stages - 1)]
@@ -202,20 +202,20 @@ class _AuxPass(NamedTuple):
     pullback: (gradients at lambda_1 .., weight of `loss`) -> gradients at (parameters, lambda_1 .. lambda_{K-1}).
     """
 
-    lam: tuple[Features, ...]
+    lam: tuple[Interface, ...]
     loss: Float[Array, ""]
-    pullback: Callable[[tuple[Features, ...], float], tuple[PyTree, tuple[Features, ...]]]
+    pullback: Callable[[tuple[Interface, ...], float], tuple[PyTree, tuple[Interface, ...]]]
     stats: PyTree
 
 
-def _aux_forward(device: _Device, params: PyTree, state: TrainState, x: Features, labels: Array) -> _AuxPass:
+def _aux_forward(device: _Device, params: PyTree, state: TrainState, x: Interface, labels: Array) -> _AuxPass:
     """Step 2 (with `state`'s statistics, at `params`)."""
     network, batch_size = device.network, device.config.batch_size
     if not network.aux_net:  # K = 1
         return _AuxPass((), jnp.zeros(()), lambda lam_grads, weight: ((), ()), ())
     mode = Mode(train=True, axes=meshes.ALL_AXES)
 
-    def run(params: PyTree, shifts: tuple[Features, ...]) -> tuple[Any, PyTree]:
+    def run(params: PyTree, shifts: tuple[Interface, ...]) -> tuple[Any, PyTree]:
         lam, logits, stats = aux_net.apply(network.aux_net, params, state.aux_stats, x, shifts, mode)
         return (lam, lagrangian.task_loss(logits, labels).sum() / batch_size), stats
 
@@ -229,7 +229,7 @@ def make_step(
     config: Config,
     mesh: Mesh,
     *,
-    prepare: Callable[[Batch, Array, Array], Features],
+    prepare: Callable[[Batch, Array, Array], Interface],
     optimizer: optax.GradientTransformation,
     aux_optimizer: optax.GradientTransformation,
     penalty_coef: Callable[[Array], Array],
@@ -270,7 +270,7 @@ def _device_step(
     state: TrainState,
     batch: Batch,
     *,
-    prepare: Callable[[Batch, Array, Array], Features],
+    prepare: Callable[[Batch, Array, Array], Interface],
     optimizer: optax.GradientTransformation,
     aux_optimizer: optax.GradientTransformation,
     next_penalty_coef: Callable[[Array], Array],
@@ -319,7 +319,7 @@ def _device_step(
     return new_state, _figures(device, state, done, grads, multiplier, aux.loss)
 
 
-def _multiplier(device: _Device, state: TrainState, batch: Batch, aux: _AuxPass) -> list[Multiplier] | None:
+def _multiplier(device: _Device, state: TrainState, batch: Batch, aux: _AuxPass) -> list[InterfaceMultiplier] | None:
     """kappa_1 .. kappa_{K-1} for the device's own examples, by the policy; None where they are zero."""
     policy, scale = device.config.multiplier, device.config.batch_size
     if policy == "mean":
@@ -336,10 +336,10 @@ def _corrected(
     config: Config,
     state: TrainState,
     aux: _AuxPass,
-    multiplier: list[Multiplier] | None,
-    adjoints: list[Features],
-    outputs: list[Features],
-) -> list[Features]:
+    multiplier: list[InterfaceMultiplier] | None,
+    adjoints: list[Interface],
+    outputs: list[Interface],
+) -> list[Interface]:
     """lambda_1^+ .. lambda_{K-1}^+, what the AuxNet should have emitted.
 
     They start from what it did emit, also when sweeps corrected the stages' inputs: its constraint is to meet the
@@ -363,9 +363,9 @@ def _fit_aux(
     device: _Device,
     state: TrainState,
     batch: Batch,
-    x: Features,
+    x: Interface,
     aux: _AuxPass,
-    corrected: list[Features],
+    corrected: list[Interface],
     tail_grads: PyTree,
     optimizer: optax.GradientTransformation,
 ) -> tuple[PyTree, PyTree]:
@@ -391,7 +391,7 @@ def _fit_aux(
 
 
 def _updated_multiplier(
-    config: Config, state: TrainState, batch: Batch, multiplier: list[Multiplier] | None, violations: list[Features]
+    config: Config, state: TrainState, batch: Batch, multiplier: list[InterfaceMultiplier] | None, violations: list[Interface]
 ) -> tuple[Array, ...]:
     """What the policy stores after the step: update (7) of `lagrangian`, outside every gradient."""
     rate, beta = config.penalty.multiplier_rate, state.penalty_coef
@@ -412,7 +412,7 @@ def _figures(
     state: TrainState,
     done: _StageResult,
     grads: Row,
-    multiplier: list[Multiplier] | None,
+    multiplier: list[InterfaceMultiplier] | None,
     aux_loss: Array,
 ) -> dict[str, Array]:
     """The figures of `make_step` from every device's share: one psum over the mesh."""

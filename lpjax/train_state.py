@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from lpjax import aux_net, mesh as meshes, optim
 from lpjax.config import Config
 from lpjax.network import Network, init_stages
-from lpjax.packing import Row
 
 RUNNING_MOMENTUM = 0.9
 """Weight of the old running batch-norm statistics in each step's average."""
@@ -22,11 +21,13 @@ RUNNING_MOMENTUM = 0.9
 class TrainState:
     """The state of a run.  K stages, S devices along 'stage'; P, Q, R lengths of packed rows.
 
+    The fields' types are pytrees because the same container holds arrays, their partition specs, or their shapes.
+
     step: steps done; replicated.
     key: the run's random key; never changes: what is random derives from it, the step and the example.
     stage_params: {"kernel": [K, P], "other": [K, Q]}, rows sharded over 'stage' (method serial: replicated).
     stage_opt: their optimiser state, every leaf [K, ...], likewise.
-    stage_stats: {"kernel": [K, 0], "other": [K, R]}, running batch-norm statistics of the stages' inputs in training,
+    stage_stats: {"other": [K, R]}, running batch-norm statistics of the stages' inputs in training,
         likewise.  Under layer-parallel training these belong to the AuxNet's inputs, not to the composed network.
     aux_params, aux_stats: one tree a piece of the AuxNet; replicated.  Empty for serial and for K = 1.
     aux_opt: optimiser state of aux_params; replicated.
@@ -35,16 +36,16 @@ class TrainState:
     penalty_coef: beta of this step; replicated.
     """
 
-    step: Int[Array, ""]
-    key: PRNGKeyArray
-    stage_params: Row
+    step: PyTree
+    key: PyTree
+    stage_params: PyTree
     stage_opt: PyTree
-    stage_stats: Row
-    aux_params: tuple[PyTree, ...]
+    stage_stats: PyTree
+    aux_params: PyTree
     aux_opt: PyTree
-    aux_stats: tuple[PyTree, ...]
-    multiplier: tuple[Float[Array, "... h w c"], ...]
-    penalty_coef: Float[Array, ""]
+    aux_stats: PyTree
+    multiplier: PyTree
+    penalty_coef: PyTree
 
 
 @struct.dataclass
@@ -55,9 +56,9 @@ class Batch:
     augmentation and the table of multipliers.
     """
 
-    image: Array
-    label: Array
-    index: Array
+    image: PyTree
+    label: PyTree
+    index: PyTree
 
 
 def specs(config: Config) -> TrainState:
@@ -66,13 +67,13 @@ def specs(config: Config) -> TrainState:
     return TrainState(
         step=meshes.REPLICATED,
         key=meshes.REPLICATED,
-        stage_params=rows,  # type: ignore[arg-type]
+        stage_params=rows,
         stage_opt=rows,
-        stage_stats=rows,  # type: ignore[arg-type]
-        aux_params=meshes.REPLICATED,  # type: ignore[arg-type]
+        stage_stats=rows,
+        aux_params=meshes.REPLICATED,
         aux_opt=meshes.REPLICATED,
-        aux_stats=meshes.REPLICATED,  # type: ignore[arg-type]
-        multiplier=meshes.TABLE if config.multiplier == "per_example" else meshes.REPLICATED,  # type: ignore[arg-type]
+        aux_stats=meshes.REPLICATED,
+        multiplier=meshes.TABLE if config.multiplier == "per_example" else meshes.REPLICATED,
         penalty_coef=meshes.REPLICATED,
     )
 

@@ -1,0 +1,25 @@
+"""Eight CPU devices, strict promotion, shapes checked at every annotated boundary."""
+
+import os
+
+DEVICES = 8
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("lpjax", "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_disable_most_optimizations", True)  # programs here are compiled once and run a few times
+jax.config.update("jax_numpy_rank_promotion", "raise")
+assert jax.device_count() == DEVICES, f"{jax.device_count()} devices, expected {DEVICES}: is XLA_FLAGS set elsewhere?"
+
+
+@pytest.fixture
+def x64():
+    """Double precision, so that two routes to one number agree to 1e-9."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,60 @@
+"""Small runs for the tests: real digits, a ResNet-8 of width 4 (3 blocks, 5 units), cut into 4 stages."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from lpjax.config import Config, from_config_dict
+from lpjax.train import Run, prepare
+
+SMALL = {
+    "num_stages": 4,
+    "batch_size": 16,
+    "num_epochs": 2,
+    "model": {"depth": 8, "width": 4},
+    "optimizer": {"warmup_epochs": 0.0},
+    "aux_optimizer": {"warmup_epochs": 0.0},
+}
+
+
+def small_config(**fields) -> Config:
+    """The small configuration; `section__field=value` sets a nested field."""
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in SMALL.items()}
+    for name, value in fields.items():
+        section, _, inner = name.partition("__")
+        if inner:
+            values.setdefault(section, {})[inner] = value
+        else:
+            values[section] = value
+    return from_config_dict(values)
+
+
+def small_run(**fields) -> Run:
+    return prepare(small_config(**fields))
+
+
+def plain_sgd(rate: float = 1.0) -> dict:
+    """Optimiser fields with which new parameters are old ones less `rate` times the gradient."""
+    settings = {"learning_rate": rate, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "schedule": "constant"}
+    return {f"{section}__{name}": v for section in ("optimizer", "aux_optimizer") for name, v in settings.items()}
+
+
+def take_steps(run: Run, count: int):
+    """State and figures (of every step) after `count` steps, on the host."""
+    state, history = run.create(), []
+    for _, batch in zip(range(count), run.batches(), strict=False):
+        state, figures = run.step(state, batch)
+        history.append(jax.device_get(figures))
+    return on_host(state), history
+
+
+def on_host(state):
+    return jax.device_get(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+
+
+def assert_close(actual, expected, *, rtol=1e-9, atol=1e-9):
+    """Two trees of arrays of equal structure, leaf by leaf."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), e in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))

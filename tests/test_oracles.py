@@ -1,0 +1,297 @@
+"""METHOD section 7: tests that cannot pass by accident.  Each fails under a one-character fault of the code."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, plain_sgd, small_run, take_steps
+from jax.sharding import PartitionSpec as P
+
+from lpjax import aux_net, chain, lagrangian
+from lpjax.chain import Mode
+from lpjax.lagrangian import POLICIES
+from lpjax.mesh import ALL_AXES, EXAMPLES, make_mesh
+from lpjax.serial import composed
+from lpjax.stage import stage_pass
+
+pytestmark = pytest.mark.usefixtures("x64")
+TRAIN = Mode(train=True)
+
+
+def input_and_labels(run, count=16):
+    """Un-augmented network input and labels of the first examples."""
+    batch = next(iter(run.batches()))
+    x = (batch.image.astype(float) / 255 - run.dataset.mean[0]) / run.dataset.std[0]
+    return detach((x[:count], batch.label[:count]))
+
+
+def trees(run):
+    """Parameters and statistics of the stages and of the AuxNet."""
+    state = run.create()
+    network = run.network
+    params, stats = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
+    return detach((params, stats, state.aux_params, state.aux_stats))
+
+
+def detach(tree):
+    """Arrays tied to no mesh."""
+    return jax.tree.map(jnp.asarray, jax.device_get(tree))
+
+
+# 1 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [1, 2])
+def test_one_stage_is_backprop(data):
+    layer_parallel, figures = take_steps(small_run(num_stages=1, mesh__data=data), 3)
+    serial, serial_figures = take_steps(small_run(num_stages=1, method="serial", mesh__data=data), 3)
+    assert_close(layer_parallel.stage_params, serial.stage_params)
+    assert_close(layer_parallel.stage_stats, serial.stage_stats)
+    for ours, theirs in zip(figures, serial_figures, strict=True):
+        assert_close({name: ours[name] for name in theirs}, theirs)
+
+
+# 2 ------------------------------------------------------------------------------------------------------------------
+
+MESHES = [(4, 1), (2, 1), (1, 2), (2, 2)]
+SETTINGS = {
+    "none": {"penalty__sweeps": 1, "aux__inner_steps": 2, "aux__correction_step": 0.3},
+    "mean": {"optimizer__clip_norm": 0.1, "optimizer__name": "adamw", "optimizer__learning_rate": 0.01},
+    "per_example": {"data__crop": 0},
+    "adjoint": {},
+    "coarse_tail": {"penalty__growth": 2.0},
+}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Three steps of each policy on one device."""
+    done = {}
+
+    def get(policy):
+        if policy not in done:
+            done[policy] = take_steps(small_run(multiplier=policy, mesh__stage=1, **SETTINGS[policy]), 3)
+        return done[policy]
+
+    return get
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_mesh_gives_the_same_numbers(policy, shape, reference):
+    expected_state, expected = reference(policy)
+    stage, data = shape
+    state, figures = take_steps(
+        small_run(multiplier=policy, mesh__stage=stage, mesh__data=data, **SETTINGS[policy]), 3
+    )
+    if policy == "per_example":  # the table is padded to a multiple of the devices
+        rows = [len(table) for table in expected_state.multiplier]
+        state = state.replace(multiplier=tuple(t[:n] for t, n in zip(state.multiplier, rows, strict=True)))
+        assert all(np.abs(table).max() > 0 for table in state.multiplier)
+    assert_close(figures, expected)
+    assert_close(state, expected_state)
+
+
+# 3 ------------------------------------------------------------------------------------------------------------------
+
+
+def test_sharded_aux_net_is_the_replicated_one():
+    run = small_run()
+    x, labels = input_and_labels(run)
+    _, _, params, stats = trees(run)
+    pieces, shapes = run.network.aux_net, run.network.interfaces[1:]
+
+    def outputs_and_gradients(params, x, labels, axes):
+        def loss(params, shifts):
+            lam, logits, new = aux_net.apply(pieces, params, stats, x, shifts, Mode(train=True, axes=axes))
+            value = lagrangian.task_loss(logits, labels).sum() + sum((out**3).sum() for out in lam)
+            return value, (lam, new)
+
+        no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in shapes)
+        (_, (lam, new)), (grads, adjoints) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, no_shift)
+        return lam, adjoints, jax.lax.psum(grads, axes) if axes else grads, new
+
+    mesh = make_mesh(4, 2)
+    sharded = jax.jit(
+        jax.shard_map(
+            partial(outputs_and_gradients, axes=ALL_AXES),
+            mesh=mesh,
+            in_specs=(P(), EXAMPLES, EXAMPLES),
+            out_specs=(EXAMPLES, EXAMPLES, P(), P()),
+            check_vma=False,
+        )
+    )
+    assert_close(
+        jax.device_get(sharded(params, x, labels)), jax.device_get(outputs_and_gradients(params, x, labels, ()))
+    )
+
+
+# 4 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 7.0])
+def test_true_inputs_and_swept_multipliers_give_backprop(beta):
+    run = small_run()
+    network, (x, labels) = run.network, input_and_labels(run)
+    params, stats, *aux = trees(run)
+
+    def loss(params):
+        return lagrangian.task_loss(composed(network, params, stats, x, TRAIN)[0], labels).mean()
+
+    expected = jax.grad(loss)(params)
+    lam = [x]
+    for k in range(3):
+        lam.append(chain.apply(network.stages[k], params[k], stats[k], lam[k], TRAIN)[0])
+    kappa = None
+    for k in (3, 2, 1, 0):
+        done = stage_pass(
+            network,
+            k,
+            params=params[k],
+            stats=stats[k],
+            lam=lam[k],
+            target=lam[k + 1] if k < 3 else None,
+            multiplier=kappa,
+            labels=labels,
+            aux=tuple(aux),
+            penalty_coef=beta,
+            policy="per_example",
+            batch_size=len(x),
+        )
+        assert_close(done.grads, expected[k])
+        kappa = -done.adjoint
+
+
+# 5 ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_learns_nothing_from_another_stages_weights():
+    """Changing W_i leaves the update of every other stage exactly as it was."""
+    run = small_run(multiplier="none", **plain_sgd())
+    batch = next(iter(run.batches()))
+    before = jax.device_get(run.create().stage_params["kernel"])
+    base = jax.device_get(run.step(run.create(), batch)[0].stage_params["kernel"]) - before
+    for i in range(4):
+        state = run.create()
+        kernel = state.stage_params["kernel"].at[i].mul(1.5)
+        changed = state.replace(stage_params=state.stage_params | {"kernel": kernel})
+        old = jax.device_get(kernel)
+        update = jax.device_get(run.step(changed, batch)[0].stage_params["kernel"]) - old
+        for k in range(4):
+            assert np.array_equal(update[k], base[k]) == (k != i), f"stage {k}, weights of {i}"
+
+
+@pytest.mark.parametrize("policy", ["none", "mean", "per_example"])
+def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
+    """One step of the fit with eta = 1 is dL/domega, L being (1) of `lagrangian` differentiated as a whole."""
+    run = small_run(multiplier=policy, data__crop=0, aux__task_weight=0.0, penalty__initial=0.7, **plain_sgd())
+    network, (x, labels) = run.network, input_and_labels(run)
+    params, stats, omega, aux_stats = trees(run)
+    rng = np.random.default_rng(0)
+    kappa = [jnp.asarray(rng.normal(size=(len(x), *shape))) for shape in network.interfaces[1:]]
+    if policy == "mean":
+        kappa = [jnp.broadcast_to(k[:1], k.shape) for k in kappa]
+    if policy == "none":
+        kappa = [jnp.zeros_like(k) for k in kappa]
+
+    def augmented_lagrangian(omega):
+        no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
+        lam, _, _ = aux_net.apply(network.aux_net, omega, aux_stats, x, no_shift, TRAIN)
+        total, inputs = 0.0, (x, *lam)
+        for k in range(4):
+            output, _ = chain.apply(network.stages[k], params[k], stats[k], inputs[k], TRAIN)
+            if k == 3:
+                total += lagrangian.task_loss(output, labels).mean()
+            else:
+                r = inputs[k + 1] - output
+                total += ((kappa[k] * r).mean((1, 2, 3)) + 0.7 * (r**2).mean((1, 2, 3))).mean()
+        return total
+
+    expected = jax.grad(augmented_lagrangian)(omega)
+    batch, state = next(iter(run.batches())), run.create()
+    if policy == "mean":
+        state = state.replace(multiplier=tuple(k[0] for k in kappa))
+    if policy == "per_example":
+        index = np.asarray(batch.index)
+        state = state.replace(multiplier=tuple(t.at[index].set(k) for t, k in zip(state.multiplier, kappa, strict=True)))
+    old = jax.device_get(state.aux_params)
+    state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, run.create()))
+    new = jax.device_get(run.step(state, batch)[0].aux_params)
+    assert_close(jax.tree.map(lambda o, n: o - n, old, new), jax.device_get(expected))
+
+
+# 6 ------------------------------------------------------------------------------------------------------------------
+
+
+def minimise_linear_quadratic(beta, rate, iterations=4000):
+    """min over w of 1/2 <lambda - t, lambda - t> + mu/2 w^2 subject to lambda = w x, by the rules of `lagrangian`.
+
+    Returns w, the exact w, and the mean square of the violation.  `rate` = 0 is the penalty method.
+    """
+    rng = np.random.default_rng(1)
+    x, t = (jnp.asarray(rng.normal(size=(6, 2, 2, 1))) for _ in range(2))
+    mu = 0.5
+    exact = (x * t).mean() / ((x * x).mean() + mu)
+
+    def local_loss(w, lam, kappa):
+        return lagrangian.stage_loss(w * x, lam, kappa, beta).mean() + mu / 2 * w**2
+
+    @jax.jit
+    def iterate(_, carry):
+        w, lam, kappa = carry
+        step = 0.2 / (1 + 2 * beta)
+        w_next = w - step * jax.grad(local_loss)(w, lam, kappa)
+        r = lagrangian.violation(lam, w * x)
+        adjoint = lam - t  # of 1/2 <lambda - t, lambda - t>
+        lam_next = lagrangian.correction(lam, adjoint, kappa, r, beta, step)
+        return w_next, lam_next, lagrangian.update_multiplier(kappa, r, beta * step, rate)
+
+    w, lam, _ = jax.lax.fori_loop(0, iterations, iterate, (jnp.asarray(0.0), jnp.zeros_like(x), jnp.zeros_like(x)))
+    return float(w), float(exact), float(lagrangian.psi(lagrangian.violation(lam, w * x)).mean())
+
+
+def test_penalty_stalls_where_the_multiplier_converges():
+    w1, exact, violation1 = minimise_linear_quadratic(beta=5.0, rate=0.0, iterations=20000)
+    w2, _, violation2 = minimise_linear_quadratic(beta=50.0, rate=0.0, iterations=200000)
+    assert 5 < abs(w1 - exact) / abs(w2 - exact) < 15, "the penalty's error is O(1/beta)"
+    assert 5 < np.sqrt(violation1 / violation2) < 15, "and so is its violation"
+    assert abs(w2 - exact) > 1e-4
+    w, exact, violation = minimise_linear_quadratic(beta=5.0, rate=1.0, iterations=20000)
+    assert abs(w - exact) < 1e-9
+    assert violation < 1e-18
+
+
+# 7 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiles():
+    """How many programs were compiled, as a list that grows."""
+    events: list[str] = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_compile_no_transfer_donated_state(policy, compiles):
+    run = small_run(multiplier=policy, data__crop=0)
+    state, batches = run.create(), run.batches()
+    counts = []
+    for _ in range(3):
+        batch, old = next(batches), state
+        before = len(compiles)
+        with jax.transfer_guard("disallow"):
+            state, figures = run.step(old, batch)
+        counts.append(len(compiles) - before)
+        for path, leaf in jax.tree.leaves_with_path(old):
+            assert leaf.is_deleted(), f"{jax.tree_util.keystr(path)} was copied, not donated"
+    assert counts == [1, 0, 0]
+    assert np.isfinite(jax.device_get(figures["task_loss"]))
