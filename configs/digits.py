@@ -1,6 +1,9 @@
-"""The embedded default: a ResNet-26 on scikit-learn's 8x8 digits, four stages trained layer-parallel.
+"""The embedded default: a ResNet-26 (width 16) on scikit-learn's 8x8 digits, four stages trained layer-parallel.
 
-python -m lpjax.main --config=configs/digits.py --workdir=runs/digits
+    python -m lpjax.main --config=configs/digits.py --workdir=runs/digits
+
+1.5 minutes on 2 cores.  Test accuracy of the composed network about 0.985; README.md has the table over seeds, beside
+serial backprop with the same recipe (--config.method=serial).
 """
 
 from ml_collections import ConfigDict
@@ -12,4 +15,11 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.model.depth = 26
     config.model.width = 16
+    config.num_stages = 4
+    config.multiplier = "coarse_tail"
+    config.num_epochs = 30
+    config.batch_size = 64
+    config.penalty.initial = 0.1  # the stages follow the loss first, the AuxNet only gently
+    config.penalty.maximum = 0.1
+    config.penalty.aux = 1.0  # the AuxNet follows the stages at full weight
     return config

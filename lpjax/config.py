@@ -74,7 +74,8 @@ class PenaltyConfig:
     initial, growth, maximum: beta = min(maximum, initial * growth ** epoch) in the stages' local losses.
     aux: beta in the correction of the auxiliary variables (unset: the stages' beta, which is the exact Lagrangian; a
         larger one lets the AuxNet follow the stages more than they follow it).
-    multiplier_rate: rho / (2 beta) of the multiplier update; 1 is the classical method of multipliers.
+    multiplier_rate: rho / (2 beta) of the multiplier update, once a pass over the training set; 1 is the classical
+        method of multipliers.
     sweeps: coarse correction sweeps of the stages' inputs before each step; after num_stages - 1 they are exact.
     """
 

@@ -1,5 +1,7 @@
 """optax optimisers from the configuration, and their use on packed stages."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -27,7 +29,7 @@ def make_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_epochs: 
         main = optax.constant_schedule(rate)
     if warmup:
         main = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
-    return lambda step: main(jnp.asarray(step, float))  # optax mixes an integer count with floats
+    return main
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -47,13 +49,21 @@ def init_rows(optimizer: optax.GradientTransformation, rows: PyTree) -> PyTree:
     return jax.vmap(optimizer.init)(rows)
 
 
+def update(
+    optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, params: PyTree
+) -> tuple[PyTree, PyTree]:
+    """New parameters and optimiser state."""
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counters with floats
+        updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
 def update_rows(
     optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, rows: PyTree
 ) -> tuple[PyTree, PyTree]:
     """New rows and optimiser state.  Each row is optimised by itself, so a clipped norm is a stage's own: the network's
     would need a collective between stages that otherwise do not wait for one another."""
-    updates, state = jax.vmap(optimizer.update)(grads, state, rows)
-    return optax.apply_updates(rows, updates), state
+    return jax.vmap(partial(update, optimizer))(grads, state, rows)
 
 
 def row_norms(rows: PyTree) -> Array:

@@ -64,11 +64,15 @@ class _StageResult(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Device:
-    """What is the same in every step of a device: the network, the configuration, the mesh's shape, packet layouts."""
+    """What is the same in every step of a device: network, configuration, layout of packets.
+
+    num_devices: S.  num_examples: N, of the training set.
+    """
 
     network: Network
     config: Config
     num_devices: int
+    num_examples: int
 
     @property
     def slots(self) -> int:
@@ -229,6 +233,7 @@ def make_step(
     config: Config,
     mesh: Mesh,
     *,
+    num_examples: int,
     prepare: Callable[[Batch, Array, Array], Interface],
     optimizer: optax.GradientTransformation,
     aux_optimizer: optax.GradientTransformation,
@@ -237,6 +242,7 @@ def make_step(
     """The jitted layer-parallel step (state, batch) -> (state, figures); the state is donated.
 
     Args:
+      num_examples: of the training set.
       prepare: (batch, key, step) -> the network's input, augmented and normalised, for the device's examples.
       penalty_coef: beta as a function of the step.
 
@@ -245,7 +251,7 @@ def make_step(
     [K-1], mean squares of r_j and X_{j-1}; multiplier_norm [K-1], root mean square; aux_task_loss [], of the AuxNet's
     head; penalty_coef [].
     """
-    device = _Device(network, config, num_devices=mesh.shape["stage"])
+    device = _Device(network, config, num_devices=mesh.shape["stage"], num_examples=num_examples)
     specs = train_state.specs(config)
     body = partial(
         _device_step,
@@ -313,7 +319,7 @@ def _device_step(
         aux_params=aux_params,
         aux_opt=aux_opt,
         aux_stats=train_state.running_average(state.aux_stats, aux.stats),
-        multiplier=_updated_multiplier(config, state, batch, multiplier, violations),
+        multiplier=_updated_multiplier(device, state, batch, multiplier, violations),
         penalty_coef=next_penalty_coef(state.step + 1),
     )
     return new_state, _figures(device, state, done, grads, multiplier, aux.loss)
@@ -385,25 +391,32 @@ def _fit_aux(
         grads, _ = aux.pullback(fit, device.config.aux.task_weight)
         if device.config.multiplier == "coarse_tail":
             grads = jax.tree.map(lambda g, tail: g + tail.sum(0), grads, tail_grads)
-        updates, opt = optimizer.update(lax.psum(grads, meshes.ALL_AXES), opt, params)
-        params = optax.apply_updates(params, updates)
+        params, opt = optim.update(optimizer, lax.psum(grads, meshes.ALL_AXES), opt, params)
     return params, opt
 
 
 def _updated_multiplier(
-    config: Config, state: TrainState, batch: Batch, multiplier: list[InterfaceMultiplier] | None, violations: list[Interface]
+    device: _Device,
+    state: TrainState,
+    batch: Batch,
+    multiplier: list[InterfaceMultiplier] | None,
+    violations: list[Interface],
 ) -> tuple[Array, ...]:
-    """What the policy stores after the step: update (7) of `lagrangian`, outside every gradient."""
-    rate, beta = config.penalty.multiplier_rate, state.penalty_coef
-    if config.multiplier == "mean":
-        means = [lax.psum(r.sum(0) / config.batch_size, meshes.ALL_AXES) for r in violations]
-        return tuple(lagrangian.update_multiplier(k, r, beta, rate) for k, r in zip(state.multiplier, means, strict=True))
-    if config.multiplier == "per_example":
+    """What the policy stores after the step: update (7) of `lagrangian`, outside every gradient.
+
+    Every example counts once a pass: it moves its own row by rho r, or the mean multiplier by rho r / N.
+    """
+    policy, rate, beta = device.config.multiplier, device.config.penalty.multiplier_rate, state.penalty_coef
+    if policy == "mean":
+        shares = [lax.psum(r.sum(0), meshes.ALL_AXES) / device.num_examples for r in violations]
+        pairs = zip(state.multiplier, shares, strict=True)
+        return tuple(lagrangian.update_multiplier(kappa, r, beta, rate) for kappa, r in pairs)
+    if policy == "per_example":
         assert multiplier is not None
-        rows = [lagrangian.update_multiplier(k, r, beta, rate) for k, r in zip(multiplier, violations, strict=True)]
-        return tuple(
-            multiplier_table.write(table, batch.index, row) for table, row in zip(state.multiplier, rows, strict=True)
-        )
+        pairs = zip(multiplier, violations, strict=True)
+        rows = [lagrangian.update_multiplier(kappa, r, beta, rate) for kappa, r in pairs]
+        tables = zip(state.multiplier, rows, strict=True)
+        return tuple(multiplier_table.write(table, batch.index, row) for table, row in tables)
     return ()
 
 

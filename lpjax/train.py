@@ -104,6 +104,7 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Run:
             network,
             config,
             mesh,
+            num_examples=source.num_train,
             prepare=network_input,
             optimizer=optimizer,
             aux_optimizer=aux_optimizer,

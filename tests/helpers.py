@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lpjax.config import Config, from_config_dict
@@ -47,6 +48,18 @@ def take_steps(run: Run, count: int):
         state, figures = run.step(state, batch)
         history.append(jax.device_get(figures))
     return on_host(state), history
+
+
+def detach(tree):
+    """Arrays tied to no mesh."""
+    return jax.tree.map(jnp.asarray, jax.device_get(tree))
+
+
+def trees(run: Run):
+    """Initial parameters and statistics of the stages, one tree a stage, and of the AuxNet, one tree a piece."""
+    state, network = run.create(), run.network
+    params, stats = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
+    return detach((params, stats, state.aux_params, state.aux_stats))
 
 
 def on_host(state):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, plain_sgd, small_run, take_steps
+from helpers import assert_close, detach, plain_sgd, small_run, take_steps, trees
 from jax.sharding import PartitionSpec as P
 
 from lpjax import aux_net, chain, lagrangian
@@ -25,19 +25,6 @@ def input_and_labels(run, count=16):
     batch = next(iter(run.batches()))
     x = (batch.image.astype(float) / 255 - run.dataset.mean[0]) / run.dataset.std[0]
     return detach((x[:count], batch.label[:count]))
-
-
-def trees(run):
-    """Parameters and statistics of the stages and of the AuxNet."""
-    state = run.create()
-    network = run.network
-    params, stats = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
-    return detach((params, stats, state.aux_params, state.aux_stats))
-
-
-def detach(tree):
-    """Arrays tied to no mesh."""
-    return jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
 # 1 ------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,131 @@
+"""README's table: every multiplier policy and serial backprop on configs/digits.py, several seeds each.
+
+    python -m experiments.digits_policies [--seeds=3] [--out=experiments/results/digits_policies.json]
+
+Each run is a process of its own; a run that is already in the JSON file, with the same command and version, is kept.
+About 70 minutes on one core (about 75 s a run), less with `--jobs`.
+"""
+
+import argparse
+import concurrent.futures
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lpjax.metrics import write_json
+
+# The penalty coefficient of each: with the loss of the coarse tail a gentle one, without it one that can hold a stage.
+STRONG = ["--config.penalty.initial=1.0", "--config.penalty.maximum=1.0"]
+RUNS = {
+    "serial backprop": ["--config.method=serial"],
+    "none (penalty)": ["--config.multiplier=none", *STRONG],
+    "mean": ["--config.multiplier=mean", *STRONG],
+    "per_example": ["--config.multiplier=per_example", *STRONG, "--config.data.crop=0"],
+    "serial backprop, no augmentation": ["--config.method=serial", "--config.data.crop=0"],
+    "adjoint": ["--config.multiplier=adjoint", *STRONG],
+    "coarse_tail": ["--config.multiplier=coarse_tail"],
+}
+"""Rows of the table: overrides of the configuration."""
+
+KEPT = ("test_accuracy", "test_loss", "aux_path_accuracy", "aux_head_accuracy", "relative_violation", "seconds_total")
+
+
+def run(overrides: list[str], seed: int) -> dict:
+    """One training run in its own process."""
+    command = ["-m", "lpjax.main", "--config=configs/digits.py", *overrides, f"--config.seed={seed}"]
+    with tempfile.TemporaryDirectory() as workdir:
+        subprocess.run(
+            [sys.executable, *command, f"--workdir={workdir}", "--config.eval.every_epochs=0"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        result = json.loads((Path(workdir) / "result.json").read_text())
+    return {"command": " ".join(["python", *command]), "seed": seed} | {k: result[k] for k in (*KEPT, "versions", "device")}
+
+
+def summarise(runs: list[dict]) -> dict:
+    """Mean and sample standard deviation over the seeds."""
+    accuracies = [entry["test_accuracy"] for entry in runs]
+    paths = [entry["aux_path_accuracy"] for entry in runs if entry["aux_path_accuracy"] is not None]
+    return {
+        "n": len(runs),
+        "test_accuracy_mean": statistics.mean(accuracies),
+        "test_accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
+        "aux_path_accuracy_mean": statistics.mean(paths) if paths else None,
+        "relative_violation_mean": [statistics.mean(r) for r in zip(*(e["relative_violation"] for e in runs), strict=True)],
+    }
+
+
+def markdown(rows: dict[str, dict]) -> str:
+    """The table of the README; differences are to serial backprop with the same augmentation."""
+    lines = [
+        "| multiplier policy | test accuracy (mean ± std, n) | minus serial | AuxNet path | relative violation, interfaces 1..3 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        base = rows["serial backprop, no augmentation" if "per_example" in name else "serial backprop"]
+        difference = row["test_accuracy_mean"] - base["test_accuracy_mean"]
+        path = row["aux_path_accuracy_mean"]
+        violation = ", ".join(f"{r:.3f}" for r in row["relative_violation_mean"])
+        std = "" if row["test_accuracy_std"] is None else f" ± {row['test_accuracy_std']:.4f}"
+        lines.append(
+            f"| {name} | {row['test_accuracy_mean']:.4f}{std} ({row['n']}) | "
+            f"{'' if name.startswith('serial') else f'{difference:+.4f}'} | "
+            f"{'' if path is None else f'{path:.4f}'} | {violation} |"
+        )
+    return "\n".join(lines)
+
+
+def cpu_name() -> str:
+    """Model and number of cores of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """The commit the figures were made with."""
+    return subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/digits_policies.json"))
+    args = parser.parse_args()
+    done = json.loads(args.out.read_text())["rows"] if args.out.exists() else {}
+
+    def cell(name: str, seed: int) -> tuple[str, dict]:
+        overrides = RUNS[name]
+        for entry in done.get(name, {}).get("runs", []):
+            if entry["seed"] == seed and all(part in entry["command"] for part in overrides):
+                return name, entry
+        return name, run(overrides, seed)
+
+    cells = [(name, seed) for seed in range(args.seeds) for name in RUNS]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        results: dict[str, list[dict]] = {name: [] for name in RUNS}
+        for name, entry in pool.map(lambda cell_: cell(*cell_), cells):
+            results[name].append(entry)
+            print(f"{name}, seed {entry['seed']}: {entry['test_accuracy']:.4f}", flush=True)
+            rows = {name: summarise(runs) | {"runs": runs} for name, runs in results.items() if runs}
+            header = {
+                "command": "python -m experiments.digits_policies " + " ".join(sys.argv[1:]),
+                "date": datetime.date.today().isoformat(),
+                "commit": commit(),
+                "hardware": f"{cpu_name()}, {entry['device']}",
+            }
+            write_json(args.out, header | {"rows": rows})
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

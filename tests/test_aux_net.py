@@ -1,0 +1,81 @@
+"""The AuxNet's shapes, its adjoint, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import assert_close
+
+from lpjax import aux_net, chain
+from lpjax.chain import Mode, make_chain
+from lpjax.models.layers import STANDARDISE
+from lpjax.models.resnet import basic_block, classifier, conv_block, resnet
+from lpjax.partition import split
+
+NETWORK = make_chain(resnet(depth=20, width=8, classes=10), (16, 16, 3))
+
+
+@pytest.mark.parametrize("num_stages", [2, 4, 11])
+@pytest.mark.parametrize("blocks, width", [(0, 1.0), (1, 1.0), (2, 0.5), (1, 1.5)])
+def test_pieces_map_interface_to_interface(num_stages, blocks, width):
+    stages = split(NETWORK, num_stages=num_stages)
+    pieces = aux_net.make_aux_net(stages, blocks_per_stage=blocks, width=width)
+    assert [(p.in_shape, p.out_shape) for p in pieces] == [(s.in_shape, s.out_shape) for s in stages]
+    assert all(piece.units[-1] == STANDARDISE for piece in pieces[:-1])
+    assert all(sum(unit.name.startswith("block") for unit in piece.units) == blocks for piece in pieces)
+
+
+def test_one_stage_needs_none():
+    assert aux_net.make_aux_net(split(NETWORK, num_stages=1), blocks_per_stage=1, width=1.0) == ()
+
+
+def test_share_is_below_one_and_grows_with_capacity():
+    stages = split(NETWORK, num_stages=2)
+    shares = [
+        aux_net.aux_share(stages, aux_net.make_aux_net(stages, blocks_per_stage=b, width=w))
+        for b, w in ((0, 1.0), (1, 0.5), (1, 1.0), (2, 1.0))
+    ]
+    assert 0 < shares[0] < shares[2] < shares[3] < 1
+    assert shares[1] < shares[2]
+
+
+def test_gradient_of_a_shift_is_the_adjoint(x64):
+    """Of the head's loss at lambda_j, by the tail alone."""
+    stages = split(NETWORK, num_stages=4)
+    pieces = aux_net.make_aux_net(stages, blocks_per_stage=1, width=1.0)
+    params, stats = aux_net.init(pieces, jax.random.key(0))
+    x, mode = jax.random.normal(jax.random.key(1), (4, 16, 16, 3)), Mode(train=True)
+    no_shift = tuple(jnp.zeros((4, *piece.out_shape)) for piece in pieces[:-1])
+
+    def head(shifts):
+        lam, logits, _ = aux_net.apply(pieces, params, stats, x, shifts, mode)
+        return (logits**2).sum(), lam
+
+    adjoints, lam = jax.grad(head, has_aux=True)(no_shift)
+    for j in (1, 2, 3):
+
+        def tail(lam_j, j=j):
+            return (aux_net.tail_logits(pieces, params, stats, j, lam_j, mode) ** 2).sum()
+
+        assert_close(adjoints[j - 1], jax.grad(tail)(lam[j - 1]))
+
+
+def test_pieces_are_initialised_unlike_each_other():
+    stages = split(NETWORK, num_stages=11)
+    pieces = aux_net.make_aux_net(stages, blocks_per_stage=1, width=1.0)
+    params, _ = aux_net.init(pieces, jax.random.key(0))
+    a, b = (params[j][0]["first"]["conv"]["kernel"] for j in (1, 2))
+    assert a.shape == b.shape
+    assert float(jnp.abs(a - b).max()) > 0.01
+
+
+@pytest.mark.parametrize("blocks, width", [(-1, 1.0), (1, 0.0)])
+def test_bad_sizes(blocks, width):
+    with pytest.raises(ValueError, match=rf"aux.blocks_per_stage={blocks}, aux.width={width}"):
+        aux_net.make_aux_net(split(NETWORK, num_stages=2), blocks_per_stage=blocks, width=width)
+
+
+def test_a_map_no_strided_convolution_makes():
+    crop = chain.Unit("crop", lambda key, shape: ({}, {}), lambda params, stats, x, mode: (x[:, :5, :8], stats))
+    network = make_chain([conv_block(4, 1, 3), crop, basic_block(4, 1), classifier(2)], (8, 8, 1))
+    with pytest.raises(ValueError, match=r"stage 0 maps \(8, 8, 1\) to \(5, 8, 4\)"):
+        aux_net.make_aux_net(split(network, num_stages=2, cuts=(2,)), blocks_per_stage=1, width=1.0)

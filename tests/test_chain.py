@@ -1,0 +1,82 @@
+"""Chains: runs, scanning, shapes, initialisation by position."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import assert_close
+
+from lpjax import chain
+from lpjax.chain import Chain, Mode, Unit, make_chain
+from lpjax.models.resnet import basic_block, conv_block, resnet
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def test_resnet_110_is_seven_runs():
+    network = make_chain(resnet(depth=110, width=16, classes=10), (32, 32, 3))
+    assert [run.count for run in network.runs] == [1, 18, 1, 17, 1, 17, 1]
+    assert len(network.units) == 56
+    assert network.shapes[-2:] == ((8, 8, 64), (10,))
+
+
+def test_equal_units_that_change_the_shape_are_not_one_run():
+    down = basic_block(8, 2)
+    network = make_chain([conv_block(8, 1, 3), down, down, basic_block(8, 1)], (8, 8, 1))
+    assert [run.count for run in network.runs] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_scanned_run_equals_its_units_one_by_one(train):
+    """Values and gradients: the same parameters in a chain whose equal units are told apart."""
+    block = basic_block(4, 1)
+    scanned = make_chain([block] * 3, (6, 6, 4))
+    different = [Unit(f"{block.name}-{i}", block.init, block.apply) for i in range(3)]
+    unrolled = make_chain(different, (6, 6, 4))
+    assert len(scanned.runs) == 1
+    assert len(unrolled.runs) == 3
+    key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (2, 6, 6, 4))
+
+    def loss(chain_: Chain, params):
+        _, stats = chain.init(chain_, key)
+        y, stats = chain.apply(chain_, params, stats, x, Mode(train))
+        return (y**2).sum(), stats
+
+    (value, stats), grads = jax.value_and_grad(lambda p: loss(scanned, p), has_aux=True)(chain.init(scanned, key)[0])
+    (value2, stats2), grads2 = jax.value_and_grad(lambda p: loss(unrolled, p), has_aux=True)(chain.init(unrolled, key)[0])
+
+    def stacked(trees):
+        return (jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees),)
+
+    assert_close((value, stats, grads), (value2, stacked(stats2), stacked(grads2)))
+
+
+def test_cutting_does_not_change_the_initialisation():
+    network = make_chain(resnet(depth=20, width=4, classes=10), (8, 8, 1))
+    whole, _ = chain.init(network, jax.random.key(0))
+    pieces = [chain.init(network.piece(a, b), jax.random.key(0))[0] for a, b in ((0, 3), (3, 11))]
+    leaves = [leaf for piece in pieces for leaf in jax.tree.leaves(piece)]
+    assert_close(sum((leaf**2).sum() for leaf in leaves), sum((leaf**2).sum() for leaf in jax.tree.leaves(whole)))
+    assert_close(pieces[0][1]["first"]["conv"]["kernel"], whole[1]["first"]["conv"]["kernel"][:2])
+
+
+def test_statistics_are_the_batchs_in_training_and_the_given_ones_otherwise():
+    network = make_chain([conv_block(3, 1, 3)], (5, 5, 2))
+    params, stats = chain.init(network, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (7, 5, 5, 2))
+    _, batch = chain.apply(network, params, stats, x, Mode(train=True))
+    assert float(jnp.abs(batch[0]["var"] - 1).max()) > 0.1
+    y, same = chain.apply(network, params, batch, x, Mode(train=False))
+    assert_close(same, batch)
+    assert_close(y, chain.apply(network, params, stats, x, Mode(train=True))[0])
+
+
+def test_a_unit_that_does_not_fit_is_named():
+    units = [conv_block(8, 1, 3), basic_block(4, 1)]
+    with pytest.raises(ValueError, match=r"unit 1 \(block-4\).*\(8, 8, 8\).*features=4 after 8 channels"):
+        make_chain(units, (8, 8, 1))
+
+
+def test_then_continues_a_chain():
+    first = make_chain([conv_block(4, 1, 3)], (8, 8, 1))
+    both = first.then(basic_block(8, 2))
+    assert both == make_chain([conv_block(4, 1, 3), basic_block(8, 2)], (8, 8, 1))

@@ -1,0 +1,98 @@
+"""The configuration: every config file builds, every mistake is refused by name, before anything compiles."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from helpers import small_config
+
+from lpjax import train
+from lpjax.config import Config, default_config, from_config_dict
+from lpjax.data import SOURCES
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = from_config_dict(module.get_config().to_dict())
+    network = train.build_network(config, SOURCES[config.data.name])
+    assert network.num_stages == config.num_stages
+    assert f"--config=configs/{path.name}" in module.__doc__, "the header gives the command"
+
+
+def test_configs_are_found():
+    assert [path.stem for path in CONFIGS] == ["digits"]
+
+
+def test_defaults_survive_the_round_trip():
+    assert from_config_dict(default_config().to_dict()) == Config()
+
+
+def test_numbers_and_tuples_get_their_types():
+    config = from_config_dict({"penalty": {"initial": 1}, "cuts": [1, 2, 3]})
+    assert isinstance(config.penalty.initial, float)
+    assert config.cuts == (1, 2, 3)
+
+
+BAD = [
+    ({"mehtod": "serial"}, r"mehtod: no such field; did you mean method\?"),
+    ({"mesh": {"stages": 2}}, r"mesh.stages: no such field; did you mean mesh.stage\?"),
+    ({"zzz": 1}, "zzz: no such field; known here: method, num_stages"),
+    ({"mesh": 4}, "mesh=4: expected a section with fields"),
+    ({"method": "seriel"}, r"method='seriel': expected one of layer_parallel, serial; did you mean serial\?"),
+    ({"multiplier": "exact"}, "multiplier='exact': expected one of none, mean"),
+    ({"num_stages": "4"}, "num_stages='4': expected int, got str"),
+    ({"num_stages": True}, "num_stages=True: expected int, got bool"),
+    ({"standardise": 1}, "standardise=1: expected bool"),
+    ({"cuts": 3}, "cuts=3: expected a tuple"),
+    ({"num_stages": 0}, "num_stages=0: expected at least 1"),
+    ({"num_steps": 0}, "num_steps=0: expected at least 1"),
+    ({"seed": -1}, "seed=-1: expected at least 0"),
+    ({"mesh": {"stage": 3}}, r"mesh.stage=3: expected a divisor of num_stages=4.*choose one of \[1, 2, 4\]"),
+    ({"batch_size": 30}, r"batch_size=30: expected a multiple of .* 4 \* 1 = 4.*nearest above is 32"),
+    ({"batch_size": 36, "mesh": {"data": 2}}, r"4 \* 2 = 8.*nearest above is 40"),
+    ({"multiplier": "per_example"}, "multiplier=per_example with data.crop=1.*set data.crop=0"),
+    ({"multiplier": "per_example", "data": {"crop": 0, "flip": True}}, "data.flip=True"),
+    ({"multiplier": "adjoint", "aux": {"task_weight": 0.0}}, "multiplier=adjoint with aux.task_weight=0.0"),
+    ({"penalty": {"initial": 20.0}}, "penalty.maximum=10.0: expected at least penalty.initial=20.0"),
+    ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate=0.0: expected > 0"),
+    ({"aux_optimizer": {"momentum": 1.0}}, "aux_optimizer.momentum=1.0"),
+    ({"optimizer": {"weight_decay": -1.0}}, "optimizer.weight_decay=-1.0"),
+    ({"optimizer": {"clip_norm": 0.0}}, "optimizer.clip_norm=0.0"),
+    ({"optimizer": {"warmup_epochs": 30.0}}, "optimizer.warmup_epochs=30.0.*num_epochs=30"),
+    ({"optimizer": {"schedule": "step"}}, "optimizer.step_epochs=.*schedule=step"),
+    ({"optimizer": {"step_epochs": [10]}}, "step_epochs belong to schedule=step"),
+]
+
+
+@pytest.mark.parametrize("values, message", BAD, ids=lambda value: str(value)[:40])
+def test_mistakes_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_config_dict(values)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"num_stages": 8}, "num_stages=8: the network is a chain of 5 units"),
+        ({"cuts": (1, 1, 2)}, "expected num_stages - 1 = 3 increasing positions"),
+        ({"model__depth": 9}, "model.depth=9: expected 6n"),
+        ({"data__name": "cifar11"}, "data.name='cifar11': expected one of digits"),
+        ({"batch_size": 1600}, "batch_size=1600: the training set has 1437 examples"),
+        ({"mesh__data": 4}, r"mesh.stage=4 \* mesh.data=4 = 16 devices: 8 found"),
+        ({"aux__width": 0.0}, "aux.width=0.0"),
+    ],
+)
+def test_what_does_not_fit_network_data_or_machine(fields, message):
+    with pytest.raises(ValueError, match=message):
+        train.prepare(small_config(**fields))
+
+
+def test_serial_runs_on_one_device_unless_told():
+    assert small_config(method="serial").mesh_shape == (1, 1)
+    assert small_config(method="serial", mesh__stage=2, mesh__data=2).mesh_shape == (2, 2)
+    assert small_config().mesh_shape == (4, 1)

@@ -1,0 +1,93 @@
+"""Layers and ResNets against independent routes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from lpjax.chain import Mode, make_chain
+from lpjax.mesh import ALL_AXES, EXAMPLES, make_mesh
+from lpjax.models import layers
+from lpjax.models.resnet import resnet
+from lpjax.partition import chain_size
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (4, 9)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5)])
+def test_canonical_gradients_are_autodiffs(size, stride, kernel):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (3, *size, 2))
+    w = jax.random.normal(keys[1], (*kernel, 2, 4))
+
+    def plain(x, w):
+        return lax.conv_general_dilated(x, w, (stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    y, pullback = jax.vjp(lambda x, w: layers.conv(x, w, stride), x, w)
+    y2, pullback2 = jax.vjp(plain, x, w)
+    g = jax.random.normal(keys[2], y.shape)
+    assert_close((y, pullback(g)), (y2, pullback2(g)))
+
+
+def test_standardise_gives_mean_zero_and_variance_one():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (16, 4, 4, 5))
+    y, stats = layers.standardise(x, layers.init_stats(5), Mode(train=True))
+    assert_close(stats, {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))})
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-12)
+    np.testing.assert_allclose(y.var((0, 1, 2)), 1, rtol=1e-4)  # epsilon is 1e-5 of a variance of 4
+
+
+def test_a_constant_channel_stays_finite():
+    """One-pass variance may come out below zero."""
+    x = jnp.full((8, 4, 4, 1), 1e4 + 0.1, jnp.float32)
+    y, stats = layers.standardise(x, layers.init_stats(1), Mode(train=True))
+    assert np.isfinite(y).all()
+    assert float(stats["var"][0]) >= 0
+
+
+def test_batch_norm_over_a_mesh_sees_the_whole_batch():
+    x = jax.random.normal(jax.random.key(0), (8, 3, 3, 2)) * jnp.arange(1.0, 9.0)[:, None, None, None]
+    params, stats = layers.init_batch_norm(2)
+
+    def loss(x, axes):
+        y, new = layers.batch_norm(params, stats, x, Mode(train=True, axes=axes))
+        return (y**3).sum(), new
+
+    def gradient(x, axes):
+        (_, new), grad = jax.value_and_grad(loss, has_aux=True)(x, axes)
+        return grad, new
+
+    mesh = make_mesh(2, 2)
+    sharded = jax.shard_map(
+        lambda x: gradient(x, ALL_AXES), mesh=mesh, in_specs=EXAMPLES, out_specs=(EXAMPLES, P()), check_vma=False
+    )
+    assert_close(jax.device_get(jax.jit(sharded)(x)), jax.device_get(gradient(x, ())))
+
+
+@pytest.mark.parametrize("depth, millions", [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_parameter_counts_are_the_papers(depth, millions):
+    """Table 6 of arXiv:1512.03385."""
+    network = make_chain(resnet(depth=depth, width=16, classes=10), (32, 32, 3))
+    assert round(chain_size(network) / 1e6, 1 if millions > 1 else 2) == millions
+
+
+def test_any_input_and_classes():
+    network = make_chain(resnet(depth=8, width=5, classes=3), (9, 7, 2))
+    assert network.out_shape == (3,)
+    assert network.shapes[-2] == (3, 2, 20)
+
+
+@pytest.mark.parametrize("depth", [2, 7, 19, 21])
+def test_other_depths_are_refused(depth):
+    with pytest.raises(ValueError, match=rf"model.depth={depth}: expected 6n\+2"):
+        resnet(depth=depth, width=16, classes=10)
+
+
+def test_empty_width_is_refused():
+    with pytest.raises(ValueError, match="model.width=0"):
+        resnet(depth=8, width=0, classes=10)
