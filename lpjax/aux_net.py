@@ -40,7 +40,7 @@ def make_aux_net(stages: tuple[Chain, ...], *, blocks_per_stage: int, width: flo
     for j, stage in enumerate(stages):
         if j == len(stages) - 1:  # the head of the network is a cheap enough head for the AuxNet
             features = max(1, round(width * stage.in_shape[-1]))
-            units = _body(stage.in_shape, features, 1, blocks_per_stage) + [stage.units[-1]]
+            units = [*_body(stage.in_shape, features, 1, blocks_per_stage), stage.units[-1]]
         else:
             channels = stage.out_shape[-1]
             features = max(1, round(width * channels))
@@ -73,7 +73,7 @@ def _stride(in_shape: Shape, out_shape: Shape, j: int) -> int:
 
 
 def aux_share(stages: tuple[Chain, ...], aux_net: tuple[Chain, ...]) -> float:
-    """Forward cost of the AuxNet over that of the network (a of METHOD section 5)."""
+    """Forward cost of the AuxNet over that of the network."""
     return sum(map(chain_flops, aux_net)) / sum(map(chain_flops, stages))
 
 

@@ -119,7 +119,7 @@ def make_chain(units: Sequence[Unit], in_shape: Shape) -> Chain:
     return Chain(tuple(units), tuple(shapes))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _out_shape(unit: Unit, in_shape: Shape) -> Shape:
     def output(key: PRNGKeyArray, x: Array) -> Array:
         return unit.apply(*unit.init(key, in_shape), x, Mode(train=True))[0]

@@ -6,6 +6,7 @@ over some training images (not augmented), for every method alike.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +16,15 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PyTree
 
-from lpjax import aux_net, chain, lagrangian, mesh as meshes
+from lpjax import aux_net, chain, lagrangian
+from lpjax import mesh as meshes
 from lpjax.chain import Mode
 from lpjax.config import Config
-from lpjax.data.feed import epoch_order, make_gather
+from lpjax.data.feed import Batch, epoch_order, make_gather
 from lpjax.data.source import Dataset
 from lpjax.network import Network
 from lpjax.serial import composed
-from lpjax.train_state import Batch, TrainState
+from lpjax.train_state import TrainState
 
 
 class Evaluation(NamedTuple):
@@ -56,9 +58,7 @@ def make_evaluate(
 
     def on_mesh(function: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
         specs = (meshes.REPLICATED, meshes.EXAMPLES)
-        return jax.jit(
-            jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=meshes.REPLICATED, check_vma=False)
-        )
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=meshes.REPLICATED, check_vma=False))
 
     @on_mesh
     def calibrate(state: TrainState, batch: Batch) -> tuple[PyTree, ...]:
@@ -84,7 +84,7 @@ def make_evaluate(
         return lax.psum(sums, meshes.ALL_AXES)
 
     def evaluate(state: TrainState) -> Evaluation:
-        state = state.replace(stage_opt=(), aux_opt=(), multiplier=())
+        state = replace(state, stage_opt=(), aux_opt=(), multiplier=())
         state = jax.device_put(state, NamedSharding(mesh, meshes.REPLICATED))
         stats = [calibrate(state, train(index)) for index in calibration]
         calibrated = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)

@@ -12,13 +12,70 @@ arrays [b, ...] flattened and padded to the longest stage's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from lpjax.chain import Shape
+from lpjax.lagrangian import Interface, InterfaceMultiplier
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What travels between the owners of examples and the stages.
+
+    interfaces: per-example shapes of lambda_0 .. lambda_{K-1}.
+    num_devices: S.
+    with_multiplier: a per-example multiplier travels with the auxiliary variables.
+    """
+
+    interfaces: tuple[Shape, ...]
+    num_devices: int
+    with_multiplier: bool
+
+    def outward(self, k: int) -> list[Shape]:
+        """To stage k: lambda_k, then lambda_{k+1} and kappa_{k+1} where they exist."""
+        target = self.interfaces[k + 1 : k + 2]
+        return [self.interfaces[k], *target, *(target if self.with_multiplier else ())]
+
+    def homeward(self, k: int) -> list[Shape]:
+        """From stage k: P_k (none at the image) and X_k (none from the last stage)."""
+        return [*(self.interfaces[k : k + 1] if k > 0 else ()), *self.interfaces[k + 1 : k + 2]]
+
+    def send(
+        self, lam: Sequence[Interface], multiplier: Sequence[InterfaceMultiplier] | None
+    ) -> Float[Array, "slots column l"]:
+        """Packets of this device's stages, from the owners' lambda_0 .. lambda_{K-1} and kappa_1 .. kappa_{K-1}."""
+        packets = []
+        for k in range(len(lam)):
+            parts = [*lam[k : k + 2], *(multiplier[k : k + 1] if multiplier is not None else ())]
+            packets.append(pack(parts, len(lam[0]), self._longest(self.outward)))
+        return to_stages(jnp.stack(packets), self.num_devices)
+
+    def opened(
+        self, k: int, packet: Float[Array, "b l"]
+    ) -> tuple[Interface, Interface | None, InterfaceMultiplier | None]:
+        """lambda_k, lambda_{k+1} and kappa_{k+1} of a packet that reached stage k; None for what it does not hold."""
+        lam, *rest = unpack(packet, self.outward(k))
+        target, multiplier = [*rest, None, None][:2]
+        return lam, target, multiplier
+
+    def reply(self, k: int, adjoint: Interface, output: Float[Array, "b ..."]) -> Float[Array, "b l"]:
+        """The packet that stage k sends home."""
+        parts = [*([adjoint] if k > 0 else []), *([output] if k < len(self.interfaces) - 1 else [])]
+        return pack(parts, len(adjoint), self._longest(self.homeward))
+
+    def receive(self, replies: Float[Array, "slots column l"]) -> tuple[list[Interface], list[Interface]]:
+        """Adjoints P_1 .. P_{K-1} and outputs X_0 .. X_{K-2} of the owner's examples, from the stages' replies."""
+        home = to_owners(replies, self.num_devices)
+        parts = [unpack(home[k], self.homeward(k)) for k in range(len(self.interfaces))]
+        return [part[0] for part in parts[1:]], [part[-1] for part in parts[:-1]]
+
+    def _longest(self, parts: Callable[[int], list[Shape]]) -> int:
+        return max(packet_length(parts(k)) for k in range(len(self.interfaces)))
 
 
 def packet_length(shapes: Sequence[Shape]) -> int:

@@ -14,7 +14,9 @@ from rich.console import Console
 
 EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file (Python: it is executed), e.g. configs/digits.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file (Python: it is executed), e.g. configs/digits.py."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for metrics and results; runs/<config's name> if not given.")
 
 
@@ -56,16 +58,17 @@ def main(argv: list[str]) -> int:
     console = Console(soft_wrap=not sys.stdout.isatty())
     errors = Console(stderr=True, soft_wrap=True)
     try:
-        from lpjax import config as configs
+        from lpjax.config_dict import from_config_dict
 
         fields, workdir = parse(argv)
-        config = configs.from_config_dict(fields)
+        config = from_config_dict(fields)
         provide_devices(config.mesh_shape[0] * config.mesh_shape[1])
         from lpjax import tables, train
 
         run = train.prepare(config)
         tables.print_tables(console, run.network, config, run.mesh, run.source.num_train)
-        workdir.mkdir(parents=True, exist_ok=True)
+        if not config.dry_run:
+            workdir.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         errors.print(f"lpjax: {error}", style="red", highlight=False, markup=False)
         return EXIT_BAD_INPUT
@@ -80,7 +83,9 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         errors.print(f"lpjax: interrupted; what was done is in {workdir}")
         return EXIT_INTERRUPTED
-    console.print(f"test accuracy {result['test_accuracy']:.4f}, {result['seconds_total']:.0f} s; {workdir}/result.json")
+    console.print(
+        f"test accuracy {result['test_accuracy']:.4f}, {result['seconds_total']:.0f} s; {workdir}/result.json"
+    )
     return 0
 
 

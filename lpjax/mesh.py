@@ -1,7 +1,8 @@
 """The ('stage', 'data') device mesh and how arrays lie on it."""
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 EXAMPLES = P(("data", "stage"))

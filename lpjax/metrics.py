@@ -21,7 +21,7 @@ def plain(value: Any) -> Any:
 
 
 def set_aside(workdir: Path) -> Path | None:
-    """Move what an earlier run left in `workdir` to a folder beside it inside; returns that folder, if there was any."""
+    """Move what an earlier run left in `workdir` to a new folder inside; returns that folder, if there was any."""
     found = [workdir / name for name in PARTS if (workdir / name).exists()]
     if not found:
         return None
@@ -42,7 +42,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 class Writer:
-    """Figures of steps, one line each in metrics.jsonl (flushed, so a killed run leaves whole lines) and in TensorBoard.
+    """Figures of steps, in TensorBoard and as lines of metrics.jsonl (flushed: a killed run leaves whole lines).
 
     A line has "step", "epoch" and "kind" ("train" or "eval"); a list stands for stages or interfaces, in order.
     """
@@ -74,7 +74,11 @@ class Display:
         self._progress: Progress | None = None
         if console.is_terminal:
             self._progress = Progress(
-                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"), console=console
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=console,
             )
             self._task = self._progress.add_task("compiling", total=num_steps)
             self._progress.start()
@@ -89,7 +93,9 @@ class Display:
         now, (before, last) = time.perf_counter(), self._clock
         self._clock = now, step
         rate = (step - last) * self._batch_size / max(now - before, 1e-9)
-        violation = max(plain(figures["relative_violation"]), default=math.nan) if "relative_violation" in figures else None
+        violation = (
+            max(plain(figures["relative_violation"]), default=math.nan) if "relative_violation" in figures else None
+        )
         parts = [f"loss {float(figures['task_loss']):.4f}", f"accuracy {float(figures['accuracy']):.3f}"]
         parts += [f"violation {violation:.3f}"] if violation is not None else []
         text = "  ".join([*parts, f"{rate:,.0f} examples/s"])

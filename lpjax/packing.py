@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 Row = dict[str, Float[Array, "..."]]
-"""One stage's leaves: {"kernel": [P_max], "other": [Q_max]}; stacked over stages each vector has a leading axis K.  A kind
-that no stage has is left out."""
+"""One stage's leaves: {"kernel": [P_max], "other": [Q_max]}; stacked over stages each vector has a leading axis K.
+A kind that no stage has is left out."""
 
 KINDS = ("kernel", "other")
 
@@ -69,7 +69,9 @@ class Packing:
 
     def unpack_all(self, rows: Row) -> tuple[PyTree, ...]:
         """The trees of all stages from stacked rows."""
-        return tuple(self.unpack(k, jax.tree.map(lambda row: row[k], rows)) for k in range(len(self.trees)))
+        return tuple(
+            self.unpack(k, {name: stacked[k] for name, stacked in rows.items()}) for k in range(len(self.trees))
+        )
 
     @property
     def waste(self) -> float:

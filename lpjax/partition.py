@@ -1,11 +1,12 @@
 """Cutting a chain into K contiguous stages: even by cost, or where the user says.
 
-A stage but the last ends with the parameter-free standardisation of METHOD section 4 (unless switched off), so that
-what crosses an interface has mean square 1 per channel and a violation means something.  It is part of the network:
-serial backprop and inference see it too.
+A stage but the last ends with a parameter-free standardisation (unless switched off), so that what crosses an
+interface has mean square 1 per channel.  Without it the stages and the AuxNet can make every violation small by
+shrinking their features together.  It is part of the network: serial backprop and inference see it too.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from lpjax.chain import Chain, Mode, Shape, Unit, init
 from lpjax.models.layers import STANDARDISE
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def unit_flops(unit: Unit, in_shape: Shape) -> float:
     """Floating-point operations of one unit's forward pass on one example, as XLA counts them before optimising."""
 
@@ -95,12 +96,12 @@ def split(
         flops = [unit_flops(unit, shape) for unit, shape in zip(network.units, network.shapes[:-1], strict=True)]
         cuts = even_cuts(flops, num_stages)
     bounds = (0, *cuts, units)
-    if len(cuts) != num_stages - 1 or any(a >= b for a, b in zip(bounds[:-1], bounds[1:], strict=True)):
+    if len(cuts) != num_stages - 1 or any(a >= b for a, b in itertools.pairwise(bounds)):
         raise ValueError(
             f"cuts={tuple(cuts)}: expected num_stages - 1 = {num_stages - 1} increasing positions between 1 and "
             f"{units - 1}; correct them, or leave cuts unset to cut evenly by cost"
         )
-    stages = [network.piece(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    stages = [network.piece(a, b) for a, b in itertools.pairwise(bounds)]
     for stage in stages[:-1]:
         if len(stage.out_shape) != 3:
             raise ValueError(

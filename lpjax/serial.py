@@ -5,19 +5,22 @@ network's refers to.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
-import optax
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from lpjax import chain, lagrangian, mesh as meshes, optim, train_state
+from lpjax import chain, lagrangian, optim, train_state
+from lpjax import mesh as meshes
 from lpjax.chain import Mode
 from lpjax.config import Config
+from lpjax.data.feed import Batch
 from lpjax.network import Network
-from lpjax.train_state import Batch, TrainState
+from lpjax.recipe import Recipe
+from lpjax.train_state import TrainState
 
 
 def composed(
@@ -32,12 +35,7 @@ def composed(
 
 
 def make_step(
-    network: Network,
-    config: Config,
-    mesh: Mesh,
-    *,
-    prepare: Callable[[Batch, Array, Array], Float[Array, "b h w c"]],
-    optimizer: optax.GradientTransformation,
+    network: Network, config: Config, mesh: Mesh, recipe: Recipe
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The jitted backprop step (state, batch) -> (state, figures); the state is donated and replicated.
 
@@ -45,7 +43,7 @@ def make_step(
     Figures: task_loss [], accuracy [], gradient_norm [K].
     """
     sharded = jax.shard_map(
-        partial(_device_step, network, config, prepare=prepare, optimizer=optimizer),
+        partial(_device_step, network, config, recipe),
         mesh=mesh,
         in_specs=(meshes.REPLICATED, meshes.EXAMPLES),
         out_specs=meshes.REPLICATED,
@@ -55,15 +53,9 @@ def make_step(
 
 
 def _device_step(
-    network: Network,
-    config: Config,
-    state: TrainState,
-    batch: Batch,
-    *,
-    prepare: Callable[[Batch, Array, Array], Float[Array, "b h w c"]],
-    optimizer: optax.GradientTransformation,
+    network: Network, config: Config, recipe: Recipe, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, Array]]:
-    x = prepare(batch, state.key, state.step)
+    x = recipe.network_input(batch, state.key, state.step)
     stats = network.stats.unpack_all(state.stage_stats)
     mode = Mode(train=True, axes=meshes.ALL_AXES)
 
@@ -75,8 +67,9 @@ def _device_step(
     gradients = jax.value_and_grad(loss, has_aux=True)
     (task_loss, (correct, batch_stats)), grads = gradients(network.params.unpack_all(state.stage_params))
     rows, task_loss, correct = lax.psum((network.params.pack_all(grads), task_loss, correct), meshes.ALL_AXES)
-    stage_params, stage_opt = optim.update_rows(optimizer, rows, state.stage_opt, state.stage_params)
-    new_state = state.replace(
+    stage_params, stage_opt = optim.update_rows(recipe.optimizer, rows, state.stage_opt, state.stage_params)
+    new_state = replace(
+        state,
         step=state.step + 1,
         stage_params=stage_params,
         stage_opt=stage_opt,

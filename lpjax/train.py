@@ -1,8 +1,9 @@
 """A run, from a checked configuration to result.json."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,34 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from rich.console import Console
 
-from lpjax import lagrangian, metrics, serial, stage_parallel, tables, train_state
+from lpjax import metrics, serial, stage_parallel, tables, train_state
 from lpjax.config import Config
 from lpjax.data import SOURCES, Dataset, Source
-from lpjax.data.augment import augment, normalise
-from lpjax.data.feed import steps_per_epoch, train_batches
+from lpjax.data.feed import Batch, steps_per_epoch, train_batches
 from lpjax.evaluate import Evaluation, make_evaluate
 from lpjax.mesh import make_mesh
 from lpjax.models.resnet import resnet
 from lpjax.network import Network, build
-from lpjax.optim import make_optimizer, make_schedule
 from lpjax.partition import chain_size
-from lpjax.train_state import Batch, TrainState
+from lpjax.recipe import Recipe, make_recipe
+from lpjax.train_state import TrainState
 
 
 class NonFiniteError(RuntimeError):
     """A loss, violation or multiplier is no longer a number; the message names figure, stage or interface, and step."""
 
 
+METHODS = {"layer_parallel": stage_parallel.make_step, "serial": serial.make_step}
+"""Makers of a step, by `config.method`: (network, config, mesh, recipe) -> step."""
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """Everything a run needs, checked, before anything is compiled.
 
-    step: (state, batch) -> (state, figures).  create: () -> the state before the first step.
-    learning_rate: of the stages, as a function of the step.
+    num_steps: steps to take.
+    create: () -> the state before the first step.  step: (state, batch) -> (state, figures), the state donated.
+    evaluate: state -> test figures.
     """
 
     config: Config
@@ -44,14 +49,14 @@ class Run:
     network: Network
     mesh: Mesh
     dataset: Dataset
+    recipe: Recipe
     num_steps: int
-    steps_per_epoch: int
     create: Callable[[], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
     evaluate: Callable[[TrainState], Evaluation]
-    learning_rate: Callable[[int], Any]
 
-    def batches(self) -> Any:
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the run's steps, from the first."""
         config = self.config
         return train_batches(
             self.dataset, self.mesh, seed=config.seed, batch_size=config.batch_size, num_steps=self.num_steps
@@ -71,8 +76,8 @@ def build_network(config: Config, source: Source) -> Network:
     )
 
 
-def prepare(config: Config, dataset: Dataset | None = None) -> Run:
-    """Build a run.  `dataset` stands in for what `config.data` names.
+def prepare(config: Config) -> Run:
+    """Build a run.
 
     Raises ValueError (or OSError, from reading data) naming the setting at fault; compiles nothing.
     """
@@ -82,59 +87,20 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Run:
     network = build_network(config, source)
     per_epoch = steps_per_epoch(source.num_train, config.batch_size)
     mesh = make_mesh(*config.mesh_shape)
-    dataset = dataset or source.load(config.data.dir)
+    dataset = source.load(config.data.dir)
+    recipe = make_recipe(config, dataset, steps_per_epoch=per_epoch)
     total = config.num_epochs * per_epoch
-    num_steps = total if config.num_steps is None else min(config.num_steps, total)
-
-    inner = config.aux.inner_steps
-    schedule = make_schedule(config.optimizer, steps_per_epoch=per_epoch, num_epochs=config.num_epochs)
-    aux_schedule = make_schedule(config.aux_optimizer, steps_per_epoch=per_epoch * inner, num_epochs=config.num_epochs)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    aux_optimizer = make_optimizer(config.aux_optimizer, aux_schedule)
-    beta = lagrangian.penalty_schedule(config.penalty.initial, config.penalty.growth, config.penalty.maximum)
-
-    def scaled(images: Array) -> Array:
-        return normalise(images, jnp.asarray(dataset.mean, float), jnp.asarray(dataset.std, float))
-
-    def network_input(batch: Batch, key: Array, step: Array) -> Array:
-        return scaled(augment(batch.image, batch.index, jax.random.fold_in(key, step), config.data))
-
-    if config.method == "layer_parallel":
-        step = stage_parallel.make_step(
-            network,
-            config,
-            mesh,
-            num_examples=source.num_train,
-            prepare=network_input,
-            optimizer=optimizer,
-            aux_optimizer=aux_optimizer,
-            penalty_coef=lambda step: beta(step / per_epoch).astype(float),
-        )
-    else:
-        step = serial.make_step(network, config, mesh, prepare=network_input, optimizer=optimizer)
-
-    def create() -> TrainState:
-        return train_state.create(
-            config,
-            network,
-            mesh,
-            num_examples=source.num_train,
-            optimizer=optimizer,
-            aux_optimizer=aux_optimizer,
-        )
-
     return Run(
         config=config,
         source=source,
         network=network,
         mesh=mesh,
         dataset=dataset,
-        num_steps=num_steps,
-        steps_per_epoch=per_epoch,
-        create=create,
-        step=step,
-        evaluate=make_evaluate(network, config, mesh, dataset, scaled),
-        learning_rate=schedule,
+        recipe=recipe,
+        num_steps=total if config.num_steps is None else min(config.num_steps, total),
+        create=partial(train_state.create, config, network, mesh, recipe),
+        step=METHODS[config.method](network, config, mesh, recipe),
+        evaluate=make_evaluate(network, config, mesh, dataset, recipe.normalised),
     )
 
 
@@ -177,7 +143,7 @@ def train(run: Run, workdir: Path, console: Console) -> dict[str, Any]:
     Raises NonFiniteError.  On KeyboardInterrupt the files are closed, result.json says "interrupted", and the
     exception goes on.
     """
-    config, per_epoch = run.config, run.steps_per_epoch
+    config, per_epoch = run.config, run.recipe.steps_per_epoch
     earlier = metrics.set_aside(workdir)
     if earlier:
         console.print(f"files of an earlier run moved to {earlier}")
@@ -195,7 +161,7 @@ def train(run: Run, workdir: Path, console: Console) -> dict[str, Any]:
         check_finite(step, last)
         display.advance(step)
         if step % config.log_every == 0 or step in (1, run.num_steps):
-            rate = {"learning_rate": float(run.learning_rate(step - 1))}
+            rate = {"learning_rate": float(run.recipe.learning_rate(step - 1))}
             writer.write("train", step, step / per_epoch, last | rate)
             display.show(step, step / per_epoch, last)
 
@@ -268,7 +234,7 @@ def summary(
         **figures._asdict(),
         "relative_violation": metrics.plain(last.get("relative_violation", [])),
         "steps": steps,
-        "epochs": steps / run.steps_per_epoch,
+        "epochs": steps / run.recipe.steps_per_epoch,
         "seconds_total": seconds_total,
         "seconds_per_step_median": per_step,
         "examples_per_second": config.batch_size / per_step if per_step else None,

@@ -4,14 +4,15 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from lpjax import aux_net, mesh as meshes, optim
+from lpjax import aux_net, optim
+from lpjax import mesh as meshes
 from lpjax.config import Config
 from lpjax.network import Network, init_stages
+from lpjax.recipe import Recipe
 
 RUNNING_MOMENTUM = 0.9
 """Weight of the old running batch-norm statistics in each step's average."""
@@ -48,19 +49,6 @@ class TrainState:
     penalty_coef: PyTree
 
 
-@struct.dataclass
-class Batch:
-    """Examples of one step, sharded over the mesh by `mesh.EXAMPLES`.
-
-    image: uint8 [B, H, W, C], as stored.  label: int32 [B].  index: int32 [B], position in the training set; keys the
-    augmentation and the table of multipliers.
-    """
-
-    image: PyTree
-    label: PyTree
-    index: PyTree
-
-
 def specs(config: Config) -> TrainState:
     """Partition spec of every field (a prefix of the state's tree)."""
     rows = meshes.STAGES if config.method == "layer_parallel" else meshes.REPLICATED
@@ -92,15 +80,7 @@ def multiplier_bytes(config: Config, network: Network, num_examples: int) -> int
     return rows * sum(map(math.prod, network.interfaces[1:])) * jnp.dtype(jnp.result_type(float)).itemsize
 
 
-def create(
-    config: Config,
-    network: Network,
-    mesh: Mesh,
-    *,
-    num_examples: int,
-    optimizer: optax.GradientTransformation,
-    aux_optimizer: optax.GradientTransformation,
-) -> TrainState:
+def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> TrainState:
     """The state before the first step, made on the devices where it will live."""
     layer_parallel = config.method == "layer_parallel"
 
@@ -113,15 +93,15 @@ def create(
         if layer_parallel and config.multiplier == "mean":
             stored = network.interfaces[1:]
         if layer_parallel and config.multiplier == "per_example":
-            stored = tuple((table_rows(num_examples, mesh.size), *shape) for shape in network.interfaces[1:])
+            stored = tuple((table_rows(recipe.num_examples, mesh.size), *shape) for shape in network.interfaces[1:])
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             key=jax.random.fold_in(key, 2),
             stage_params=rows,
-            stage_opt=optim.init_rows(optimizer, rows),
+            stage_opt=optim.init_rows(recipe.optimizer, rows),
             stage_stats=network.stats.pack_all(stats),
             aux_params=aux_params,
-            aux_opt=aux_optimizer.init(aux_params),
+            aux_opt=recipe.aux_optimizer.init(aux_params),
             aux_stats=aux_stats,
             multiplier=tuple(jnp.zeros(shape) for shape in stored),
             penalty_coef=jnp.asarray(config.penalty.initial, float),

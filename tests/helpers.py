@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpjax.config import Config, from_config_dict
+from lpjax.config import Config
+from lpjax.config_dict import from_config_dict
 from lpjax.train import Run, prepare
 
 SMALL = {

@@ -42,7 +42,9 @@ def test_a_scanned_run_equals_its_units_one_by_one(train):
         return (y**2).sum(), stats
 
     (value, stats), grads = jax.value_and_grad(lambda p: loss(scanned, p), has_aux=True)(chain.init(scanned, key)[0])
-    (value2, stats2), grads2 = jax.value_and_grad(lambda p: loss(unrolled, p), has_aux=True)(chain.init(unrolled, key)[0])
+    (value2, stats2), grads2 = jax.value_and_grad(lambda p: loss(unrolled, p), has_aux=True)(
+        chain.init(unrolled, key)[0]
+    )
 
     def stacked(trees):
         return (jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees),)

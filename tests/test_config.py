@@ -7,7 +7,8 @@ import pytest
 from helpers import small_config
 
 from lpjax import train
-from lpjax.config import Config, default_config, from_config_dict
+from lpjax.config import Config
+from lpjax.config_dict import default_config, from_config_dict
 from lpjax.data import SOURCES
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))

@@ -7,7 +7,7 @@ import pytest
 from helpers import assert_close
 from jax.sharding import PartitionSpec as P
 
-from lpjax import chain, exchange, multiplier_table
+from lpjax import chain, exchange, multiplier
 from lpjax.chain import make_chain
 from lpjax.mesh import EXAMPLES, TABLE, make_mesh
 from lpjax.models.resnet import resnet
@@ -72,8 +72,8 @@ def test_rows_of_a_sharded_table(shape):
     table = np.random.default_rng(0).normal(size=(24, 2, 1, 3)).astype(np.float32)
     index = np.array([23, 0, 5, 17, 6, 11, 12, 3], np.int32)
     new = np.random.default_rng(1).normal(size=(8, 2, 1, 3)).astype(np.float32)
-    read = on_mesh(multiplier_table.read, mesh, (TABLE, EXAMPLES), EXAMPLES)
-    write = on_mesh(multiplier_table.write, mesh, (TABLE, EXAMPLES, EXAMPLES), TABLE)
+    read = on_mesh(multiplier.read, mesh, (TABLE, EXAMPLES), EXAMPLES)
+    write = on_mesh(multiplier.write, mesh, (TABLE, EXAMPLES, EXAMPLES), TABLE)
     np.testing.assert_array_equal(read(table, index), table[index])
     expected = table.copy()
     expected[index] = new
@@ -86,8 +86,8 @@ def test_a_table_is_never_gathered():
     table = jax.ShapeDtypeStruct((rows, 2, 2, 2), jnp.float32)
     index = jax.ShapeDtypeStruct((8,), jnp.int32)
     new = jax.ShapeDtypeStruct((8, 2, 2, 2), jnp.float32)
-    read = on_mesh(multiplier_table.read, mesh, (TABLE, EXAMPLES), EXAMPLES).lower(table, index).compile()
-    write = on_mesh(multiplier_table.write, mesh, (TABLE, EXAMPLES, EXAMPLES), TABLE).lower(table, index, new).compile()
+    read = on_mesh(multiplier.read, mesh, (TABLE, EXAMPLES), EXAMPLES).lower(table, index).compile()
+    write = on_mesh(multiplier.write, mesh, (TABLE, EXAMPLES, EXAMPLES), TABLE).lower(table, index, new).compile()
     for program in (read, write):
         assert "1009" in program.as_text()
         assert str(rows) not in program.as_text()
@@ -96,5 +96,3 @@ def test_a_table_is_never_gathered():
 def test_a_mesh_larger_than_the_machine():
     with pytest.raises(ValueError, match=r"mesh.stage=5 \* mesh.data=2 = 10 devices: 8 found"):
         make_mesh(5, 2)
-
-

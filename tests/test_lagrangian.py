@@ -86,6 +86,7 @@ def test_sweeps_make_inputs_exact_from_the_left():
 
 def test_all_sweeps_make_the_steps_violation_vanish():
     """The same through the step on its devices."""
+
     def violation(sweeps):
         run = small_run(multiplier="none", penalty__sweeps=sweeps)
         return jax.device_get(run.step(run.create(), next(iter(run.batches())))[1]["relative_violation"])

@@ -89,5 +89,5 @@ def test_other_depths_are_refused(depth):
 
 
 def test_empty_width_is_refused():
-    with pytest.raises(ValueError, match="model.width=0"):
+    with pytest.raises(ValueError, match="width=0 with"):
         resnet(depth=8, width=0, classes=10)

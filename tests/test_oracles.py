@@ -1,4 +1,4 @@
-"""METHOD section 7: tests that cannot pass by accident.  Each fails under a one-character fault of the code."""
+"""The method's oracles: tests that cannot pass by accident.  Each fails under a one-character fault of the code."""
 
 from functools import partial
 
@@ -70,9 +70,7 @@ def reference():
 def test_every_mesh_gives_the_same_numbers(policy, shape, reference):
     expected_state, expected = reference(policy)
     stage, data = shape
-    state, figures = take_steps(
-        small_run(multiplier=policy, mesh__stage=stage, mesh__data=data, **SETTINGS[policy]), 3
-    )
+    state, figures = take_steps(small_run(multiplier=policy, mesh__stage=stage, mesh__data=data, **SETTINGS[policy]), 3)
     if policy == "per_example":  # the table is padded to a multiple of the devices
         rows = [len(table) for table in expected_state.multiplier]
         state = state.replace(multiplier=tuple(t[:n] for t, n in zip(state.multiplier, rows, strict=True)))
@@ -202,7 +200,9 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
         state = state.replace(multiplier=tuple(k[0] for k in kappa))
     if policy == "per_example":
         index = np.asarray(batch.index)
-        state = state.replace(multiplier=tuple(t.at[index].set(k) for t, k in zip(state.multiplier, kappa, strict=True)))
+        state = state.replace(
+            multiplier=tuple(t.at[index].set(k) for t, k in zip(state.multiplier, kappa, strict=True))
+        )
     old = jax.device_get(state.aux_params)
     state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, run.create()))
     new = jax.device_get(run.step(state, batch)[0].aux_params)

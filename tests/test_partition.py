@@ -15,7 +15,7 @@ NETWORK = make_chain(resnet(depth=20, width=16, classes=10), (32, 32, 3))
 
 def dearest(costs, cuts):
     bounds = (0, *cuts, len(costs))
-    return max(sum(costs[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    return max(sum(costs[a:b]) for a, b in itertools.pairwise(bounds))
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 5, 9])
@@ -41,7 +41,7 @@ def test_stages_compose_to_the_network():
     units = [unit for stage in stages for unit in stage.units if unit != STANDARDISE]
     assert tuple(units) == NETWORK.units
     assert [stage.offset for stage in stages] == np.cumsum([0, *(len(s.units) - 1 for s in stages[:-1])]).tolist()
-    assert all(a.out_shape == b.in_shape for a, b in zip(stages[:-1], stages[1:], strict=True))
+    assert all(a.out_shape == b.in_shape for a, b in itertools.pairwise(stages))
     assert [stage.units[-1] == STANDARDISE for stage in stages] == [True, True, True, False]
     assert sum(map(chain_size, stages)) == chain_size(NETWORK)
 
@@ -71,6 +71,6 @@ def test_bad_cuts(cuts):
 
 def test_a_cut_behind_the_last_map_is_refused():
     network = NETWORK.then()
-    network = type(network)(network.units + (STANDARDISE,), network.shapes + ((10,),))
+    network = type(network)((*network.units, STANDARDISE), (*network.shapes, (10,)))
     with pytest.raises(ValueError, match=r"classifier-10 has shape \(10,\): expected a map"):
         split(network, num_stages=2, cuts=(11,))

@@ -5,11 +5,25 @@ from functools import partial
 
 import jax
 import numpy as np
+from flax import struct
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import PyTree
 
 from lpjax.data.source import Dataset
 from lpjax.mesh import EXAMPLES, REPLICATED
-from lpjax.train_state import Batch
+
+
+@struct.dataclass
+class Batch:
+    """Examples of one step, sharded over the mesh by `mesh.EXAMPLES`.
+
+    image: uint8 [B, H, W, C], as stored.  label: int32 [B].  index: int32 [B], position in the training set; keys the
+    augmentation and the table of multipliers.
+    """
+
+    image: PyTree
+    label: PyTree
+    index: PyTree
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

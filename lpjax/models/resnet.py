@@ -7,7 +7,6 @@ pooling and a linear classifier.  Shortcuts are free of parameters (option A: su
 import functools
 
 import jax
-
 import jax.numpy as jnp
 from jax import nn
 from jaxtyping import Array, Float, PRNGKeyArray

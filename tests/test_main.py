@@ -1,0 +1,103 @@
+"""The command line, as a person runs it: a process with no devices forced from outside."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = [f"--config.{field}" for field in ("model.depth=8", "model.width=4", "log_every=1", "eval.every_epochs=0")]
+
+
+def command(*arguments, config="configs/digits.py"):
+    return [sys.executable, "-m", "lpjax.main", f"--config={config}", *arguments]
+
+
+def environment(**changes):
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | changes
+
+
+def lpjax(*arguments, config="configs/digits.py", **changes):
+    return subprocess.run(
+        command(*arguments, config=config), cwd=ROOT, env=environment(**changes), capture_output=True, text=True
+    )
+
+
+def test_trains_on_as_many_devices_as_the_mesh_needs(tmp_path):
+    done = lpjax(*SMALL, "--config.num_steps=3", "--config.mesh.data=2", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["device"] == "8 x cpu"
+    assert result["mesh"] == {"stage": 4, "data": 2}
+    assert "cut into 4 stages, 32 examples a column" in done.stdout
+    assert "step 3/3" in done.stdout
+    assert "\x1b" not in done.stdout, "no control characters when it is not a terminal"
+
+
+def test_dry_run(tmp_path):
+    done = lpjax(*SMALL, "--config.dry_run=True", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "compiled in" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config.mehtod=serial"], 'Did you mean "method"'),
+        (["--config.batch_size=x"], "invalid literal for int"),
+        (["--config.num_stages=99", "--config.batch_size=99"], "num_stages=99: the network is a chain of 14 units"),
+        (["--config.mesh.stage=3"], "mesh.stage=3: expected a divisor"),
+        (["--config.multiplier=per_example"], "set data.crop=0"),
+        (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
+        (["nonsense"], "unexpected argument 'nonsense'"),
+    ],
+)
+def test_mistakes_exit_with_2_before_anything_compiles(arguments, message, tmp_path):
+    done = lpjax(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_such_config():
+    done = lpjax(config="configs/nothing.py")
+    assert done.returncode == 2, done.stderr
+    assert "configs/nothing.py" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_too_few_devices_from_outside(tmp_path):
+    done = lpjax(f"--workdir={tmp_path / 'run'}", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert done.returncode == 2, done.stderr
+    assert "4 devices: 2 found (cpu" in done.stderr
+
+
+def test_non_finite_exits_with_3(tmp_path):
+    faults = ["--config.optimizer.learning_rate=1e12", "--config.optimizer.warmup_epochs=0.0", "--config.num_steps=20"]
+    done = lpjax(*SMALL, *faults, "--config.mesh.stage=1", f"--workdir={tmp_path}")
+    assert done.returncode == 3, done.stderr
+    assert "in step" in done.stderr
+
+
+def test_ctrl_c_ends_cleanly(tmp_path):
+    arguments = [*SMALL, "--config.mesh.stage=1", f"--workdir={tmp_path}"]
+    with subprocess.Popen(
+        command(*arguments), cwd=ROOT, env=environment(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+    assert process.returncode == 130
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["ended"] == "interrupted"
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert result["steps"] in (steps[-1], steps[-1] + 1)

@@ -1,0 +1,80 @@
+"""Backprop of the composed network, and evaluation, against plain routes without mesh or packing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, detach, plain_sgd, small_run, take_steps, trees
+
+from lpjax import aux_net, chain, lagrangian
+from lpjax.chain import Mode
+from lpjax.serial import composed
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def normalised(run, images):
+    return (jnp.asarray(images, float) / 255 - run.dataset.mean[0]) / run.dataset.std[0]
+
+
+def test_a_step_descends_the_composed_networks_gradient():
+    run = small_run(method="serial", data__crop=0, **plain_sgd(0.5))
+    params, stats, _, _ = trees(run)
+    batch, old = next(run.batches()), run.create()
+    x, labels = normalised(run, batch.image), jnp.asarray(batch.label)
+
+    def loss(params):
+        logits, new = composed(run.network, params, stats, x, Mode(train=True))
+        return lagrangian.task_loss(logits, labels).mean(), (logits, new)
+
+    (value, (logits, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    state, figures = run.step(old, batch)
+    new = detach(run.network.params.unpack_all(state.stage_params))
+    assert_close(new, jax.tree.map(lambda p, g: p - 0.5 * g, params, grads))
+    running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, stats, batch_stats)
+    assert_close(detach(run.network.stats.unpack_all(state.stage_stats)), running)
+    assert_close(figures["task_loss"], value)
+    assert_close(figures["accuracy"], np.mean(np.argmax(logits, -1) == labels))
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 2), (8, 1)])
+def test_data_parallel_gives_the_same_numbers(shape):
+    one = take_steps(small_run(method="serial"), 3)
+    many = take_steps(small_run(method="serial", mesh__stage=shape[0], mesh__data=shape[1]), 3)
+    assert_close(many[0], one[0])
+    assert_close(many[1], one[1])
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (1, 1)])
+def test_evaluation_is_of_the_composed_network(shape):
+    """All test images once, statistics recalibrated on composed passes; AuxNet path and head by running ones."""
+    run = small_run(mesh__stage=shape[0], mesh__data=shape[1], eval__calibration_batches=3)
+    state, _ = run.step(run.create(), next(run.batches()))
+    network, got = run.network, run.evaluate(state)
+    params, stats = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
+    params, stats, aux, aux_stats = detach((params, stats, state.aux_params, state.aux_stats))
+
+    from lpjax.data.feed import epoch_order
+
+    order = epoch_order(0, 0, run.source.num_train)
+    passes = [
+        composed(network, params, stats, normalised(run, run.dataset.train_images[order[i : i + 16]]), Mode(train=True))
+        for i in (0, 16, 32)
+    ]
+    calibrated = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(out for _, out in passes))
+    x, labels, mode = normalised(run, run.dataset.test_images), jnp.asarray(run.dataset.test_labels), Mode(train=False)
+    logits, _ = composed(network, params, calibrated, x, mode)
+    no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
+    lam, head, _ = aux_net.apply(network.aux_net, aux, aux_stats, x, no_shift, mode)
+    path, _ = chain.apply(network.stages[-1], params[-1], stats[-1], lam[-1], mode)
+    np.testing.assert_allclose(got.test_loss, lagrangian.task_loss(logits, labels).mean(), rtol=1e-9)
+    for accuracy, out in zip(got[1:], (logits, path, head), strict=True):
+        np.testing.assert_allclose(accuracy, np.mean(np.argmax(out, -1) == labels), rtol=1e-9)
+    assert len({got.test_accuracy, got.aux_path_accuracy, got.aux_head_accuracy}) == 3, "three different figures"
+
+
+def test_serial_has_no_aux_net_to_evaluate():
+    run = small_run(method="serial")
+    evaluation = run.evaluate(run.create())
+    assert evaluation.aux_path_accuracy is evaluation.aux_head_accuracy is None
+    assert 0 <= evaluation.test_accuracy <= 1

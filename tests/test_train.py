@@ -1,0 +1,157 @@
+"""A run from its parts: files, figures, learning, and the ways it ends."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers import small_config, small_run, take_steps
+from rich.console import Console
+
+from lpjax import metrics, tables, train, train_state
+from lpjax.lagrangian import POLICIES
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=200)
+
+
+def lines(workdir, kind="train"):
+    return [entry for entry in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if entry["kind"] == kind]
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    run = small_run(num_steps=25, log_every=5, batch_size=128, eval__every_epochs=1)
+    console = quiet()
+    result = train.train(run, tmp_path, console)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert result["ended"] == "finished"
+    assert result["mesh"] == {"stage": 4, "data": 1}
+    assert (result["method"], result["num_stages"], result["seed"], result["steps"]) == ("layer_parallel", 4, 0, 22)
+    assert result["epochs"] == 2
+    assert len(result["relative_violation"]) == 3
+    assert len(result["parameters"]["stages"]) == 4
+    assert result["parameters"]["aux"] > 0
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["seconds_per_step_median"] * result["examples_per_second"] == pytest.approx(128)
+    assert [entry["step"] for entry in lines(tmp_path)] == [1, 5, 10, 15, 20, 22]
+    assert [entry["step"] for entry in lines(tmp_path, "eval")] == [11, 22]
+    assert lines(tmp_path, "eval")[-1]["test_accuracy"] == result["test_accuracy"]
+    assert "test accuracy" in console.file.getvalue()
+    assert "step 20/22" in console.file.getvalue()
+
+
+def test_an_earlier_run_is_kept(tmp_path):
+    train.train(small_run(num_steps=1), tmp_path, quiet())
+    before = (tmp_path / "metrics.jsonl").read_text()
+    train.train(small_run(num_steps=2, seed=1), tmp_path, quiet())
+    assert (tmp_path / "previous-1" / "metrics.jsonl").read_text() == before
+    assert len(lines(tmp_path)) == 2
+    train.train(small_run(num_steps=1), tmp_path, quiet())
+    assert json.loads((tmp_path / "previous-2" / "result.json").read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_violation_falls_and_nothing_collapses(policy):
+    """Three epochs: every interface's relative violation falls, and outputs keep the scale that makes it mean
+    something."""
+    run = small_run(multiplier=policy, mesh__stage=1, batch_size=64, num_epochs=3, data__crop=0)
+    _, figures = take_steps(run, run.num_steps)
+    violation = np.array([f["relative_violation"] for f in figures])
+    assert (violation[-5:].mean(0) < 0.7 * violation[:3].mean(0)).all(), violation[[0, -1]]
+    squares = np.array([f["output_square"] for f in figures])
+    assert squares.min() > 0.5
+    assert figures[-1]["task_loss"] < 0.7 * figures[0]["task_loss"]
+
+
+def test_without_standardisation_the_scale_is_free():
+    run = small_run(standardise=False, mesh__stage=1)
+    _, figures = take_steps(run, 2)
+    assert np.abs(figures[0]["output_square"] - 1).max() > 0.05
+
+
+def test_the_same_seed_gives_the_same_run():
+    (a, _), (b, _), (c, _) = (take_steps(small_run(seed=seed, mesh__stage=1), 2) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(a.stage_params["kernel"], b.stage_params["kernel"])
+    assert not np.array_equal(a.stage_params["kernel"], c.stage_params["kernel"])
+
+
+def test_meshes_write_the_same_metrics(tmp_path):
+    """S = 1, 2, 4 in single precision: the order of sums differs, and ten steps let that grow a little."""
+    runs = {}
+    for stage in (1, 2, 4):
+        (tmp_path / str(stage)).mkdir()
+        train.train(small_run(mesh__stage=stage, num_steps=10, log_every=1), tmp_path / str(stage), quiet())
+        runs[stage] = lines(tmp_path / str(stage))
+    for stage in (2, 4):
+        for one, other in zip(runs[1], runs[stage], strict=True):
+            assert one.keys() == other.keys()
+            for name in one.keys() - {"kind"}:
+                np.testing.assert_allclose(other[name], one[name], rtol=2e-3, atol=2e-4, err_msg=f"{name} S={stage}")
+
+
+def test_non_finite_names_figure_stage_and_step(tmp_path):
+    run = small_run(optimizer__learning_rate=1e12, optimizer__schedule="constant", num_steps=20)
+    with pytest.raises(train.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
+        train.train(run, tmp_path, quiet())
+    assert json.loads((tmp_path / "result.json").read_text())["ended"] == "error"
+
+
+@pytest.mark.parametrize(
+    "name, value, where",
+    [
+        ("stage_loss", [0.0, np.nan], "at stage 1"),
+        ("violation", [np.inf], "at interface 0"),
+        ("task_loss", np.nan, "is"),
+    ],
+)
+def test_check_finite(name, value, where):
+    with pytest.raises(train.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
+        train.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
+
+
+def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
+    run = small_run(num_steps=10, log_every=1)
+    shown = []
+
+    def interrupt(self, step, *_):
+        shown.append(step)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.Display, "show", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(run, tmp_path, quiet())
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["ended"], result["steps"], result["test_accuracy"]) == ("interrupted", 4, None)
+    assert [entry["step"] for entry in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_tables_say_what_is_cut_where():
+    run = small_run()
+    console = quiet()
+    tables.print_tables(console, run.network, run.config, run.mesh, 1437)
+    text = console.file.getvalue()
+    for expected in ("8x8x1", "block-8/2", "aux 3", "classifier-10", "of the network's forward cost", "padding of"):
+        assert expected in text
+    parameters = sum(int(size) for size in train.summary(run, "", 0, {}, None, [], 0.0)["parameters"]["stages"])
+    assert parameters == sum(leaf.size for leaf in jax.tree.leaves(run.network.params.trees))
+
+
+def test_a_per_example_tables_size_is_said_before_it_is_made():
+    config = small_config(multiplier="per_example", data__crop=0)
+    run = train.prepare(config)
+    stated = train_state.multiplier_bytes(config, run.network, 1437)
+    assert stated == sum(table.nbytes for table in run.create().multiplier)
+    console = quiet()
+    tables.print_tables(console, run.network, config, run.mesh, 1437)
+    assert f"{stated / 1e6:.2f} MB stored" in console.file.getvalue()
+
+
+def test_dry_run_compiles_and_says_what_a_device_needs():
+    console = quiet()
+    train.dry_run(small_run(), console)
+    assert "compiled in" in console.file.getvalue()
+    assert "a device holds" in console.file.getvalue()
