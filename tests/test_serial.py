@@ -34,7 +34,7 @@ def test_a_step_descends_the_composed_networks_gradient():
     running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, stats, batch_stats)
     assert_close(detach(run.network.stats.unpack_all(state.stage_stats)), running)
     assert_close(figures["task_loss"], value)
-    assert_close(figures["accuracy"], np.mean(np.argmax(logits, -1) == labels))
+    assert_close(figures["accuracy"], np.mean(np.asarray(logits).argmax(-1) == np.asarray(labels)))
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 2), (8, 1)])
@@ -69,7 +69,7 @@ def test_evaluation_is_of_the_composed_network(shape):
     path, _ = chain.apply(network.stages[-1], params[-1], stats[-1], lam[-1], mode)
     np.testing.assert_allclose(got.test_loss, lagrangian.task_loss(logits, labels).mean(), rtol=1e-9)
     for accuracy, out in zip(got[1:], (logits, path, head), strict=True):
-        np.testing.assert_allclose(accuracy, np.mean(np.argmax(out, -1) == labels), rtol=1e-9)
+        np.testing.assert_allclose(accuracy, np.mean(np.asarray(out).argmax(-1) == np.asarray(labels)), rtol=1e-9)
     assert len({got.test_accuracy, got.aux_path_accuracy, got.aux_head_accuracy}) == 3, "three different figures"
 
 
