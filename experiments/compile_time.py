@@ -55,6 +55,18 @@ def compile_seconds(config: Config) -> dict[str, float]:
     return {"trace": middle - start, "compile": time.perf_counter() - middle}
 
 
+def markdown(rows: list[dict]) -> str:
+    """The table of the README."""
+    lines = ["| step | ResNet-20, trace + compile | ResNet-110, trace + compile |", "|---|---|---|"]
+    cells = {
+        (row["method"], row["network"]): f"{row['trace_seconds_median']:.1f} + {row['compile_seconds_median']:.1f} s"
+        for row in rows
+    }
+    for method in dict.fromkeys(row["method"] for row in rows):
+        lines.append(f"| {method} | {cells[method, 'resnet-20']} | {cells[method, 'resnet-110']} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
@@ -94,6 +106,7 @@ def main() -> None:
         "versions": tables.versions(),
     }
     write_json(args.out, header | {"rows": rows})
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from lpjax.metrics import write_json
 
 # The penalty coefficient of each: with the loss of the coarse tail a gentle one, without it one that can hold a stage.
-STRONG = ["--config.penalty.initial=1.0", "--config.penalty.maximum=1.0"]
+STRONG = ["--config.penalty.initial=1.0"]
 RUNS = {
     "serial backprop": ["--config.method=serial"],
     "none (penalty)": ["--config.multiplier=none", *STRONG],

@@ -43,6 +43,16 @@ def difference(one: dict, other: dict) -> float:
     return float(max(np.max(w) for w in worst))
 
 
+def markdown(rows: list[dict]) -> str:
+    """The table of the README."""
+    steps = list(rows[0]["largest_relative_difference_by_step"])
+    lines = [f"| precision, S | {' | '.join(f'step {step}' for step in steps)} |", "|---" * (len(steps) + 1) + "|"]
+    for row in rows:
+        values = " | ".join(f"{value:.0e}" for value in row["largest_relative_difference_by_step"].values())
+        lines.append(f"| {row['precision']}, {row['mesh.stage']} | {values} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=110)
@@ -74,6 +84,7 @@ def main() -> None:
         "hardware": cpu_name(),
     }
     write_json(args.out, header | {"rows": rows})
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

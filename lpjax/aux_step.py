@@ -92,7 +92,8 @@ def fit(
     """The AuxNet's parameters and optimiser state after `inner_steps` of the fit (6): step 7.
 
     Its gradient adds its own cross entropy and, with coarse tails, what the stages' tail losses ask of it
-    (`tail_grads`, one row a stage of this device): one psum over the mesh an inner step.
+    (`tail_grads`, one row a stage of this device; as corrected inputs they are held fixed through the inner steps).
+    One psum over the mesh an inner step.
     """
     params, opt = state.aux_params, state.aux_opt
     for inner_step in range(config.aux.inner_steps if network.aux_net else 0):

@@ -62,7 +62,8 @@ class AuxConfig:
 class PenaltyConfig:
     """beta and what goes with it (`lagrangian` (2), (5), (7), (8)).
 
-    initial, growth, maximum: beta = min(maximum, initial * growth ** epoch) in the stages' local losses.
+    initial, growth, maximum: beta = min(maximum, initial * growth ** epoch) in the stages' local losses (maximum unset:
+        no bound).
     aux: beta in the correction of the auxiliary variables (unset: the stages' beta, which is the exact Lagrangian; a
         larger one lets the AuxNet follow the stages more than they follow it).
     multiplier_rate: rho / (2 beta) of the multiplier update, once a pass over the training set; 1 is the classical
@@ -72,7 +73,7 @@ class PenaltyConfig:
 
     initial: float = 1.0
     growth: float = 1.0
-    maximum: float = 10.0
+    maximum: float | None = None
     aux: float | None = None
     multiplier_rate: float = 1.0
     sweeps: int = 0
@@ -184,7 +185,7 @@ def check(config: Config) -> None:
     for name, (value, minimum) in at_least.items():
         require(value >= minimum, f"{name}={value}: expected at least {minimum}")
     require(
-        config.penalty.maximum >= config.penalty.initial,
+        config.penalty.maximum is None or config.penalty.maximum >= config.penalty.initial,
         f"penalty.maximum={config.penalty.maximum}: expected at least penalty.initial={config.penalty.initial}",
     )
     for section, optimizer in (("optimizer", config.optimizer), ("aux_optimizer", config.aux_optimizer)):

@@ -169,6 +169,7 @@ def coarse_correction(
     return corrected
 
 
-def penalty_schedule(initial: float, growth: float, maximum: float) -> Callable[[Array | float], Array]:
-    """beta as a function of the epoch (which may be fractional): min(maximum, initial * growth ** epoch)."""
-    return lambda epoch: jnp.minimum(maximum, initial * jnp.power(growth, epoch))
+def penalty_schedule(initial: float, growth: float, maximum: float | None) -> Callable[[Array | float], Array]:
+    """beta by the epoch (which may be fractional): initial * growth ** epoch, at most `maximum` if there is one."""
+    bound = math.inf if maximum is None else maximum
+    return lambda epoch: jnp.minimum(bound, initial * jnp.power(growth, epoch))

@@ -56,7 +56,7 @@ def provide_devices(count: int) -> None:
 
 def main(argv: list[str]) -> int:
     console = Console(soft_wrap=not sys.stdout.isatty())
-    errors = Console(stderr=True, soft_wrap=True)
+    errors = Console(stderr=True, soft_wrap=True, style="red", highlight=False, markup=False)
     try:
         from lpjax.config_dict import from_config_dict
 
@@ -67,18 +67,22 @@ def main(argv: list[str]) -> int:
 
         run = train.prepare(config)
         tables.print_tables(console, run.network, config, run.mesh, run.source.num_train)
-        if not config.dry_run:
-            workdir.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        errors.print(f"lpjax: {error}", style="red", highlight=False, markup=False)
-        return EXIT_BAD_INPUT
-    try:
         if config.dry_run:
             train.dry_run(run, console)
             return 0
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(workdir, os.W_OK):
+            raise PermissionError(f"workdir={workdir}: expected a folder that can be written to; choose another")
+    except (ValueError, OSError) as error:
+        errors.print(f"lpjax: {error}")
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        errors.print("lpjax: interrupted; nothing was written")
+        return EXIT_INTERRUPTED
+    try:
         result = train.train(run, workdir, console)
     except train.NonFiniteError as error:
-        errors.print(f"lpjax: {error}", style="red", highlight=False, markup=False)
+        errors.print(f"lpjax: {error}")
         return EXIT_NON_FINITE
     except KeyboardInterrupt:
         errors.print(f"lpjax: interrupted; what was done is in {workdir}")

@@ -59,7 +59,7 @@ BAD = [
     ({"multiplier": "per_example"}, "multiplier=per_example with data.crop=1.*set data.crop=0"),
     ({"multiplier": "per_example", "data": {"crop": 0, "flip": True}}, "data.flip=True"),
     ({"multiplier": "adjoint", "aux": {"task_weight": 0.0}}, "multiplier=adjoint with aux.task_weight=0.0"),
-    ({"penalty": {"initial": 20.0}}, "penalty.maximum=10.0: expected at least penalty.initial=20.0"),
+    ({"penalty": {"initial": 20.0, "maximum": 10.0}}, "penalty.maximum=10.0: expected at least penalty.initial=20.0"),
     ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate=0.0: expected > 0"),
     ({"aux_optimizer": {"momentum": 1.0}}, "aux_optimizer.momentum=1.0"),
     ({"optimizer": {"weight_decay": -1.0}}, "optimizer.weight_decay=-1.0"),

@@ -101,6 +101,7 @@ def test_all_sweeps_make_the_steps_violation_vanish():
 def test_penalty_schedule():
     beta = lagrangian.penalty_schedule(0.5, 2.0, 3.0)
     np.testing.assert_allclose([beta(e) for e in (0.0, 1.0, 2.0, 2.5, 3.0)], [0.5, 1.0, 2.0, 0.5 * 2**2.5, 3.0])
+    np.testing.assert_allclose(lagrangian.penalty_schedule(0.5, 2.0, None)(3.0), 4.0)
 
 
 def test_correct_counts_the_largest_logit():

@@ -65,6 +65,14 @@ def test_mistakes_exit_with_2_before_anything_compiles(arguments, message, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_workdir_that_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = lpjax(*SMALL, f"--workdir={tmp_path / 'file'}")
+    assert done.returncode == 2, done.stderr
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_such_config():
     done = lpjax(config="configs/nothing.py")
     assert done.returncode == 2, done.stderr

@@ -168,30 +168,44 @@ def test_a_stage_learns_nothing_from_another_stages_weights():
             assert np.array_equal(update[k], base[k]) == (k != i), f"stage {k}, weights of {i}"
 
 
-@pytest.mark.parametrize("policy", ["none", "mean", "per_example"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
-    """One step of the fit with eta = 1 is dL/domega, L being (1) of `lagrangian` differentiated as a whole."""
-    run = small_run(multiplier=policy, data__crop=0, aux__task_weight=0.0, penalty__initial=0.7, **plain_sgd())
+    """One step of the fit with eta = 1 is dL/domega, L being (1) of `lagrangian` differentiated as a whole.
+
+    With the coarse tails' losses for that policy, and the AuxNet's own cross entropy at weight 0.3.
+    """
+    beta, weight = 0.7, 0.3
+    run = small_run(multiplier=policy, data__crop=0, aux__task_weight=weight, penalty__initial=beta, **plain_sgd())
     network, (x, labels) = run.network, input_and_labels(run)
     params, stats, omega, aux_stats = trees(run)
+    no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
+
+    def aux_loss(omega, shifts):
+        lam, logits, _ = aux_net.apply(network.aux_net, omega, aux_stats, x, shifts, TRAIN)
+        return lagrangian.task_loss(logits, labels).mean(), lam
+
     rng = np.random.default_rng(0)
     kappa = [jnp.asarray(rng.normal(size=(len(x), *shape))) for shape in network.interfaces[1:]]
     if policy == "mean":
         kappa = [jnp.broadcast_to(k[:1], k.shape) for k in kappa]
-    if policy == "none":
+    elif policy == "adjoint":
+        kappa = [-p.size * p for p in jax.grad(aux_loss, argnums=1, has_aux=True)(omega, no_shift)[0]]
+    elif policy != "per_example":
         kappa = [jnp.zeros_like(k) for k in kappa]
 
     def augmented_lagrangian(omega):
-        no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
-        lam, _, _ = aux_net.apply(network.aux_net, omega, aux_stats, x, no_shift, TRAIN)
-        total, inputs = 0.0, (x, *lam)
+        own, lam = aux_loss(omega, no_shift)
+        total, inputs = weight * own, (x, *lam)
         for k in range(4):
             output, _ = chain.apply(network.stages[k], params[k], stats[k], inputs[k], TRAIN)
             if k == 3:
                 total += lagrangian.task_loss(output, labels).mean()
-            else:
-                r = inputs[k + 1] - output
-                total += ((kappa[k] * r).mean((1, 2, 3)) + 0.7 * (r**2).mean((1, 2, 3))).mean()
+                continue
+            r = inputs[k + 1] - output
+            total += ((kappa[k] * r).mean((1, 2, 3)) + beta * (r**2).mean((1, 2, 3))).mean()
+            if policy == "coarse_tail":
+                tail = aux_net.tail_logits(network.aux_net, omega, aux_stats, k + 1, output, TRAIN)
+                total += lagrangian.task_loss(tail, labels).mean()
         return total
 
     expected = jax.grad(augmented_lagrangian)(omega)
@@ -200,13 +214,11 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
         state = state.replace(multiplier=tuple(k[0] for k in kappa))
     if policy == "per_example":
         index = np.asarray(batch.index)
-        state = state.replace(
-            multiplier=tuple(t.at[index].set(k) for t, k in zip(state.multiplier, kappa, strict=True))
-        )
-    old = jax.device_get(state.aux_params)
+        tables = zip(state.multiplier, kappa, strict=True)
+        state = state.replace(multiplier=tuple(table.at[index].set(k) for table, k in tables))
     state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, run.create()))
     new = jax.device_get(run.step(state, batch)[0].aux_params)
-    assert_close(jax.tree.map(lambda o, n: o - n, old, new), jax.device_get(expected))
+    assert_close(jax.tree.map(lambda o, n: o - n, jax.device_get(omega), new), jax.device_get(expected))
 
 
 # 6 ------------------------------------------------------------------------------------------------------------------

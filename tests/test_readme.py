@@ -1,0 +1,38 @@
+"""The README says what the files say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import compile_time, digits_policies, mesh_agreement
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "name, experiment",
+    [("digits", digits_policies), ("compile", compile_time), ("mesh", mesh_agreement)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tables_are_those_of_the_results(name, experiment):
+    (shown,) = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    out = re.search(r"experiments/results/\w+\.json", experiment.__doc__).group()
+    results = json.loads((ROOT / out).read_text())
+    assert shown.strip() == experiment.markdown(results["rows"])
+    assert {"command", "date", "commit", "hardware"} <= results.keys()
+
+
+def test_files_it_names_exist():
+    names = set(re.findall(r"`?((?:lpjax|configs|experiments|tests)/[\w/]+\.(?:py|json))", README))
+    assert len(names) > 10
+    assert not [name for name in names if not (ROOT / name).exists()]
+
+
+def test_every_exit_code_is_documented():
+    from lpjax import main
+
+    for code in (main.EXIT_BAD_INPUT, main.EXIT_NON_FINITE, main.EXIT_INTERRUPTED):
+        assert f"{code} " in README
