@@ -19,6 +19,4 @@ def get_config() -> ConfigDict:
     config.multiplier = "coarse_tail"
     config.num_epochs = 30
     config.batch_size = 64
-    config.penalty.initial = 0.1  # the stages follow the loss first, the AuxNet only gently
-    config.penalty.aux = 1.0  # the AuxNet follows the stages at full weight
     return config

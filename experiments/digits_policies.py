@@ -21,15 +21,13 @@ from pathlib import Path
 
 from lpjax.metrics import write_json
 
-# The penalty coefficient of each: with the loss of the coarse tail a gentle one, without it one that can hold a stage.
-STRONG = ["--config.penalty.initial=1.0"]
 RUNS = {
     "serial backprop": ["--config.method=serial"],
-    "none (penalty)": ["--config.multiplier=none", *STRONG],
-    "mean": ["--config.multiplier=mean", *STRONG],
-    "per_example": ["--config.multiplier=per_example", *STRONG, "--config.data.crop=0"],
+    "none (penalty)": ["--config.multiplier=none"],
+    "mean": ["--config.multiplier=mean"],
+    "per_example": ["--config.multiplier=per_example", "--config.data.crop=0"],
     "serial backprop, no augmentation": ["--config.method=serial", "--config.data.crop=0"],
-    "adjoint": ["--config.multiplier=adjoint", *STRONG],
+    "adjoint": ["--config.multiplier=adjoint"],
     "coarse_tail": ["--config.multiplier=coarse_tail"],
 }
 """Rows of the table: overrides of the configuration."""

@@ -62,19 +62,20 @@ class AuxConfig:
 class PenaltyConfig:
     """beta and what goes with it (`lagrangian` (2), (5), (7), (8)).
 
-    initial, growth, maximum: beta = min(maximum, initial * growth ** epoch) in the stages' local losses (maximum unset:
-        no bound).
-    aux: beta in the correction of the auxiliary variables (unset: the stages' beta, which is the exact Lagrangian; a
-        larger one lets the AuxNet follow the stages more than they follow it).
+    initial, growth, maximum: beta = min(maximum, initial * growth ** epoch) in the stages' local losses.
+        initial unset: 1, but 0.1 with coarse_tail, whose stages have the loss to follow; a linear multiplier needs a
+        penalty strong enough to hold the stage where its slope is meant.  maximum unset: no bound.
+    aux: beta in the correction of the auxiliary variables.  None is the stages' own, which is the exact Lagrangian; the
+        AuxNet does better when it follows the stages more than they follow it.
     multiplier_rate: rho / (2 beta) of the multiplier update, once a pass over the training set; 1 is the classical
         method of multipliers.
     sweeps: coarse correction sweeps of the stages' inputs before each step; after num_stages - 1 they are exact.
     """
 
-    initial: float = 1.0
+    initial: float | None = None
     growth: float = 1.0
     maximum: float | None = None
-    aux: float | None = None
+    aux: float | None = 1.0
     multiplier_rate: float = 1.0
     sweeps: int = 0
 
@@ -153,6 +154,12 @@ class Config:
         default = self.num_stages if self.method == "layer_parallel" else 1
         return (default if self.mesh.stage is None else self.mesh.stage), self.mesh.data
 
+    @property
+    def initial_penalty_coef(self) -> float:
+        """beta of the first step."""
+        default = 0.1 if self.multiplier == "coarse_tail" else 1.0
+        return default if self.penalty.initial is None else self.penalty.initial
+
 
 def check(config: Config) -> None:
     """Raises ValueError where fields contradict each other or are out of range."""
@@ -174,7 +181,7 @@ def check(config: Config) -> None:
         "aux.inner_steps": (config.aux.inner_steps, 1),
         "aux.task_weight": (config.aux.task_weight, 0),
         "aux.correction_step": (config.aux.correction_step, 0),
-        "penalty.initial": (config.penalty.initial, 0),
+        "penalty.initial": (config.initial_penalty_coef, 0),
         "penalty.growth": (config.penalty.growth, 0),
         "penalty.aux": (0.0 if config.penalty.aux is None else config.penalty.aux, 0),
         "penalty.multiplier_rate": (config.penalty.multiplier_rate, 0),
@@ -185,8 +192,8 @@ def check(config: Config) -> None:
     for name, (value, minimum) in at_least.items():
         require(value >= minimum, f"{name}={value}: expected at least {minimum}")
     require(
-        config.penalty.maximum is None or config.penalty.maximum >= config.penalty.initial,
-        f"penalty.maximum={config.penalty.maximum}: expected at least penalty.initial={config.penalty.initial}",
+        config.penalty.maximum is None or config.penalty.maximum >= config.initial_penalty_coef,
+        f"penalty.maximum={config.penalty.maximum}: expected at least penalty.initial={config.initial_penalty_coef}",
     )
     for section, optimizer in (("optimizer", config.optimizer), ("aux_optimizer", config.aux_optimizer)):
         require(optimizer.learning_rate > 0, f"{section}.learning_rate={optimizer.learning_rate}: expected > 0")

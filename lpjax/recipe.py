@@ -54,7 +54,7 @@ def make_recipe(config: Config, dataset: Dataset, *, steps_per_epoch: int) -> Re
         steps_per_epoch=steps_per_epoch * config.aux.inner_steps,
         num_epochs=config.num_epochs,
     )
-    beta = lagrangian.penalty_schedule(config.penalty.initial, config.penalty.growth, config.penalty.maximum)
+    beta = lagrangian.penalty_schedule(config.initial_penalty_coef, config.penalty.growth, config.penalty.maximum)
     return Recipe(
         num_examples=len(dataset.train_labels),
         steps_per_epoch=steps_per_epoch,

@@ -109,15 +109,16 @@ def check_finite(step: int, figures: dict[str, Any]) -> None:
     for name, value in figures.items():
         bad = np.flatnonzero(~np.isfinite(np.asarray(value)))
         if len(bad):
-            where = f" at {_axis(name)} {int(bad[0])}" if np.ndim(value) else ""
+            where = f" at {_place(name, int(bad[0]))}" if np.ndim(value) else ""
             raise NonFiniteError(
                 f"{name}{where} is {np.ravel(value)[bad[0]]} in step {step}; lower optimizer.learning_rate or "
                 f"penalty.maximum, or set optimizer.clip_norm"
             )
 
 
-def _axis(name: str) -> str:
-    return "stage" if name in ("stage_loss", "gradient_norm") else "interface"
+def _place(name: str, index: int) -> str:
+    """What entry `index` of a figure is of: stages count from 0, interface j is the input of stage j >= 1."""
+    return f"stage {index}" if name in ("stage_loss", "gradient_norm") else f"interface {index + 1}"
 
 
 def dry_run(run: Run, console: Console) -> None:
@@ -144,34 +145,11 @@ def train(run: Run, workdir: Path, console: Console) -> dict[str, Any]:
     exception goes on.
     """
     config, per_epoch = run.config, run.recipe.steps_per_epoch
-    earlier = metrics.set_aside(workdir)
-    if earlier:
-        console.print(f"files of an earlier run moved to {earlier}")
     start = time.perf_counter()
-    writer = metrics.Writer(workdir)
-    display = metrics.Display(console, run.num_steps, config.batch_size)
+    log = _Log(run, workdir, console)
     seconds: list[float] = []
     evaluation: Evaluation | None = None
-    last: dict[str, Any] = {}
-    done, ended = 0, "error"
-
-    def read(step: int, figures: dict[str, Array]) -> None:
-        nonlocal last, done
-        last, done = jax.device_get(figures), step
-        check_finite(step, last)
-        display.advance(step)
-        if step % config.log_every == 0 or step in (1, run.num_steps):
-            rate = {"learning_rate": float(run.recipe.learning_rate(step - 1))}
-            writer.write("train", step, step / per_epoch, last | rate)
-            display.show(step, step / per_epoch, last)
-
-    def evaluate(step: int, state: TrainState) -> Evaluation:
-        result = run.evaluate(state)
-        writer.write("eval", step, step / per_epoch, result._asdict())
-        aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
-        display.say(f"epoch {step / per_epoch:.1f}: test accuracy {result.test_accuracy:.4f}{aux}")
-        return result
-
+    ended = "error"
     try:
         state = run.create()
         pending: tuple[int, dict[str, Array]] | None = None
@@ -179,31 +157,66 @@ def train(run: Run, workdir: Path, console: Console) -> dict[str, Any]:
         for step, batch in enumerate(run.batches(), 1):
             state, figures = run.step(state, batch)
             if pending:
-                read(*pending)
+                log.step(*pending)
             pending = step, figures
             due = config.eval.every_epochs and step % (config.eval.every_epochs * per_epoch) == 0
             if due and step < run.num_steps:
-                read(*pending)
+                log.step(*pending)
                 pending = None
-                evaluate(step, state)
+                log.evaluation(step, run.evaluate(state))
                 clock = time.perf_counter()
                 continue
             now = time.perf_counter()
             seconds.append(now - clock)
             clock = now
         if pending:
-            read(*pending)
-        evaluation = evaluate(run.num_steps, state)
+            log.step(*pending)
+        evaluation = run.evaluate(state)
+        log.evaluation(run.num_steps, evaluation)
         ended = "finished"
     except KeyboardInterrupt:
         ended = "interrupted"
         raise
     finally:
-        display.close()
-        writer.close()
-        result = summary(run, ended, done, last, evaluation, seconds, time.perf_counter() - start)
+        log.close()
+        result = summary(run, ended, log.done, log.last, evaluation, seconds, time.perf_counter() - start)
         metrics.write_json(workdir / "result.json", result)
     return result
+
+
+class _Log:
+    """Where a run's figures go.  done: the last step read.  last: its figures."""
+
+    def __init__(self, run: Run, workdir: Path, console: Console) -> None:
+        earlier = metrics.set_aside(workdir)
+        if earlier:
+            console.print(f"files of an earlier run moved to {earlier}")
+        self._run = run
+        self._writer = metrics.Writer(workdir)
+        self._display = metrics.Display(console, run.num_steps, run.config.batch_size)
+        self.done = 0
+        self.last: dict[str, Any] = {}
+
+    def step(self, step: int, figures: dict[str, Array]) -> None:
+        """Read a step's figures from the devices, check them, and show and write those that are due."""
+        self.last, self.done = jax.device_get(figures), step
+        check_finite(step, self.last)
+        self._display.advance(step)
+        if step % self._run.config.log_every == 0 or step in (1, self._run.num_steps):
+            epoch = step / self._run.recipe.steps_per_epoch
+            rate = {"learning_rate": float(self._run.recipe.learning_rate(step - 1))}
+            self._writer.write("train", step, epoch, self.last | rate)
+            self._display.show(step, epoch, self.last)
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        epoch = step / self._run.recipe.steps_per_epoch
+        self._writer.write("eval", step, epoch, result._asdict())
+        aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
+        self._display.say(f"epoch {epoch:.1f}: test accuracy {result.test_accuracy:.4f}{aux}")
+
+    def close(self) -> None:
+        self._display.close()
+        self._writer.close()
 
 
 def summary(
@@ -222,7 +235,7 @@ def summary(
     """
     config, network = run.config, run.network
     per_step = float(np.median(seconds[2:])) if len(seconds) > 2 else None
-    figures = evaluation or Evaluation(*[None] * 4)  # type: ignore[arg-type]
+    figures = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
     pieces = network.aux_net if config.method == "layer_parallel" else ()
     return {
         "ended": ended,
@@ -231,7 +244,7 @@ def summary(
         "num_stages": config.num_stages,
         "mesh": dict(zip(("stage", "data"), config.mesh_shape, strict=True)),
         "seed": config.seed,
-        **figures._asdict(),
+        **figures,
         "relative_violation": metrics.plain(last.get("relative_violation", [])),
         "steps": steps,
         "epochs": steps / run.recipe.steps_per_epoch,

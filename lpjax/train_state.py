@@ -104,7 +104,7 @@ def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> Trai
             aux_opt=recipe.aux_optimizer.init(aux_params),
             aux_stats=aux_stats,
             multiplier=tuple(jnp.zeros(shape) for shape in stored),
-            penalty_coef=jnp.asarray(config.penalty.initial, float),
+            penalty_coef=jnp.asarray(config.initial_penalty_coef, float),
         )
 
     key = jax.random.key(config.seed)

@@ -93,6 +93,12 @@ def test_what_does_not_fit_network_data_or_machine(fields, message):
         train.prepare(small_config(**fields))
 
 
+def test_the_first_penalty_coefficient_goes_by_the_policy():
+    assert small_config(multiplier="coarse_tail").initial_penalty_coef == 0.1
+    assert small_config(multiplier="adjoint").initial_penalty_coef == 1.0
+    assert small_config(multiplier="coarse_tail", penalty__initial=3).initial_penalty_coef == 3.0
+
+
 def test_serial_runs_on_one_device_unless_told():
     assert small_config(method="serial").mesh_shape == (1, 1)
     assert small_config(method="serial", mesh__stage=2, mesh__data=2).mesh_shape == (2, 2)

@@ -175,7 +175,14 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
     With the coarse tails' losses for that policy, and the AuxNet's own cross entropy at weight 0.3.
     """
     beta, weight = 0.7, 0.3
-    run = small_run(multiplier=policy, data__crop=0, aux__task_weight=weight, penalty__initial=beta, **plain_sgd())
+    run = small_run(
+        multiplier=policy,
+        data__crop=0,
+        aux__task_weight=weight,
+        penalty__initial=beta,
+        penalty__aux=None,
+        **plain_sgd(),
+    )
     network, (x, labels) = run.network, input_and_labels(run)
     params, stats, omega, aux_stats = trees(run)
     no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])

@@ -107,7 +107,7 @@ def test_non_finite_names_figure_stage_and_step(tmp_path):
     "name, value, where",
     [
         ("stage_loss", [0.0, np.nan], "at stage 1"),
-        ("violation", [np.inf], "at interface 0"),
+        ("violation", [np.inf], "at interface 1"),
         ("task_loss", np.nan, "is"),
     ],
 )
