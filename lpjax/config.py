@@ -65,8 +65,8 @@ class PenaltyConfig:
     initial, growth, maximum: beta = min(maximum, initial * growth ** epoch) in the stages' local losses.
         initial unset: 1, but 0.1 with coarse_tail, whose stages have the loss to follow; a linear multiplier needs a
         penalty strong enough to hold the stage where its slope is meant.  maximum unset: no bound.
-    aux: beta in the correction of the auxiliary variables.  None is the stages' own, which is the exact Lagrangian; the
-        AuxNet does better when it follows the stages more than they follow it.
+    aux: beta in the correction of the auxiliary variables.  None, in a config file, is the stages' own: the exact
+        Lagrangian.  The AuxNet does better when it follows the stages more than they follow it.
     multiplier_rate: rho / (2 beta) of the multiplier update, once a pass over the training set; 1 is the classical
         method of multipliers.
     sweeps: coarse correction sweeps of the stages' inputs before each step; after num_stages - 1 they are exact.

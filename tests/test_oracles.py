@@ -269,6 +269,41 @@ def test_penalty_stalls_where_the_multiplier_converges():
     assert violation < 1e-18
 
 
+# coarse correction sweeps -------------------------------------------------------------------------------------------
+
+
+def test_sweeps_make_inputs_exact_from_the_left():
+    """lambda_1 after one sweep, lambda_2 after two, all after K-1; not before."""
+    run = small_run()
+    network, (params, stats, aux, aux_stats) = run.network, trees(run)
+    x, mode = jax.random.normal(jax.random.key(0), (8, 8, 8, 1)), TRAIN
+    stages = [lambda y, k=k: chain.apply(network.stages[k], params[k], stats[k], y, mode)[0] for k in range(3)]
+    pieces = [lambda y, j=j: chain.apply(network.aux_net[j], aux[j], aux_stats[j], y, mode)[0] for j in range(3)]
+    exact, lam = [x], [x]
+    for stage, piece in zip(stages, pieces, strict=True):
+        exact.append(stage(exact[-1]))
+        lam.append(piece(lam[-1]))
+    for sweep in range(1, 4):
+        lam = lagrangian.coarse_correction(pieces, lam, [s(y) for s, y in zip(stages, lam, strict=False)])
+        errors = [float(jnp.abs(a - b).max()) for a, b in zip(lam, exact, strict=True)]
+        assert max(errors[: sweep + 1]) < 1e-9, f"sweep {sweep}: {errors}"
+        assert all(error > 1e-2 for error in errors[sweep + 1 :]), f"sweep {sweep}: {errors}"
+
+
+def test_all_sweeps_make_the_steps_violation_vanish():
+    """The same through the step on its devices."""
+
+    def violation(sweeps):
+        run = small_run(multiplier="none", penalty__sweeps=sweeps)
+        return jax.device_get(run.step(run.create(), next(iter(run.batches())))[1]["relative_violation"])
+
+    some, none = violation(2), violation(3)
+    assert some[0] < 1e-18
+    assert some[1] < 1e-18
+    assert some[2] > 1e-3
+    assert none.max() < 1e-18
+
+
 # 7 ------------------------------------------------------------------------------------------------------------------
 
 
