@@ -89,10 +89,7 @@ class _Step:
         for slot in range(self.slots):
             mine = jax.tree.map(lambda leaf, slot=slot: leaf[slot], operands)
             branches = [partial(run, device * self.slots + slot) for device in range(self.exchange.num_devices)]
-            if len(branches) == 1:
-                results.append(branches[0](*mine))
-            else:
-                results.append(lax.switch(lax.axis_index("stage"), branches, *mine))
+            results.append(lax.switch(lax.axis_index("stage"), branches, *mine))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
     def run_stage(

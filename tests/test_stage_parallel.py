@@ -35,7 +35,7 @@ def test_state_lies_where_it_should_before_and_after_a_step(policy):
 
 
 def test_serial_state_is_replicated():
-    state = small_run(method="serial", mesh__data=2).create()
+    state = small_run(method="serial", mesh__stage=2, mesh__data=2).create()
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     assert not jax.tree.leaves((state.aux_params, state.multiplier))
 
