@@ -3,7 +3,7 @@
     python -m experiments.compile_time [--repeats=3] [--out=experiments/results/compile_time.json]
 
 Traces, lowers and compiles each step for CIFAR-10's shapes (32x32x3, width 16, batch 128, K = 4 stages on 4 CPU
-devices; serial on 1), `repeats` times in turn with empty caches; nothing is trained.  About 5 minutes on 2 cores.
+devices; serial on 1), `repeats` times in turn with empty caches; nothing is trained.  About 3 minutes on 2 cores.
 """
 
 import argparse

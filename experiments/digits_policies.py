@@ -2,8 +2,8 @@
 
     python -m experiments.digits_policies [--seeds=3] [--out=experiments/results/digits_policies.json]
 
-Each run is a process of its own; a run that is already in the JSON file, with the same command and version, is kept.
-About 70 minutes on one core (about 75 s a run), less with `--jobs`.
+Each run is a process of its own; one whose row, seed and overrides are already in the JSON file is kept, whatever
+commit made it: delete the file to make them all again.  About 25 minutes on 2 cores.
 """
 
 import argparse
