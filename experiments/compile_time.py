@@ -14,42 +14,19 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from experiments.digits_policies import commit, cpu_name
-from lpjax import tables, train, train_state
-from lpjax.config import Config, MeshConfig, ModelConfig
-from lpjax.data.feed import Batch
-from lpjax.data.source import Dataset
+from lpjax import tables, train
+from lpjax.config import Config, DataConfig, MeshConfig, ModelConfig
 from lpjax.main import provide_devices
-from lpjax.mesh import make_mesh
 from lpjax.metrics import write_json
-from lpjax.models.resnet import resnet
-from lpjax.network import build
-from lpjax.recipe import make_recipe
-
-IMAGE_SHAPE, CLASSES, NUM_EXAMPLES = (32, 32, 3), 10, 50_000
 
 
 def compile_seconds(config: Config) -> dict[str, float]:
     """Seconds to trace and lower, and to compile, the step of a configuration."""
-    images = np.zeros((1, *IMAGE_SHAPE), np.uint8)
-    labels = np.zeros(NUM_EXAMPLES, np.int32)
-    dataset = Dataset(images, labels, images, labels, np.zeros(3), np.ones(3))
-    network = build(
-        resnet(depth=config.model.depth, width=config.model.width, classes=CLASSES),
-        IMAGE_SHAPE,
-        num_stages=config.num_stages,
-    )
-    mesh = make_mesh(*config.mesh_shape)
-    recipe = make_recipe(config, dataset, steps_per_epoch=NUM_EXAMPLES // config.batch_size)
-    state = jax.eval_shape(lambda: train_state.create(config, network, mesh, recipe))
-    index = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
-    batch = Batch(image=jax.ShapeDtypeStruct((config.batch_size, *IMAGE_SHAPE), jnp.uint8), label=index, index=index)
     jax.clear_caches()
     start = time.perf_counter()
-    lowered = train.METHODS[config.method](network, config, mesh, recipe).lower(state, batch)  # type: ignore[attr-defined]
+    lowered = train.lower(train.prepare(config))
     middle = time.perf_counter()
     lowered.compile()
     return {"trace": middle - start, "compile": time.perf_counter() - middle}
@@ -77,7 +54,9 @@ def main() -> None:
         (method, depth): Config(
             method=method,
             batch_size=128,
-            model=ModelConfig(depth=depth, width=16),
+            data=DataConfig(name="cifar10"),
+            model=ModelConfig(arguments={"depth": depth, "width": 16}),
+            dry_run=True,
             mesh=MeshConfig(stage=4 if method == "layer_parallel" else 1),
         )
         for method in ("serial", "layer_parallel")

@@ -4,10 +4,17 @@ It is a chain cut in K pieces G_0 .. G_{K-1}, one beside each stage and of the s
 
     lambda_1 = G_0(x),   lambda_{j+1} = G_j(lambda_j),   G_{K-1} ends with the AuxNet's own head.
 
-A piece holds the transition it must have (another width or resolution) and `blocks_per_stage` residual blocks, all of
-`width` times the channels of the interface behind it, and ends like a stage: with the standardisation if those do.
-A piece is the coarse propagator of parareal terms: `lagrangian` uses G_j .. G_{K-1} as the tail of stage j-1.
+A piece is the coarse propagator of parareal terms: `lagrangian` uses G_j .. G_{K-1} as the tail of stage j-1.  What it
+is made of is a function's choice, `config.aux.function`: `convolutions` where stages map images to images,
+`own_units` for any chain, or a user's own of the same signature
+
+    (stage, blocks=, width=) -> the units of the piece beside it
+
+A piece ends like its stage: with the standardisation if that does.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -18,16 +25,71 @@ from lpjax.models.layers import STANDARDISE
 from lpjax.models.resnet import basic_block, conv_block
 from lpjax.partition import chain_flops
 
+PieceUnits = Callable[..., Sequence[Unit]]
 
-def make_aux_net(stages: tuple[Chain, ...], *, blocks_per_stage: int, width: float) -> tuple[Chain, ...]:
+
+def convolutions(stage: Chain, *, blocks: int, width: float) -> list[Unit]:
+    """Convolution to the stage's resolution where it must be, then `blocks` residual blocks, all of `width` times the
+    channels of the interface behind; the last piece has the head of the network for its own.
+
+    Raises ValueError where a stage does not map [H, W, C] to a map that a strided convolution reaches.
+    """
+    if len(stage.in_shape) == 3 and len(stage.out_shape) == 1:  # the last one: the network's head is cheap enough
+        features = max(1, round(width * stage.in_shape[-1]))
+        return [*_body(stage.in_shape, features, 1, blocks), stage.units[-1]]
+    stride = _stride(stage.in_shape, stage.out_shape)
+    channels = stage.out_shape[-1]
+    features = max(1, round(width * channels))
+    units = _body(stage.in_shape, features, stride, blocks)
+    return units if features == channels else [*units, conv_block(channels, 1, 1)]
+
+
+def _body(in_shape: Shape, features: int, stride: int, blocks: int) -> list[Unit]:
+    transition = [] if (in_shape[-1], stride) == (features, 1) else [conv_block(features, stride, 3)]
+    return transition + [basic_block(features, 1)] * blocks
+
+
+def _stride(in_shape: Shape, out_shape: Shape) -> int:
+    if len(in_shape) == len(out_shape) == 3:
+        stride = -(-in_shape[0] // out_shape[0])
+        if tuple(-(-size // stride) for size in in_shape[:2]) == out_shape[:2]:
+            return stride
+    raise ValueError(
+        f"from {in_shape} to {out_shape}: expected maps [H, W, C], the second one made of the first by a strided "
+        f"convolution (ceil(size / stride)); choose other cuts, or aux.function=lpjax.aux_net:own_units"
+    )
+
+
+def own_units(stage: Chain, *, blocks: int, width: float) -> list[Unit]:
+    """Those of the stage's own units that change the shape, and the first `blocks` of the others.
+
+    Raises ValueError for a `width` other than 1: units cannot be made narrower from outside.
+    """
+    if width != 1:
+        raise ValueError(f"aux.width={width}: expected 1 with aux.function=lpjax.aux_net:own_units, which takes the "
+                         f"stage's units as they are; set aux.width=1")  # fmt: skip
+    units = []
+    for unit, before, after in zip(stage.units, stage.shapes[:-1], stage.shapes[1:], strict=True):
+        if before != after:
+            units.append(unit)
+        elif blocks > 0 and unit != STANDARDISE:
+            units.append(unit)
+            blocks -= 1
+    return units
+
+
+def make_aux_net(
+    stages: tuple[Chain, ...], *, function: PieceUnits = convolutions, blocks_per_stage: int, width: float
+) -> tuple[Chain, ...]:
     """The K pieces of the AuxNet of a network cut into `stages`; none for K = 1, where no stage needs an input.
 
     Args:
       stages: the stages of the network, as `partition.split` returns them.
+      function: makes the units of a piece, see above.
       blocks_per_stage: residual blocks of each piece, >= 0.
       width: channels of a piece over those of the interface behind it, > 0.
     Raises:
-      ValueError: an argument out of range, or an interface that no strided convolution reaches.
+      ValueError: an argument out of range, or units that do not map a stage's input to its output.
     """
     if blocks_per_stage < 0 or width <= 0:
         raise ValueError(
@@ -38,38 +100,19 @@ def make_aux_net(stages: tuple[Chain, ...], *, blocks_per_stage: int, width: flo
     pieces: list[Chain] = []
     offset = 0
     for j, stage in enumerate(stages):
-        if j == len(stages) - 1:  # the head of the network is a cheap enough head for the AuxNet
-            features = max(1, round(width * stage.in_shape[-1]))
-            units = [*_body(stage.in_shape, features, 1, blocks_per_stage), stage.units[-1]]
-        else:
-            channels = stage.out_shape[-1]
-            features = max(1, round(width * channels))
-            stride = _stride(stage.in_shape, stage.out_shape, j)
-            units = _body(stage.in_shape, features, stride, blocks_per_stage)
-            if features != channels:
-                units.append(conv_block(channels, 1, 1))
-            if stage.units[-1] == STANDARDISE:
-                units.append(STANDARDISE)
-        piece = make_chain(units, stage.in_shape)
-        pieces.append(Chain(piece.units, piece.shapes, offset))
-        offset += len(units)
+        try:
+            units = list(function(stage, blocks=blocks_per_stage, width=width))
+            piece = make_chain([*units, *([STANDARDISE] if stage.units[-1] == STANDARDISE else [])], stage.in_shape)
+        except ValueError as error:
+            raise ValueError(f"the AuxNet's piece beside stage {j}: {error}") from error
+        if piece.out_shape != stage.out_shape:
+            raise ValueError(
+                f"the AuxNet's piece beside stage {j} maps {piece.in_shape} to {piece.out_shape}: expected "
+                f"{stage.out_shape}, as the stage; correct aux.function"
+            )
+        pieces.append(replace(piece, offset=offset, dtype=stage.dtype, remat=stage.remat))
+        offset += len(piece.units)
     return tuple(pieces)
-
-
-def _body(in_shape: Shape, features: int, stride: int, blocks: int) -> list[Unit]:
-    transition = [] if (in_shape[-1], stride) == (features, 1) else [conv_block(features, stride, 3)]
-    return transition + [basic_block(features, 1)] * blocks
-
-
-def _stride(in_shape: Shape, out_shape: Shape, j: int) -> int:
-    (height, width), (out_height, out_width) = in_shape[:2], out_shape[:2]
-    stride = -(-height // out_height)
-    if (-(-height // stride), -(-width // stride)) != (out_height, out_width):
-        raise ValueError(
-            f"stage {j} maps {in_shape} to {out_shape}: expected a map that one strided convolution can make "
-            f"(ceil(size / stride)); choose other cuts"
-        )
-    return stride
 
 
 def aux_share(stages: tuple[Chain, ...], aux_net: tuple[Chain, ...]) -> float:
@@ -87,7 +130,7 @@ def apply(
     pieces: tuple[Chain, ...],
     params: tuple[PyTree, ...],
     stats: tuple[PyTree, ...],
-    x: Float[Array, "b h w c"],
+    x: Interface,
     shifts: tuple[Interface, ...],
     mode: Mode,
 ) -> tuple[tuple[Interface, ...], Float[Array, "b classes"], tuple[PyTree, ...]]:
@@ -111,7 +154,7 @@ def tail_logits(
     params: tuple[PyTree, ...],
     stats: tuple[PyTree, ...],
     j: int,
-    x: Float[Array, "b h w c"],
+    x: Interface,
     mode: Mode,
 ) -> Float[Array, "b classes"]:
     """Logits of the AuxNet's remaining pieces G_j .. G_{K-1} at x, an input of interface j."""

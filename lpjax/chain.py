@@ -7,7 +7,8 @@ A unit is a pure pair of functions with explicit batch-norm statistics:
 
 `in_shape` and every shape kept here are those of ONE example (no batch axis).  In training `apply` normalises by the
 statistics of the batch it was given and returns those raw statistics; whoever called it decides how they are averaged
-(a running average in training, a plain mean in recalibration).  Otherwise it uses the statistics it was given.
+(a running average in training, a plain mean in recalibration).  Otherwise it uses the statistics it was given.  A unit
+without statistics returns what it was given.
 
 Terminology: a "unit" is the smallest piece a cut may separate, usually one residual block.  A "run" is a row of equal
 units that keep the shape; its parameters are stacked and it is executed by one `lax.scan`, so the compile time of a
@@ -17,13 +18,13 @@ functions: write `[block] * 18`, not eighteen calls that build a block.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 Shape = tuple[int, ...]
 
@@ -33,10 +34,15 @@ class Mode(NamedTuple):
 
     train: normalise by the batch's own statistics (and return them) instead of by the given ones.
     axes: mesh axes that share the batch: batch statistics are averaged over them (`lax.pmean`, one collective a layer).
+    keys: random keys [b], one an example; None where nothing is random (tests, recalibration, the AuxNet).
+    position: of the unit in the network, set by `apply`; with `keys` it makes the unit's randomness the same wherever
+        the unit and the example are computed.
     """
 
     train: bool
     axes: tuple[str, ...] = ()
+    keys: Key[Array, " b"] | None = None
+    position: Int[Array, ""] | int = 0
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,16 @@ class Chain:
     shapes: per-example shapes, one more than units: `shapes[i]` enters unit i, `shapes[-1]` leaves the chain.
     offset: position of the first unit in the whole network; parameters are keyed by position, so that cutting a
         network elsewhere does not change how it is initialised.
+    dtype: of the activations inside the chain, such as "bfloat16"; None: of its input.  Parameters, statistics and
+        what enters and leaves the chain stay as they are.
+    remat: keep only the input of each unit for the backward pass and compute the unit again (`jax.checkpoint`).
     """
 
     units: tuple[Unit, ...]
     shapes: tuple[Shape, ...]
     offset: int = 0
+    dtype: str | None = None
+    remat: bool = False
 
     @property
     def in_shape(self) -> Shape:
@@ -94,12 +105,14 @@ class Chain:
 
     def piece(self, start: int, stop: int) -> "Chain":
         """Units start..stop-1 as a chain of their own."""
-        return Chain(self.units[start:stop], self.shapes[start : stop + 1], self.offset + start)
+        return replace(
+            self, units=self.units[start:stop], shapes=self.shapes[start : stop + 1], offset=self.offset + start
+        )
 
     def then(self, *units: Unit) -> "Chain":
         """This chain followed by `units`."""
         tail = make_chain(units, self.out_shape)
-        return Chain(self.units + tail.units, self.shapes + tail.shapes[1:], self.offset)
+        return replace(self, units=self.units + tail.units, shapes=self.shapes + tail.shapes[1:])
 
 
 def make_chain(units: Sequence[Unit], in_shape: Shape) -> Chain:
@@ -125,7 +138,7 @@ def _out_shape(unit: Unit, in_shape: Shape) -> Shape:
         return unit.apply(*unit.init(key, in_shape), x, Mode(train=True))[0]
 
     out = jax.eval_shape(output, jax.random.key(0), jax.ShapeDtypeStruct((2, *in_shape), jnp.result_type(float)))
-    return out.shape[1:]
+    return tuple(out.shape[1:])
 
 
 def init(chain: Chain, key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
@@ -147,16 +160,21 @@ def apply(
     chain: Chain, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], x: Float[Array, "b ..."], mode: Mode
 ) -> tuple[Float[Array, "b ..."], tuple[PyTree, ...]]:
     """Forward pass of a chain, [b, *in_shape] -> [b, *out_shape], and its statistics (see the module's docstring)."""
+    outside, x = x.dtype, x.astype(chain.dtype or x.dtype)
     new_stats: list[Any] = []
     for run, run_params, run_stats in zip(chain.runs, params, stats, strict=True):
 
-        def step(x: Array, unit: tuple[PyTree, PyTree], run: Run = run) -> tuple[Array, PyTree]:
-            return run.unit.apply(*unit, x, mode)
+        def step(x: Array, unit: tuple[PyTree, PyTree, Array], run: Run = run) -> tuple[Array, PyTree]:
+            params, stats, position = unit
+            return run.unit.apply(params, stats, x, mode._replace(position=position))
 
+        if chain.remat:  # inside a scan nothing could be merged with its second computation anyway
+            step = jax.checkpoint(step, prevent_cse=run.count == 1)
+        units = run_params, run_stats, chain.offset + run.first + jnp.arange(run.count)
         if run.count == 1:  # a scan of length one would only hide the unit from XLA
-            x, out = step(x, jax.tree.map(lambda leaf: leaf[0], (run_params, run_stats)))
+            x, out = step(x, jax.tree.map(lambda leaf: leaf[0], units))
             new_stats.append(jax.tree.map(lambda leaf: leaf[None], out))
         else:
-            x, out = lax.scan(step, x, (run_params, run_stats), length=run.count)
+            x, out = lax.scan(step, x, units, length=run.count)
             new_stats.append(out)
-    return x, tuple(new_stats)
+    return x.astype(outside), tuple(new_stats)

@@ -4,8 +4,9 @@ These dataclasses are the only thing lpjax itself reads; `config_dict` makes the
 line.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lpjax.lagrangian import Policy
 
@@ -23,27 +24,46 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """name: see `lpjax.data.SOURCES`.  dir: folder of the data, for sources that need one.
-    crop: pixels of zero padding for the random crop, 0 for none.  flip: random left-right flip."""
+    """The data set, how it is read, and how its images are augmented.
+
+    name: see `lpjax.data.SOURCES`.  dir: folder of the data, for sources that need one.
+    image_size: side in pixels of the square crop, for sources of image files of all sizes.
+    channels: 3 or 1, what image files are decoded to, for `folder`.
+    crop: pixels of zero padding for the random crop, 0 for none.  flip: random left-right flip.
+    cutout: side in pixels of the square set to the mean, 0 for none (arXiv:1708.04552).
+    threads: that read and decode image files.  prefetch: images decoded ahead.
+    max_corrupt: image files that cannot be decoded and are skipped before training stops.
+    """
 
     name: str = "digits"
     dir: str | None = None
+    image_size: int = 224
+    channels: int = 3
     crop: int = 1
     flip: bool = False
+    cutout: int = 0
+    threads: int = 16
+    prefetch: int = 1024
+    max_corrupt: int = 100
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A CIFAR-style ResNet.  depth: 6n+2 layers.  width: channels of the first group."""
+    """The network.
 
-    depth: int = 20
-    width: int = 16
+    function: "module:function", anything that can be imported; called with the `arguments` and `classes=`, it returns
+        the units of a chain (`chain.Unit`).  In a config file the arguments are fields of `model`, beside `function`.
+    """
+
+    function: str = "lpjax.models.resnet:resnet"
+    arguments: Mapping[str, Any] = field(default_factory=lambda: {"depth": 20, "width": 16})
 
 
 @dataclass(frozen=True)
 class AuxConfig:
     """The AuxNet (`aux_net`, `lagrangian` (5) and (6)).
 
+    function: "module:function" that makes the units of a piece; see `aux_net`.
     blocks_per_stage: residual blocks of a piece besides the transition it must have.
     width: channels of a piece over those of the interface behind it.
     task_weight: weight of the AuxNet's own cross entropy in its training; 0 leaves its head alone.
@@ -51,6 +71,7 @@ class AuxConfig:
     inner_steps: optimiser steps of the fit to one correction.
     """
 
+    function: str = "lpjax.aux_net:convolutions"
     blocks_per_stage: int = 1
     width: float = 1.0
     task_weight: float = 1.0
@@ -120,12 +141,14 @@ class Config:
     num_stages: K.  cuts: positions in the chain where stages 1..K-1 start (unset: even by cost).
     standardise: parameter-free standardisation at the interfaces.
     multiplier: policy, see `lagrangian.Policy`.
-    seed: of initialisation, order and augmentation.
+    bfloat16: activations in bfloat16; parameters, statistics and losses stay in single precision.
+    remat: keep only the inputs of a network's units for the backward pass and compute the units again.
+    seed: of initialisation, order, augmentation and dropout.
     num_epochs: passes over the training set (the last incomplete batch of a pass is left out).
     num_steps: ends training after so many steps, when set; schedules still run over num_epochs.
     batch_size: examples of one step over the whole mesh; must divide by mesh.stage * mesh.data.
     log_every: steps between lines of metrics.jsonl.
-    dry_run: print the tables, compile, and stop.
+    dry_run: print the tables, compile, and stop; no data is read.
     """
 
     method: Method = "layer_parallel"
@@ -133,6 +156,8 @@ class Config:
     cuts: tuple[int, ...] | None = None
     standardise: bool = True
     multiplier: Policy = "coarse_tail"
+    bfloat16: bool = False
+    remat: bool = False
     seed: int = 0
     num_epochs: int = 30
     num_steps: int | None = None
@@ -178,6 +203,11 @@ def check(config: Config) -> None:
         "mesh.stage": (config.mesh_shape[0], 1),
         "mesh.data": (config.mesh.data, 1),
         "data.crop": (config.data.crop, 0),
+        "data.cutout": (config.data.cutout, 0),
+        "data.image_size": (config.data.image_size, 1),
+        "data.threads": (config.data.threads, 1),
+        "data.prefetch": (config.data.prefetch, 1),
+        "data.max_corrupt": (config.data.max_corrupt, 0),
         "aux.inner_steps": (config.aux.inner_steps, 1),
         "aux.task_weight": (config.aux.task_weight, 0),
         "aux.correction_step": (config.aux.correction_step, 0),
@@ -195,6 +225,7 @@ def check(config: Config) -> None:
         config.penalty.maximum is None or config.penalty.maximum >= config.initial_penalty_coef,
         f"penalty.maximum={config.penalty.maximum}: expected at least penalty.initial={config.initial_penalty_coef}",
     )
+    require(config.data.channels in (1, 3), f"data.channels={config.data.channels}: expected 3, or 1 for grey images")
     for section, optimizer in (("optimizer", config.optimizer), ("aux_optimizer", config.aux_optimizer)):
         require(optimizer.learning_rate > 0, f"{section}.learning_rate={optimizer.learning_rate}: expected > 0")
         require(0 <= optimizer.momentum < 1, f"{section}.momentum={optimizer.momentum}: expected 0 <= momentum < 1")
@@ -230,10 +261,10 @@ def check(config: Config) -> None:
     require(
         config.method != "layer_parallel"
         or config.multiplier != "per_example"
-        or (config.data.crop == 0 and not config.data.flip),
-        f"multiplier=per_example with data.crop={config.data.crop}, data.flip={config.data.flip}: a multiplier stored "
-        f"per example needs the example to be the same each time; set data.crop=0 and data.flip=False, or choose "
-        f"multiplier=mean or adjoint",
+        or not (config.data.crop or config.data.flip or config.data.cutout),
+        f"multiplier=per_example with data.crop={config.data.crop}, data.flip={config.data.flip}, "
+        f"data.cutout={config.data.cutout}: a multiplier stored per example needs the example to be the same each "
+        f"time; set data.crop=0, data.flip=False and data.cutout=0, or choose multiplier=mean or adjoint",
     )
     require(
         config.multiplier != "adjoint" or config.aux.task_weight > 0,

@@ -2,7 +2,10 @@
 
 A config file (`configs/*.py`) is Python by ml_collections' convention and is executed when it is loaded.  Its
 `get_config()` starts from `default_config()`, sets fields, and returns the `ConfigDict`; `--config.field=value`
-overrides one; `from_config_dict` types and checks the result.
+overrides one; `from_config_dict` types and checks the result.  A section takes the fields of its dataclass only, but
+`model`, whose fields beside `function` are that function's arguments: set it whole to name another function,
+
+    config.model = {"function": "my_network:make", "depth": 12}
 """
 
 import dataclasses
@@ -14,13 +17,15 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
-from lpjax.config import Config, check
+from lpjax.config import Config, ModelConfig, check
 
 
 def default_config() -> config_dict.ConfigDict:
     """The defaults as a `ConfigDict` that refuses unknown fields and values of another type."""
 
     def convert(instance: Any) -> config_dict.ConfigDict:
+        if isinstance(instance, ModelConfig):
+            return config_dict.ConfigDict({"function": instance.function, **instance.arguments})
         out = config_dict.ConfigDict()
         for name, hint in typing.get_type_hints(type(instance)).items():
             value = getattr(instance, name)
@@ -52,6 +57,9 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    if cls is ModelConfig:  # its other fields are the arguments of its function
+        function = _typed(str, values.pop("function", ModelConfig.function), f"{prefix}function")
+        return ModelConfig(function, {name: _plain(value) for name, value in values.items()})
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
@@ -68,6 +76,10 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         else:
             out[name] = _typed(hint, value, f"{prefix}{name}")
     return cls(**out)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PyTree
@@ -20,9 +19,9 @@ from lpjax import aux_net, chain, lagrangian
 from lpjax import mesh as meshes
 from lpjax.chain import Mode
 from lpjax.config import Config
-from lpjax.data.feed import Batch, epoch_order, make_gather
-from lpjax.data.source import Dataset
+from lpjax.data.feed import Batch, Feed
 from lpjax.network import Network
+from lpjax.recipe import Recipe
 from lpjax.serial import composed
 from lpjax.train_state import TrainState
 
@@ -42,19 +41,13 @@ class Evaluation(NamedTuple):
 
 
 def make_evaluate(
-    network: Network, config: Config, mesh: Mesh, dataset: Dataset, normalise: Callable[[Array], Array]
-) -> Callable[[TrainState], Evaluation]:
-    """A function from a state to its `Evaluation` on the test split of `dataset`.
+    network: Network, config: Config, mesh: Mesh, recipe: Recipe
+) -> Callable[[TrainState, Feed], Evaluation]:
+    """A function from a state and the data to the state's `Evaluation` on the test split.
 
     The parameters are replicated (without optimiser state) and the examples split over the whole mesh.
     """
-    train = make_gather(dataset.train_images, dataset.train_labels, mesh)
-    test = make_gather(dataset.test_images, dataset.test_labels, mesh)
-    num_train, num_test = len(dataset.train_labels), len(dataset.test_labels)
-    size = min(config.batch_size, num_train // mesh.size * mesh.size)
-    shuffled = epoch_order(0, 0, num_train)  # a source may list its classes one after another
-    calibration = [shuffled[i : i + size] for i in range(0, num_train - size + 1, size)]
-    calibration = calibration[: config.eval.calibration_batches]
+    normalise = recipe.normalised
 
     def on_mesh(function: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
         specs = (meshes.REPLICATED, meshes.EXAMPLES)
@@ -80,23 +73,19 @@ def make_evaluate(
             path, _ = chain.apply(network.stages[-1], trees[-1], running, lam[-1], mode)
             logits |= {"aux_path": path, "aux_head": head}
         sums = {name: (real & lagrangian.correct(out, batch.label)).astype(float).sum() for name, out in logits.items()}
+        sums["examples"] = real.astype(float).sum()
         sums["loss"] = jnp.where(real, lagrangian.task_loss(logits["composed"], batch.label), 0.0).sum()
         return lax.psum(sums, meshes.ALL_AXES)
 
-    def evaluate(state: TrainState) -> Evaluation:
+    def evaluate(state: TrainState, feed: Feed) -> Evaluation:
         state = replace(state, stage_opt=(), aux_opt=(), multiplier=())
         state = jax.device_put(state, NamedSharding(mesh, meshes.REPLICATED))
-        stats = [calibrate(state, train(index)) for index in calibration]
+        stats = [calibrate(state, batch) for batch in feed.sample(config.eval.calibration_batches)]
         calibrated = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
-        sums = [count((state, calibrated), test(index)) for index in _padded_batches(num_test, config.batch_size)]
-        means = jax.tree.map(lambda *values: sum(map(float, values)) / num_test, *jax.device_get(sums))
+        # Fetched one by one, so that no more than one batch of a large set waits on the devices.
+        sums = [jax.device_get(count((state, calibrated), batch)) for batch in feed.test()]
+        totals = jax.tree.map(lambda *values: sum(map(float, values)), *sums)
+        means = {name: total / totals["examples"] for name, total in totals.items()}
         return Evaluation(means["loss"], means["composed"], means.get("aux_path"), means.get("aux_head"))
 
     return evaluate
-
-
-def _padded_batches(num_examples: int, batch_size: int) -> list[np.ndarray]:
-    """Positions 0 .. num_examples-1 in batches of one size; -1 fills up the last."""
-    index = np.full(-(-num_examples // batch_size) * batch_size, -1, np.int32)
-    index[:num_examples] = np.arange(num_examples)
-    return np.split(index, len(index) // batch_size)

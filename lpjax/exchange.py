@@ -12,7 +12,7 @@ arrays [b, ...] flattened and padded to the longest stage's.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class Exchange:
         packets = []
         for k in range(len(lam)):
             parts = [*lam[k : k + 2], *(multiplier[k : k + 1] if multiplier is not None else ())]
-            packets.append(pack(parts, len(lam[0]), self._longest(self.outward)))
+            packets.append(pack(parts, len(lam[0]), self.outward_length))
         return to_stages(jnp.stack(packets), self.num_devices)
 
     def opened(
@@ -66,7 +66,7 @@ class Exchange:
     def reply(self, k: int, adjoint: Interface, output: Float[Array, "b ..."]) -> Float[Array, "b l"]:
         """The packet that stage k sends home."""
         parts = [*([adjoint] if k > 0 else []), *([output] if k < len(self.interfaces) - 1 else [])]
-        return pack(parts, len(adjoint), self._longest(self.homeward))
+        return pack(parts, len(adjoint), self.homeward_length)
 
     def receive(self, replies: Float[Array, "slots column l"]) -> tuple[list[Interface], list[Interface]]:
         """Adjoints P_1 .. P_{K-1} and outputs X_0 .. X_{K-2} of the owner's examples, from the stages' replies."""
@@ -74,8 +74,15 @@ class Exchange:
         parts = [unpack(home[k], self.homeward(k)) for k in range(len(self.interfaces))]
         return [part[0] for part in parts[1:]], [part[-1] for part in parts[:-1]]
 
-    def _longest(self, parts: Callable[[int], list[Shape]]) -> int:
-        return max(packet_length(parts(k)) for k in range(len(self.interfaces)))
+    @property
+    def outward_length(self) -> int:
+        """Values of a packet to a stage, for one example."""
+        return max(packet_length(self.outward(k)) for k in range(len(self.interfaces)))
+
+    @property
+    def homeward_length(self) -> int:
+        """Values of a packet from a stage, for one example."""
+        return max(packet_length(self.homeward(k)) for k in range(len(self.interfaces)))
 
 
 def packet_length(shapes: Sequence[Shape]) -> int:

@@ -2,12 +2,12 @@ r"""The constrained problem, its Lagrangian, and every rule that follows from it
 
     min over W of phi(F_{K-1}(lambda_{K-1}), y)   subject to   lambda_j = F_{j-1}(lambda_{j-1}),   j = 1..K-1
 
-Symbols (all arrays are per batch; b examples, n = H W C features of an interface):
+Symbols (all arrays are per batch; b examples, "..." the axes of an interface, [H, W, C] of a map; n features in all):
 
-    lambda_j  input of stage j, the auxiliary variable          [b, H, W, C]   `lam`
-    X_k       F_k(lambda_k), what stage k really produced       [b, H, W, C]   `output`
-    r_j       lambda_j - X_{j-1}, the violation                 [b, H, W, C]   `violation`
-    kappa_j   Lagrange multiplier of r_j = 0                    [H, W, C] or [b, H, W, C]   `multiplier`
+    lambda_j  input of stage j, the auxiliary variable          [b, ...]       `lam`
+    X_k       F_k(lambda_k), what stage k really produced       [b, ...]       `output`
+    r_j       lambda_j - X_{j-1}, the violation                 [b, ...]       `violation`
+    kappa_j   Lagrange multiplier of r_j = 0                    [...] or [b, ...]   `multiplier`
     beta      penalty coefficient                               scalar         `penalty_coef`
     <u, v>    inner product over features: (1/n) sum_i u_i v_i  [b]
     psi(r)    <r, r>, the penalty of a violation                [b]
@@ -46,8 +46,8 @@ Policy = Literal["none", "mean", "per_example", "adjoint", "coarse_tail"]
 """Where the multipliers come from.
 
 none         kappa = 0: the penalty method.
-mean         one [H, W, C] tensor an interface, updated by the batch mean of (7): enforces E[r_j] = 0.
-per_example  one [N, H, W, C] table an interface, the exact method; the examples must not be augmented.
+mean         one [...] tensor an interface, updated by the batch mean of (7): enforces E[r_j] = 0.
+per_example  one [N, ...] table an interface, the exact method; the examples must not be augmented.
 adjoint      kappa_j = - grad of phi(A(x), y) with respect to lambda_j: the multiplier of a KKT point, estimated by the
              AuxNet's own adjoint, recomputed at each step and never stored.
 coarse_tail  the non-linear form of `adjoint`: kappa = 0 and local loss (3), the AuxNet's tail seeing the real output.
@@ -55,10 +55,10 @@ coarse_tail  the non-linear form of `adjoint`: kappa = 0 and local loss (3), the
 POLICIES: tuple[str, ...] = get_args(Policy)
 
 PerExample = Float[Array, " b"]
-Features = Float[Array, "b h w c"]
-Multiplier = Float[Array, "h w c"] | Float[Array, "b h w c"]
+Features = Float[Array, "b *n"]
+Multiplier = Float[Array, "..."]
 # The same where one signature speaks of several interfaces, whose shapes differ:
-Interface = Float[Array, "b _ _ _"]
+Interface = Float[Array, "b ..."]
 InterfaceMultiplier = Float[Array, "..."]
 
 
@@ -69,7 +69,7 @@ def features(shape: Sequence[int]) -> int:
 
 def inner(u: Multiplier, v: Features) -> PerExample:
     """<u, v>: mean over all axes but the first."""
-    return (jnp.broadcast_to(u, v.shape) * v).mean((1, 2, 3))
+    return (jnp.broadcast_to(u, v.shape) * v).mean(tuple(range(1, v.ndim)))
 
 
 def violation(lam: Features, output: Features) -> Features:

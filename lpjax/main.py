@@ -64,9 +64,10 @@ def main(argv: list[str]) -> int:
         config = from_config_dict(fields)
         provide_devices(config.mesh_shape[0] * config.mesh_shape[1])
         from lpjax import tables, train
+        from lpjax.data.source import CorruptDataError
 
         run = train.prepare(config)
-        tables.print_tables(console, run.network, config, run.mesh, run.source.num_train)
+        tables.print_tables(console, run.network, config, run.mesh, run.spec.num_train)
         if config.dry_run:
             train.dry_run(run, console)
             return 0
@@ -84,6 +85,9 @@ def main(argv: list[str]) -> int:
     except train.NonFiniteError as error:
         errors.print(f"lpjax: {error}")
         return EXIT_NON_FINITE
+    except CorruptDataError as error:
+        errors.print(f"lpjax: {error}")
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         errors.print(f"lpjax: interrupted; what was done is in {workdir}")
         return EXIT_INTERRUPTED

@@ -67,16 +67,17 @@ def _local(index: Int[Array, " b"], rows: int) -> tuple[Int[Array, " B"], Array]
     return local, (local >= 0) & (local < rows)
 
 
-def read(table: Float[Array, "rows h w c"], index: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+def read(table: Float[Array, "rows *n"], index: Int[Array, " b"]) -> Float[Array, "b *n"]:
     """Rows `index` of the table.  Collectives over the mesh: all_gather of indices, psum_scatter of the rows."""
     local, mine = _local(index, table.shape[0])
-    rows = jnp.where(mine[:, None, None, None], table[jnp.clip(local, 0, table.shape[0] - 1)], 0.0)
+    mine = mine.reshape(-1, *(1,) * (table.ndim - 1))
+    rows = jnp.where(mine, table[jnp.clip(local, 0, table.shape[0] - 1)], 0.0)
     return lax.psum_scatter(rows, AXES, tiled=True)
 
 
 def write(
-    table: Float[Array, "rows h w c"], index: Int[Array, " b"], rows: Float[Array, "b h w c"]
-) -> Float[Array, "rows h w c"]:
+    table: Float[Array, "rows *n"], index: Int[Array, " b"], rows: Float[Array, "b *n"]
+) -> Float[Array, "rows *n"]:
     """The table with rows `index` replaced.  Collectives over the mesh: all_gather of indices and of the rows."""
     local, mine = _local(index, table.shape[0])
     everyone = lax.all_gather(rows, AXES, tiled=True)

@@ -1,12 +1,13 @@
 """Everything about the network that is fixed before training: stages, AuxNet, and how stages are packed."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from lpjax import chain
-from lpjax.aux_net import make_aux_net
+from lpjax.aux_net import PieceUnits, convolutions, make_aux_net
 from lpjax.chain import Chain, Shape, Unit, make_chain
 from lpjax.packing import Packing
 from lpjax.partition import split
@@ -32,29 +33,37 @@ class Network:
 
     @property
     def interfaces(self) -> tuple[Shape, ...]:
-        """Per-example shapes [H, W, C] of the stages' inputs lambda_0 (the image) .. lambda_{K-1}."""
+        """Per-example shapes of the stages' inputs lambda_0 (the image) .. lambda_{K-1}."""
         return tuple(stage.in_shape for stage in self.stages)
 
 
 def build(
-    units: tuple[Unit, ...],
+    units: Sequence[Unit],
     image_shape: Shape,
     *,
     num_stages: int,
     cuts: tuple[int, ...] | None = None,
     standardise: bool = True,
+    dtype: str | None = None,
+    remat: bool = False,
+    aux_function: PieceUnits = convolutions,
     aux_blocks: int = 1,
     aux_width: float = 1.0,
 ) -> Network:
     """Cut the chain of `units` on images of `image_shape` [H, W, C] and derive its AuxNet.
 
-    Raises ValueError where `partition.split` or `aux_net.make_aux_net` do.
+    dtype, remat: see `chain.Chain`.
+
+    Raises ValueError where `chain.make_chain`, `partition.split` or `aux_net.make_aux_net` do.
     """
-    stages = split(make_chain(units, image_shape), num_stages=num_stages, cuts=cuts, standardise=standardise)
+    whole = replace(make_chain(units, image_shape), dtype=dtype, remat=remat)
+    if len(whole.out_shape) != 1:
+        raise ValueError(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
+    stages = split(whole, num_stages=num_stages, cuts=cuts, standardise=standardise)
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
     return Network(
         stages=stages,
-        aux_net=make_aux_net(stages, blocks_per_stage=aux_blocks, width=aux_width),
+        aux_net=make_aux_net(stages, function=aux_function, blocks_per_stage=aux_blocks, width=aux_width),
         params=Packing.of([params for params, _ in trees]),
         stats=Packing.of([stats for _, stats in trees]),
     )

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
-from lpjax.chain import Chain, Mode, Shape, Unit, init
+from lpjax.chain import Chain, Mode, Shape, Unit, apply, init
 from lpjax.models.layers import STANDARDISE
 
 
@@ -42,9 +43,20 @@ def chain_size(chain: Chain) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def activation_values(chain: Chain) -> int:
-    """Values that the units of a chain hand on for one example: a measure of what its backward pass keeps."""
-    return sum(math.prod(shape) for shape in chain.shapes[1:])
+def activation_bytes(chain: Chain, batch: int) -> int:
+    """Memory of what a chain's forward pass on `batch` examples keeps for the backward pass, parameters left out.
+
+    Counted from the residuals of `jax.vjp`, nothing is computed: what XLA then fuses or computes again is less.
+    """
+
+    def forward(params: PyTree, stats: PyTree, x: Array) -> PyTree:
+        return jax.vjp(lambda p, x: apply(chain, p, stats, x, Mode(train=True))[0], params, x)
+
+    params, stats = jax.eval_shape(lambda key: init(chain, key), jax.random.key(0))
+    x = jax.ShapeDtypeStruct((batch, *chain.in_shape), jnp.result_type(float))
+    _, residuals = jax.eval_shape(forward, params, stats, x)
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+    return kept - sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
 def even_cuts(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
@@ -84,7 +96,7 @@ def split(
       cuts: positions 0 < c_1 < ... < c_{K-1} < number of units where stages 1..K-1 start; None cuts evenly by FLOPs.
       standardise: end every stage but the last with `STANDARDISE`.
     Raises:
-      ValueError: K or the cuts do not fit the chain, or an interface is not an [H, W, C] map.
+      ValueError: K or the cuts do not fit the chain.
     """
     units = len(network.units)
     if not 1 <= num_stages <= units:
@@ -102,12 +114,6 @@ def split(
             f"{units - 1}; correct them, or leave cuts unset to cut evenly by cost"
         )
     stages = [network.piece(a, b) for a, b in itertools.pairwise(bounds)]
-    for stage in stages[:-1]:
-        if len(stage.out_shape) != 3:
-            raise ValueError(
-                f"a cut after unit {stage.units[-1].name} has shape {stage.out_shape}: expected a map [H, W, C]; "
-                f"cut before the units that flatten it"
-            )
     if standardise:
         stages = [stage.then(STANDARDISE) for stage in stages[:-1]] + stages[-1:]
     return tuple(stages)

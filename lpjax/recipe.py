@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from lpjax import lagrangian, optim
 from lpjax.config import Config
-from lpjax.data.augment import augment, normalise
+from lpjax.data.augment import augment, cut_out, normalise
 from lpjax.data.feed import Batch
-from lpjax.data.source import Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Recipe:
     num_examples: N, of the training set.
     steps_per_epoch: complete batches of a pass.
     normalised: uint8 images [b, H, W, C] -> the network's input.
-    network_input: (batch, the run's key, step) -> the input of a training step, augmented and normalised.
+    network_input: (batch, `example_keys`) -> the input of a training step, augmented and normalised.
     learning_rate: of the stages, by the step.
     optimizer, aux_optimizer: of the stages and of the AuxNet.
     penalty_coef: beta, by the step.
@@ -31,22 +31,30 @@ class Recipe:
     num_examples: int
     steps_per_epoch: int
     normalised: Callable[[Array], Float[Array, "b h w c"]]
-    network_input: Callable[[Batch, PRNGKeyArray, Array], Float[Array, "b h w c"]]
+    network_input: Callable[[Batch, Key[Array, " b"]], Float[Array, "b h w c"]]
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     aux_optimizer: optax.GradientTransformation
     penalty_coef: Callable[[Array], Array]
 
 
-def make_recipe(config: Config, dataset: Dataset, *, steps_per_epoch: int) -> Recipe:
-    """The recipe of a configuration on a data set."""
-    mean, std = dataset.mean.astype(float), dataset.std.astype(float)
+def example_keys(key: PRNGKeyArray, step: Array, index: Int[Array, " b"]) -> Key[Array, " b"]:
+    """One random key an example of a step, from (the run's key, step, position in the training set), whatever device
+    the example is on."""
+    key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def make_recipe(
+    config: Config, mean: np.ndarray, std: np.ndarray, *, num_examples: int, steps_per_epoch: int
+) -> Recipe:
+    """The recipe of a configuration on a training set of `num_examples` with these channel moments."""
 
     def normalised(images: Array) -> Float[Array, "b h w c"]:
         return normalise(images, jnp.asarray(mean, float), jnp.asarray(std, float))
 
-    def network_input(batch: Batch, key: PRNGKeyArray, step: Array) -> Float[Array, "b h w c"]:
-        return normalised(augment(batch.image, batch.index, jax.random.fold_in(key, step), config.data))
+    def network_input(batch: Batch, keys: Key[Array, " b"]) -> Float[Array, "b h w c"]:
+        return cut_out(normalised(augment(batch.image, keys, config.data)), keys, config.data.cutout)
 
     rate = optim.make_schedule(config.optimizer, steps_per_epoch=steps_per_epoch, num_epochs=config.num_epochs)
     aux_rate = optim.make_schedule(
@@ -56,7 +64,7 @@ def make_recipe(config: Config, dataset: Dataset, *, steps_per_epoch: int) -> Re
     )
     beta = lagrangian.penalty_schedule(config.initial_penalty_coef, config.penalty.growth, config.penalty.maximum)
     return Recipe(
-        num_examples=len(dataset.train_labels),
+        num_examples=num_examples,
         steps_per_epoch=steps_per_epoch,
         normalised=normalised,
         network_input=network_input,

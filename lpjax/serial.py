@@ -19,12 +19,12 @@ from lpjax.chain import Mode
 from lpjax.config import Config
 from lpjax.data.feed import Batch
 from lpjax.network import Network
-from lpjax.recipe import Recipe
+from lpjax.recipe import Recipe, example_keys
 from lpjax.train_state import TrainState
 
 
 def composed(
-    network: Network, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], x: Float[Array, "b h w c"], mode: Mode
+    network: Network, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], x: Float[Array, "b ..."], mode: Mode
 ) -> tuple[Float[Array, "b classes"], tuple[PyTree, ...]]:
     """Logits of the composed network, and its statistics; `params` and `stats` are one tree a stage."""
     new_stats = []
@@ -55,9 +55,10 @@ def make_step(
 def _device_step(
     network: Network, config: Config, recipe: Recipe, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, Array]]:
-    x = recipe.network_input(batch, state.key, state.step)
+    keys = example_keys(state.key, state.step, batch.index)
+    x = recipe.network_input(batch, keys)
     stats = network.stats.unpack_all(state.stage_stats)
-    mode = Mode(train=True, axes=meshes.ALL_AXES)
+    mode = Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
 
     def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Array, tuple[PyTree, ...]]]:
         logits, batch_stats = composed(network, params, stats, x, mode)

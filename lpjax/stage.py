@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lpjax import aux_net, chain, lagrangian
 from lpjax.chain import Mode
@@ -46,6 +46,7 @@ def stage_pass(
     target: Interface | None,
     multiplier: InterfaceMultiplier | None,
     labels: Int[Array, " b"],
+    keys: Key[Array, " b"] | None = None,
     aux: tuple[PyTree, PyTree],
     penalty_coef: Float[Array, ""] | float,
     policy: Policy,
@@ -56,17 +57,18 @@ def stage_pass(
 
     Args:
       params, stats: the stage's trees.
-      lam: lambda_k [b, H, W, C], the stage's input.
+      lam: lambda_k [b, ...], the stage's input.
       target, multiplier: lambda_{k+1} and kappa_{k+1}; None for the last stage, and for a zero multiplier.
+      keys: of the examples, for dropout; None for none.
       aux: parameters and statistics of the AuxNet, for the coarse tail.
       batch_size: B, examples of the batch over the whole mesh.
       axes: mesh axes over which the stage's batch is spread; batch norm averages over them.
     """
     last = k == network.num_stages - 1
-    mode = Mode(train=True, axes=axes)
+    mode = Mode(train=True, axes=axes, keys=keys)
 
     def tail_loss(aux_params: PyTree, output: Features) -> lagrangian.PerExample:
-        logits = aux_net.tail_logits(network.aux_net, aux_params, aux[1], k + 1, output, mode)
+        logits = aux_net.tail_logits(network.aux_net, aux_params, aux[1], k + 1, output, mode._replace(keys=None))
         return lagrangian.task_loss(logits, labels)
 
     def local_loss(params: PyTree, lam: Features, aux_params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:

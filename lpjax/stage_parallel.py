@@ -14,9 +14,9 @@ another.  In 4, `lax.switch` makes a device run only its own stages.  No collect
 (the devices would wait for different ones, forever); batch norm's pmean over 'data' may, as all of a row take one
 branch.
 
-Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 all_gather of labels over 'stage';
-psum over 'data' of the stages' gradients and statistics (if D > 1); psum over the mesh of the AuxNet's gradients, of
-the figures, and of mean multipliers; for a per-example table those of `multiplier`.
+Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 all_gather of labels and positions over
+'stage'; psum over 'data' of the stages' gradients and statistics (if D > 1); psum over the mesh of the AuxNet's
+gradients, of the figures, and of mean multipliers; for a per-example table those of `multiplier`.
 
 Everything is differentiated per device as the gradient of the SUM of all devices' losses, so a loss here is a
 device's share of the global mean: its examples' sum over B, the global batch size.
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lpjax import aux_step, chain, lagrangian, multiplier, optim, train_state
 from lpjax import mesh as meshes
@@ -42,7 +42,7 @@ from lpjax.exchange import Exchange
 from lpjax.lagrangian import Interface, InterfaceMultiplier
 from lpjax.network import Network
 from lpjax.packing import Row
-from lpjax.recipe import Recipe
+from lpjax.recipe import Recipe, example_keys
 from lpjax.stage import stage_pass
 from lpjax.train_state import TrainState
 
@@ -101,6 +101,7 @@ class _Step:
         *,
         state: TrainState,
         labels: Int[Array, " b"],
+        keys: Key[Array, " b"],
     ) -> _StageResult:
         """Step 4 for stage k: unpack, `stage_pass`, pack.  Of `state` only what is replicated is read."""
         network = self.network
@@ -116,6 +117,7 @@ class _Step:
             target=target,
             multiplier=kappa,
             labels=labels,
+            keys=keys,
             aux=(state.aux_params, state.aux_stats),
             penalty_coef=state.penalty_coef,
             policy=self.config.multiplier,
@@ -134,18 +136,21 @@ class _Step:
             aux_grads=done.aux_grads,
         )
 
-    def run_stage_forward(self, k: int, params: Row, stats: Row, packet: Float[Array, "b l"]) -> Float[Array, "b l"]:
+    def run_stage_forward(
+        self, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], *, keys: Key[Array, " b"]
+    ) -> Float[Array, "b l"]:
         """The reply of a forward pass alone, for a sweep (its adjoint is zero, and not read)."""
         lam, _, _ = self.exchange.opened(k, packet)
         trees = self.network.params.unpack(k, params), self.network.stats.unpack(k, stats)
-        output, _ = chain.apply(self.network.stages[k], *trees, lam, Mode(train=True, axes=("data",)))
+        mode = Mode(train=True, axes=("data",), keys=keys)
+        output, _ = chain.apply(self.network.stages[k], *trees, lam, mode)
         return self.exchange.reply(k, jnp.zeros_like(lam), output)
 
-    def sweep(self, state: TrainState, lam: Sequence[Interface]) -> list[Interface]:
+    def sweep(self, state: TrainState, lam: Sequence[Interface], keys: Key[Array, " b"]) -> list[Interface]:
         """One coarse correction sweep of the stages' inputs: (8) of `lagrangian`."""
         packets = replace(self.exchange, with_multiplier=False).send(lam, None)
         _, outputs = self.exchange.receive(
-            self.on_stages(self.run_stage_forward, state.stage_params, state.stage_stats, packets)
+            self.on_stages(partial(self.run_stage_forward, keys=keys), state.stage_params, state.stage_stats, packets)
         )
         mode = Mode(train=True, axes=meshes.ALL_AXES)
 
@@ -158,17 +163,18 @@ class _Step:
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step as one device sees it: K/S rows of the stages, b = B / (S D) examples; numbers as in the drawing."""
         network, config, recipe = self.network, self.config, self.recipe
-        x = recipe.network_input(batch, state.key, state.step)  # 1
-        labels = lax.all_gather(batch.label, "stage", tiled=True)
+        x = recipe.network_input(batch, example_keys(state.key, state.step, batch.index))  # 1
+        labels, index = lax.all_gather(jnp.stack([batch.label, batch.index]), "stage", axis=1, tiled=True)
+        keys = example_keys(state.key, state.step, index)
 
         aux = aux_step.forward(network, config, state.aux_params, state.aux_stats, x, batch.label)  # 2
         multipliers = multiplier.current(config, state, batch, aux)
         lam: Sequence[Interface] = (x, *aux.lam)
         for _ in range(config.penalty.sweeps):
-            lam = self.sweep(state, lam)
+            lam = self.sweep(state, lam, keys)
 
         packets = self.exchange.send(lam, multipliers if self.exchange.with_multiplier else None)  # 3
-        run_stage = partial(self.run_stage, state=state, labels=labels)
+        run_stage = partial(self.run_stage, state=state, labels=labels, keys=keys)
         done: _StageResult = self.on_stages(run_stage, state.stage_params, state.stage_stats, packets)  # 4
 
         grads = lax.psum(done.grads, "data")  # 5

@@ -12,8 +12,9 @@ from rich.table import Table
 from lpjax.aux_net import aux_share
 from lpjax.chain import Chain
 from lpjax.config import Config
+from lpjax.exchange import Exchange
 from lpjax.network import Network
-from lpjax.partition import activation_values, chain_flops, chain_size
+from lpjax.partition import activation_bytes, chain_flops, chain_size
 from lpjax.train_state import multiplier_bytes
 
 
@@ -49,12 +50,11 @@ def _units(chain: Chain) -> str:
 
 
 def cut_table(network: Network, config: Config) -> Table:
-    """Stage, units, parameters, forward GFLOP of a step, bytes its units hand on in a step; and the AuxNet's pieces.
+    """Stage, units, parameters, forward GFLOP of a step, what it keeps for its backward pass; and the AuxNet's pieces.
 
     FLOPs and bytes are for the examples of one stage column, batch_size / mesh.data; waste of packing in the caption.
     """
     column = config.batch_size // config.mesh.data
-    width = jnp.dtype(jnp.result_type(float)).itemsize
     table = Table(
         title=f"cut into {network.num_stages} stages, {column} examples a column",
         title_justify="left",
@@ -73,7 +73,7 @@ def cut_table(network: Network, config: Config) -> Table:
             "x".join(map(str, chain.in_shape)),
             f"{chain_size(chain):,}",
             f"{chain_flops(chain) * column / 1e9:.3f}",
-            f"{activation_values(chain) * column * width / 1e6:.2f}",
+            f"{activation_bytes(chain, column) / 1e6:,.1f}",
         )
 
     for k, stage in enumerate(network.stages):
@@ -85,6 +85,38 @@ def cut_table(network: Network, config: Config) -> Table:
     return table
 
 
+def device_bytes(network: Network, config: Config, num_examples: int) -> dict[str, int]:
+    """Estimated memory of the fullest device in a step, in bytes, without compiling anything.
+
+    parameters: rows of its stages and the AuxNet, with gradients and optimiser state (SGD's momentum, or Adam's two).
+    activations: what the backward pass keeps, of its fullest stage (they run one after another) with the coarse tail
+    behind it, and of the AuxNet; see `partition.activation_bytes`.  packets: what the exchanges send and receive.
+    multipliers: its share of the stored ones.
+    """
+    S, D = config.mesh_shape
+    width = jnp.dtype(jnp.result_type(float)).itemsize
+    batch = config.batch_size // (S * D)
+    copies = 4 if config.optimizer.name == "adamw" else 3
+    rows = sum(network.params.lengths.values()) * network.num_stages
+    if config.method == "serial":
+        whole = sum(activation_bytes(stage, batch) for stage in network.stages)
+        return {"parameters": copies * rows * width, "activations": whole, "packets": 0, "multipliers": 0}
+    column, pieces = config.batch_size // D, network.aux_net
+    aux = [activation_bytes(piece, column) for piece in pieces]
+    tails = config.multiplier == "coarse_tail"
+    stages = [
+        activation_bytes(stage, column) + (sum(aux[k + 1 :]) if tails else 0) for k, stage in enumerate(network.stages)
+    ]
+    exchange = Exchange(network.interfaces, S, config.multiplier in ("per_example", "adjoint"))
+    return {
+        "parameters": copies * width * (rows // S + sum(map(chain_size, pieces))),
+        "activations": max(stages) + sum(aux) // S,
+        "packets": 2 * width * batch * network.num_stages * (exchange.outward_length + exchange.homeward_length),
+        "multipliers": multiplier_bytes(config, network, num_examples)
+        // (S * D if config.multiplier == "per_example" else 1),
+    }
+
+
 def print_tables(console: Console, network: Network, config: Config, mesh: Mesh, num_examples: int) -> None:
     """The tables above, the AuxNet's share, and the size of stored multipliers."""
     console.print(device_table(mesh))
@@ -94,3 +126,6 @@ def print_tables(console: Console, network: Network, config: Config, mesh: Mesh,
         console.print(f"AuxNet: {share:.1%} of the network's forward cost, {share / mesh.shape['stage']:.1%} a device")
         stored = multiplier_bytes(config, network, num_examples)
         console.print(f"multiplier policy {config.multiplier}: {stored / 1e6:,.2f} MB stored over the mesh")
+    memory = device_bytes(network, config, num_examples)
+    parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in memory.items() if size)
+    console.print(f"estimated memory of a device: {sum(memory.values()) / 1e6:,.1f} MB ({parts})")

@@ -8,6 +8,7 @@ import numpy as np
 
 from lpjax.config import Config
 from lpjax.config_dict import from_config_dict
+from lpjax.data import SOURCES
 from lpjax.train import Run, prepare
 
 SMALL = {
@@ -42,11 +43,17 @@ def plain_sgd(rate: float = 1.0) -> dict:
     return {f"{section}__{name}": v for section in ("optimizer", "aux_optimizer") for name, v in settings.items()}
 
 
+def dataset(run: Run):
+    """The arrays a run trains and is tested on."""
+    return SOURCES[run.config.data.name].load(run.config.data)
+
+
 def take_steps(run: Run, count: int):
     """State and figures (of every step) after `count` steps, on the host."""
     state, history = run.create(), []
-    for _, batch in zip(range(count), run.batches(), strict=False):
-        state, figures = run.step(state, batch)
+    batches = run.feed.train()
+    for _ in range(count):
+        state, figures = run.step(state, next(batches))
         history.append(jax.device_get(figures))
     return on_host(state), history
 

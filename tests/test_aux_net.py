@@ -77,5 +77,5 @@ def test_bad_sizes(blocks, width):
 def test_a_map_no_strided_convolution_makes():
     crop = chain.Unit("crop", lambda key, shape: ({}, {}), lambda params, stats, x, mode: (x[:, :5, :8], stats))
     network = make_chain([conv_block(4, 1, 3), crop, basic_block(4, 1), classifier(2)], (8, 8, 1))
-    with pytest.raises(ValueError, match=r"stage 0 maps \(8, 8, 1\) to \(5, 8, 4\)"):
+    with pytest.raises(ValueError, match=r"beside stage 0: from \(8, 8, 1\) to \(5, 8, 4\)"):
         aux_net.make_aux_net(split(network, num_stages=2, cuts=(2,)), blocks_per_stage=1, width=1.0)

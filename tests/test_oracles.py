@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, detach, plain_sgd, small_run, take_steps, trees
+from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_steps, trees
 from jax.sharding import PartitionSpec as P
 
 from lpjax import aux_net, chain, lagrangian
@@ -22,8 +22,8 @@ TRAIN = Mode(train=True)
 
 def input_and_labels(run, count=16):
     """Un-augmented network input and labels of the first examples."""
-    batch = next(iter(run.batches()))
-    x = (batch.image.astype(float) / 255 - run.dataset.mean[0]) / run.dataset.std[0]
+    batch = next(run.feed.train())
+    x = (batch.image.astype(float) / 255 - dataset(run).mean[0]) / dataset(run).std[0]
     return detach((x[:count], batch.label[:count]))
 
 
@@ -155,7 +155,7 @@ def test_true_inputs_and_swept_multipliers_give_backprop(beta):
 def test_a_stage_learns_nothing_from_another_stages_weights():
     """Changing W_i leaves the update of every other stage exactly as it was."""
     run = small_run(multiplier="none", **plain_sgd())
-    batch = next(iter(run.batches()))
+    batch = next(run.feed.train())
     before = jax.device_get(run.create().stage_params["kernel"])
     base = jax.device_get(run.step(run.create(), batch)[0].stage_params["kernel"]) - before
     for i in range(4):
@@ -216,7 +216,7 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
         return total
 
     expected = jax.grad(augmented_lagrangian)(omega)
-    batch, state = next(iter(run.batches())), run.create()
+    batch, state = next(run.feed.train()), run.create()
     if policy == "mean":
         state = state.replace(multiplier=tuple(k[0] for k in kappa))
     if policy == "per_example":
@@ -295,7 +295,7 @@ def test_all_sweeps_make_the_steps_violation_vanish():
 
     def violation(sweeps):
         run = small_run(multiplier="none", penalty__sweeps=sweeps)
-        return jax.device_get(run.step(run.create(), next(iter(run.batches())))[1]["relative_violation"])
+        return jax.device_get(run.step(run.create(), next(run.feed.train()))[1]["relative_violation"])
 
     some, none = violation(2), violation(3)
     assert some[0] < 1e-18
@@ -324,7 +324,7 @@ def compiles():
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_compile_no_transfer_donated_state(policy, compiles):
     run = small_run(multiplier=policy, data__crop=0)
-    state, batches = run.create(), run.batches()
+    state, batches = run.create(), run.feed.train()
     counts = []
     for _ in range(3):
         batch, old = next(batches), state

@@ -67,10 +67,3 @@ def test_too_many_stages(num_stages):
 def test_bad_cuts(cuts):
     with pytest.raises(ValueError, match="expected num_stages - 1 = 2 increasing positions between 1 and 10"):
         split(NETWORK, num_stages=3, cuts=cuts)
-
-
-def test_a_cut_behind_the_last_map_is_refused():
-    network = NETWORK.then()
-    network = type(network)((*network.units, STANDARDISE), (*network.shapes, (10,)))
-    with pytest.raises(ValueError, match=r"classifier-10 has shape \(10,\): expected a map"):
-        split(network, num_stages=2, cuts=(11,))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, detach, plain_sgd, small_run, take_steps, trees
+from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_steps, trees
 
 from lpjax import aux_net, chain, lagrangian
 from lpjax.chain import Mode
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 def normalised(run, images):
-    return (jnp.asarray(images, float) / 255 - run.dataset.mean[0]) / run.dataset.std[0]
+    return (jnp.asarray(images, float) / 255 - dataset(run).mean[0]) / dataset(run).std[0]
 
 
 def test_a_step_descends_the_composed_networks_gradient():
     run = small_run(method="serial", data__crop=0, **plain_sgd(0.5))
     params, stats, _, _ = trees(run)
-    batch, old = next(run.batches()), run.create()
+    batch, old = next(run.feed.train()), run.create()
     x, labels = normalised(run, batch.image), jnp.asarray(batch.label)
 
     def loss(params):
@@ -49,20 +49,26 @@ def test_data_parallel_gives_the_same_numbers(shape):
 def test_evaluation_is_of_the_composed_network(shape):
     """All test images once, statistics recalibrated on composed passes; AuxNet path and head by running ones."""
     run = small_run(mesh__stage=shape[0], mesh__data=shape[1], eval__calibration_batches=3)
-    state, _ = run.step(run.create(), next(run.batches()))
-    network, got = run.network, run.evaluate(state)
+    state, _ = run.step(run.create(), next(run.feed.train()))
+    network, got = run.network, run.evaluate(state, run.feed)
     params, stats = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
     params, stats, aux, aux_stats = detach((params, stats, state.aux_params, state.aux_stats))
 
     from lpjax.data.feed import epoch_order
 
-    order = epoch_order(0, 0, run.source.num_train)
+    order = epoch_order(0, 0, run.spec.num_train)
     passes = [
-        composed(network, params, stats, normalised(run, run.dataset.train_images[order[i : i + 16]]), Mode(train=True))
+        composed(
+            network, params, stats, normalised(run, dataset(run).train_images[order[i : i + 16]]), Mode(train=True)
+        )
         for i in (0, 16, 32)
     ]
     calibrated = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(out for _, out in passes))
-    x, labels, mode = normalised(run, run.dataset.test_images), jnp.asarray(run.dataset.test_labels), Mode(train=False)
+    x, labels, mode = (
+        normalised(run, dataset(run).test_images),
+        jnp.asarray(dataset(run).test_labels),
+        Mode(train=False),
+    )
     logits, _ = composed(network, params, calibrated, x, mode)
     no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
     lam, head, _ = aux_net.apply(network.aux_net, aux, aux_stats, x, no_shift, mode)
@@ -75,6 +81,6 @@ def test_evaluation_is_of_the_composed_network(shape):
 
 def test_serial_has_no_aux_net_to_evaluate():
     run = small_run(method="serial")
-    evaluation = run.evaluate(run.create())
+    evaluation = run.evaluate(run.create(), run.feed)
     assert evaluation.aux_path_accuracy is evaluation.aux_head_accuracy is None
     assert 0 <= evaluation.test_accuracy <= 1

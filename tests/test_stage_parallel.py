@@ -31,7 +31,7 @@ def test_state_lies_where_it_should_before_and_after_a_step(policy):
             assert table.sharding.is_fully_replicated == (policy == "mean")
             if policy == "per_example":
                 assert {shard.data.shape[0] for shard in table.addressable_shards} == {1440 // 8}
-        state, _ = run.step(state, next(run.batches()))
+        state, _ = run.step(state, next(run.feed.train()))
 
 
 def test_serial_state_is_replicated():

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lpjax import metrics, tables, train, train_state
 from lpjax.lagrangian import POLICIES
+from lpjax.partition import chain_size
 
 
 def quiet():
@@ -140,8 +141,8 @@ def test_tables_say_what_is_cut_where():
     text = console.file.getvalue()
     for expected in ("8x8x1", "block-8/2", "aux 3", "classifier-10", "of the network's forward cost", "padding of"):
         assert expected in text
-    parameters = sum(int(size) for size in train.summary(run, "", 0, {}, None, [], 0.0)["parameters"]["stages"])
-    assert parameters == sum(leaf.size for leaf in jax.tree.leaves(run.network.params.trees))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.network.params.trees))
+    assert sum(map(chain_size, run.network.stages)) == parameters
 
 
 def test_a_per_example_tables_size_is_said_before_it_is_made():

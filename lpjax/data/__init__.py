@@ -1,9 +1,12 @@
 """Data sets and how they reach a step."""
 
 from lpjax.data.digits import digits
-from lpjax.data.source import Dataset, Source
+from lpjax.data.folder import folder
+from lpjax.data.idx import fashion_mnist, idx, mnist
+from lpjax.data.source import Source
+from lpjax.data.tfds_sets import cifar10, cifar100, imagenet2012
 
-SOURCES: dict[str, Source] = {source.name: source for source in (digits,)}
+SOURCES: dict[str, Source] = {
+    source.name: source for source in (digits, mnist, fashion_mnist, idx, cifar10, cifar100, imagenet2012, folder)
+}
 """What `config.data.name` can be."""
-
-__all__ = ["SOURCES", "Dataset", "Source"]

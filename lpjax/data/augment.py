@@ -3,22 +3,21 @@ depend on which device an example lands on."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from lpjax.config import DataConfig
 
+_CROP_AND_FLIP, _CUTOUT = 2**32 - 1, 2**32 - 2  # what is drawn from an example's key; units of a network count from 0
 
-def augment(
-    images: UInt8[Array, "b h w c"], index: Int[Array, " b"], key: PRNGKeyArray, config: DataConfig
-) -> UInt8[Array, "b h w c"]:
+
+def augment(images: UInt8[Array, "b h w c"], keys: Key[Array, " b"], config: DataConfig) -> UInt8[Array, "b h w c"]:
     """Random crop of the image padded by `config.crop` zero pixels, and random left-right flip if `config.flip`.
 
-    `key` is the step's; example i of the training set draws from fold_in(key, i).
+    keys: of the examples in this step.
     """
     if not config.crop and not config.flip:
         return images
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-    draws = jax.vmap(lambda k: jax.random.randint(k, (3,), 0, jnp.array([2 * config.crop + 1] * 2 + [2])))(keys)
+    draws = _draw(keys, _CROP_AND_FLIP, jnp.array([2 * config.crop + 1] * 2 + [2]))
     _, height, width, _ = images.shape
     columns = jnp.broadcast_to(jnp.arange(width)[None], (images.shape[0], width))
     if config.flip:
@@ -28,6 +27,23 @@ def augment(
     pad = (config.crop, config.crop)
     padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
     return padded[jnp.arange(images.shape[0])[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _draw(keys: Key[Array, " b"], what: int, limits: Int[Array, " n"]) -> Int[Array, "b n"]:
+    """n integers an example, each from 0 to below its limit."""
+    return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, what), limits.shape, 0, limits))(keys)
+
+
+def cut_out(x: Float[Array, "b h w c"], keys: Key[Array, " b"], size: int) -> Float[Array, "b h w c"]:
+    """Normalised images with a square of `size` pixels set to 0, the mean; its centre is anywhere in the image, so that
+    it may hang over the edge (arXiv:1708.04552).  keys: of the examples in this step."""
+    if not size:
+        return x
+    _, height, width, _ = x.shape
+    corner = _draw(keys, _CUTOUT, jnp.array([height, width])) - size // 2
+    rows, columns = jnp.arange(height)[None] - corner[:, :1], jnp.arange(width)[None] - corner[:, 1:]
+    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None]
+    return jnp.where(inside[..., None], jnp.zeros((), x.dtype), x)
 
 
 def normalise(

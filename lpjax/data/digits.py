@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from lpjax.data.source import Dataset, Source, channel_moments
+from lpjax.config import DataConfig
+from lpjax.data.source import Dataset, Source, Spec, channel_moments
 
 NUM_TEST = 360
 SPLIT_SEED = 0
 """Of the held-out split: fixed, never the run's seed, so that all runs are tested on the same images."""
 
 
-def _load(directory: str | None) -> Dataset:
+def _load(config: DataConfig) -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -21,4 +22,8 @@ def _load(directory: str | None) -> Dataset:
     return Dataset(train_x, train_y, test_x, test_y, *channel_moments(train_x))
 
 
-digits = Source("digits", (8, 8, 1), classes=10, num_train=1797 - NUM_TEST, num_test=NUM_TEST, load=_load)
+def _spec(config: DataConfig) -> Spec:
+    return Spec((8, 8, 1), classes=10, num_train=1797 - NUM_TEST, num_test=NUM_TEST)
+
+
+digits = Source("digits", describe=_spec, load=_load, published=_spec)

@@ -1,7 +1,12 @@
-"""Batches for a set that fits on the devices: it is put there once, and each batch is gathered from it in jit."""
+"""Batches of a data set, sharded over the mesh.
+
+`Resident`: a set that fits is put on the devices once, and each batch is gathered from it in jit.  `stream.Streamed`:
+larger sets.  A step cannot tell them apart.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -9,7 +14,8 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from lpjax.data.source import Dataset
+from lpjax.config import Config
+from lpjax.data.source import Dataset, Stream
 from lpjax.mesh import EXAMPLES, REPLICATED
 
 
@@ -18,7 +24,7 @@ class Batch:
     """Examples of one step, sharded over the mesh by `mesh.EXAMPLES`.
 
     image: uint8 [B, H, W, C], as stored.  label: int32 [B].  index: int32 [B], position in the training set; keys the
-    augmentation and the table of multipliers.
+    augmentation, dropout and the table of multipliers.  -1 fills up a test batch, with some image.
     """
 
     image: PyTree
@@ -26,16 +32,124 @@ class Batch:
     index: PyTree
 
 
+@runtime_checkable
+class TrainBatches(Protocol):
+    """The endless row of training batches, from any step.
+
+    corrupt: what was skipped so far because it could not be decoded, one message each.
+    """
+
+    corrupt: list[str]
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the row is, in JSON's types."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """Batches of one data set on one mesh, B = `config.batch_size` examples each."""
+
+    def train(self) -> TrainBatches:
+        """Each epoch in a new order, from (seed, epoch); its last incomplete batch is left out."""
+        ...
+
+    def sample(self, count: int) -> Iterator[Batch]:
+        """At most `count` batches of training images as they are tested, not augmented: the same ones each time."""
+        ...
+
+    def test(self) -> Iterator[Batch]:
+        """The whole test split."""
+        ...
+
+
+def make_feed(data: Dataset | Stream, config: Config, mesh: Mesh) -> Feed:
+    """The feed of a set."""
+    if isinstance(data, Stream):
+        from lpjax.data.stream import Streamed  # needs grain
+
+        return Streamed(data, config, mesh)
+    return Resident(data, config, mesh)
+
+
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order of the training set in one epoch, a permutation of 0..num_examples-1 from (seed, epoch)."""
     return np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)
 
 
-def make_gather(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
-    """A function from example positions [B] to the `Batch` of those examples, sharded over the mesh.
+def sample_order(num_examples: int, batch_size: int, mesh: Mesh, count: int) -> list[np.ndarray]:
+    """Positions of at most `count` batches that fit the mesh; a source may list its classes one after another."""
+    size = min(batch_size, num_examples // mesh.size * mesh.size)
+    shuffled = epoch_order(0, 0, num_examples)
+    return [shuffled[i : i + size] for i in range(0, num_examples - size + 1, size)][:count]
 
-    Position -1 fills up a batch: it gets some example's image and keeps its index.
-    """
+
+def padded_order(num_examples: int, batch_size: int) -> list[np.ndarray]:
+    """Positions 0 .. num_examples-1 in batches of one size; -1 fills up the last."""
+    index = np.full(-(-num_examples // batch_size) * batch_size, -1, np.int32)
+    index[:num_examples] = np.arange(num_examples)
+    return np.split(index, len(index) // batch_size)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Complete batches of one epoch."""
+    if num_examples < batch_size:
+        raise ValueError(f"batch_size={batch_size}: the training set has {num_examples} examples; use fewer per batch")
+    return num_examples // batch_size
+
+
+class Resident:
+    """`Feed` of a set in memory, replicated over the devices."""
+
+    def __init__(self, dataset: Dataset, config: Config, mesh: Mesh) -> None:
+        self._config, self._mesh = config, mesh
+        self._train = make_gather(dataset.train_images, dataset.train_labels, mesh)
+        self._test = make_gather(dataset.test_images, dataset.test_labels, mesh)
+        self._num_train, self._num_test = len(dataset.train_labels), len(dataset.test_labels)
+
+    def train(self) -> "ResidentBatches":
+        return ResidentBatches(self._train, self._num_train, self._config)
+
+    def sample(self, count: int) -> Iterator[Batch]:
+        return map(self._train, sample_order(self._num_train, self._config.batch_size, self._mesh, count))
+
+    def test(self) -> Iterator[Batch]:
+        return map(self._test, padded_order(self._num_test, self._config.batch_size))
+
+
+class ResidentBatches:
+    """`TrainBatches` of a set in memory: (seed, step) alone say what a batch is."""
+
+    def __init__(self, gather: Callable[[np.ndarray], Batch], num_examples: int, config: Config) -> None:
+        self.corrupt: list[str] = []
+        self._gather, self._num_examples, self._config = gather, num_examples, config
+        self._per_epoch = steps_per_epoch(num_examples, config.batch_size)
+        self._order, self._order_epoch = np.empty(0, np.int32), -1
+        self._step = 0
+
+    def __next__(self) -> Batch:
+        epoch, position = divmod(self._step, self._per_epoch)
+        if epoch != self._order_epoch:
+            self._order, self._order_epoch = epoch_order(self._config.seed, epoch, self._num_examples), epoch
+        self._step += 1
+        size = self._config.batch_size
+        return self._gather(self._order[position * size : (position + 1) * size])
+
+    def get_state(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
+
+
+def make_gather(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
+    """A function from example positions [B] to the `Batch` of those examples, sharded over the mesh."""
     everywhere, split = NamedSharding(mesh, REPLICATED), NamedSharding(mesh, EXAMPLES)
     resident = jax.device_put((images, labels), everywhere)
 
@@ -47,27 +161,3 @@ def make_gather(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Callable[
         return gather(resident, jax.device_put(index.astype(np.int32), split))
 
     return batch
-
-
-def train_batches(
-    dataset: Dataset, mesh: Mesh, *, seed: int, batch_size: int, num_steps: int, first_step: int = 0
-) -> Iterator[Batch]:
-    """Batches of steps first_step .. num_steps-1; the last incomplete batch of each epoch is left out.
-
-    Raises ValueError when the set is smaller than one batch.
-    """
-    gather = make_gather(dataset.train_images, dataset.train_labels, mesh)
-    per_epoch = steps_per_epoch(len(dataset.train_labels), batch_size)
-    order, order_epoch = np.empty(0, np.int32), -1
-    for step in range(first_step, num_steps):
-        epoch, position = divmod(step, per_epoch)
-        if epoch != order_epoch:
-            order, order_epoch = epoch_order(seed, epoch, len(dataset.train_labels)), epoch
-        yield gather(order[position * batch_size : (position + 1) * batch_size])
-
-
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Complete batches of one epoch."""
-    if num_examples < batch_size:
-        raise ValueError(f"batch_size={batch_size}: the training set has {num_examples} examples; use fewer per batch")
-    return num_examples // batch_size

@@ -1,11 +1,31 @@
-"""The interface of a data source."""
+"""The interface of a data source: a description that needs no data, and the data, in memory or as a stream.
+
+A set that fits stays on the devices (`Dataset`: arrays).  A larger one is read and decoded as it is needed (`Stream`:
+image files by position).  `feed` makes batches of either.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lpjax.chain import Shape
+from lpjax.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What network and schedules must know of a set.
+
+    image_shape: [H, W, C] as the network gets them.  num_train, num_test: examples of the two splits.
+    """
+
+    image_shape: Shape
+    classes: int
+    num_train: int
+    num_test: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,22 +43,74 @@ class Dataset:
     std: np.ndarray
 
 
+@runtime_checkable
+class ImageFiles(Protocol):
+    """One split of image files (JPEG, PNG, ..), by position 0 .. len-1.  Used from several threads at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> tuple[bytes, int]:
+        """The undecoded file and its label."""
+        ...
+
+    def name(self, position: int) -> str:
+        """The file's name, for messages."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A set that is read and decoded as it is needed.  mean, std: per channel [C], of images scaled to 0..1."""
+
+    train: ImageFiles
+    test: ImageFiles
+    mean: np.ndarray
+    std: np.ndarray
+
+
 @dataclass(frozen=True)
 class Source:
-    """What is known of a data set without reading it, and how to read it.
+    """A kind of data set.
 
-    image_shape: [H, W, C].  load(dir): the data; raises ValueError or OSError saying what is missing from `dir`.
+    describe(config): the `Spec` of what is in `config.dir`, from headers and lists of files only.
+    load(config): the data.
+    published(config): the `Spec` of the published set, without looking at any file; None for kinds of sets.
+    The first two raise ValueError or OSError naming the file at fault and what to do.
     """
 
     name: str
-    image_shape: Shape
-    classes: int
-    num_train: int
-    num_test: int
-    load: Callable[[str | None], Dataset]
+    describe: Callable[[DataConfig], Spec]
+    load: Callable[[DataConfig], Dataset | Stream]
+    published: Callable[[DataConfig], Spec] | None = None
+
+
+class CorruptDataError(ValueError):
+    """More image files could not be decoded than `data.max_corrupt`."""
+
+
+def data_folder(config: DataConfig, content: str) -> Path:
+    """The folder `config.dir`; raises ValueError or FileNotFoundError, saying that it should hold `content`."""
+    if config.dir is None:
+        raise ValueError(f"data.dir is unset: data.name={config.name} needs the folder with {content}; set data.dir")
+    folder = Path(config.dir).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data.dir={config.dir}: no such folder: expected one with {content}; correct data.dir")
+    return folder
 
 
 def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel of uint8 images scaled to 0..1."""
-    scaled = images.astype(np.float64) / 255
-    return scaled.mean((0, 1, 2)), scaled.std((0, 1, 2))
+    """Mean and standard deviation per channel of uint8 images [N, H, W, C] scaled to 0..1."""
+    counts = np.stack([np.bincount(channel.reshape(-1), minlength=256) for channel in np.moveaxis(images, -1, 0)])
+    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = shares @ values
+    return mean, np.sqrt(np.maximum(shares @ values**2 - mean**2, 0.0))
+
+
+def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
+    """Raises ValueError for a label outside 0 .. classes-1; `where` names the file."""
+    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(bad):
+        raise ValueError(
+            f"{where}: label {labels[bad[0]]} of example {bad[0]}: expected 0 to {classes - 1} ({classes} classes); "
+            f"use the files of this set, or mend the labels"
+        )

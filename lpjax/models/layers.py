@@ -1,11 +1,14 @@
-"""Layers: pure functions on [b, H, W, C] arrays, and the parameters they take.
+"""Layers: pure functions on [b, ..., C] arrays, and the parameters they take.
 
 Weights are in the dtype of `float` (float32, or float64 under `jax_enable_x64`).  A weight that decays is called
-`kernel`; scales, biases and statistics have other names (see `optim.decayed`).
+`kernel`; scales, biases and statistics have other names (see `optim.decayed`).  A layer computes in the dtype of its
+input, to which it casts its weights; statistics and sums over many values are taken in single precision at least.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,37 +28,51 @@ def he_normal(key: PRNGKeyArray, shape: Shape) -> Array:
     return jax.random.normal(key, shape, float) * math.sqrt(2.0 / math.prod(shape[:-1]))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def check_stride(in_shape: Shape, stride: int) -> None:
+    """Raises ValueError where a map [H, W, C] is smaller than the stride it is to be taken at."""
+    if min(in_shape[:2]) < stride:
+        raise ValueError(
+            f"a map of {in_shape[0]}x{in_shape[1]} cannot be taken at stride {stride}: expected at least "
+            f"{stride}x{stride}; use larger images or a network that halves them less often"
+        )
+
+
 def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c f"], stride: int) -> Float[Array, "b h2 w2 f"]:
-    """2-D convolution with SAME padding, output size ceil(size / stride).
-
-    On CPU the gradients are written as convolutions in canonical layout: XLA rewrites the ones that autodiff makes
-    only at the top level of a program, and inside `scan` or `switch` they fall to a loop 15 to 35 times slower.
-    Elsewhere autodiff's own form is kept.
-    """
-    return _conv(x, kernel, stride)
+    """2-D convolution of odd kernel size k, (k-1)/2 zeros padded on each side: output size ceil(size / stride)."""
+    return _conv(x, kernel.astype(x.dtype), stride)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: Array, kernel: Array, stride: int) -> Array:
-    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_NHWC)
+    """`conv` with gradients for the platform.
+
+    On CPU they are written as convolutions in canonical layout: XLA rewrites the ones that autodiff makes only at the
+    top level of a program, and inside `scan` or `switch` they fall to a loop 15 to 35 times slower.  Elsewhere
+    autodiff's own form is kept.
+    """
+    return _plain_conv(x, kernel, stride)
+
+
+def _plain_conv(x: Array, kernel: Array, stride: int) -> Array:
+    pads = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_NHWC)
 
 
 def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, stride), (x, kernel)
+    return _plain_conv(x, kernel, stride), (x, kernel)
 
 
 def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     if jax.default_backend() != "cpu":
-        return jax.vjp(lambda x, kernel: _conv(x, kernel, stride), x, kernel)[1](g)
-    low = [lo for lo, _ in lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")]
+        return jax.vjp(lambda x, kernel: _plain_conv(x, kernel, stride), x, kernel)[1](g)
     size = [(x.shape[i + 1], kernel.shape[i], (g.shape[i + 1] - 1) * stride) for i in range(2)]
     # Input: the cotangent, dilated by the stride, through the flipped kernel with its channel axes swapped.
     dx = lax.conv_general_dilated(
         g,
         kernel[::-1, ::-1].swapaxes(2, 3),
         (1, 1),
-        [(k - 1 - lo, n - 1 - span + lo) for lo, (n, k, span) in zip(low, size, strict=True)],
+        [(k // 2, n - 1 - span + k // 2) for n, k, span in size],
         lhs_dilation=(stride, stride),
         dimension_numbers=_NHWC,
     )
@@ -64,29 +81,77 @@ def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[A
         x.transpose(3, 1, 2, 0),
         g.transpose(1, 2, 0, 3),
         (1, 1),
-        [(lo, k - n - lo + span) for lo, (n, k, span) in zip(low, size, strict=True)],
+        [(k // 2, k - n - k // 2 + span) for n, k, span in size],
         rhs_dilation=(stride, stride),
         dimension_numbers=_NHWC,
     )
     return dx, dk.transpose(1, 2, 0, 3)
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+_conv.defvjp(_conv_forward, _conv_backward)
 
 
-def standardise(x: Float[Array, "b h w c"], stats: Stats, mode: Mode) -> tuple[Float[Array, "b h w c"], Stats]:
-    """x with mean 0 and variance 1 per channel, and the statistics used.
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Maximum over 3x3 windows at stride 2, padded like `conv`: output size ceil(size / 2)."""
+    pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
 
-    The batch's statistics are found in one pass, E[x^2] - E[x]^2 clamped at 0, and averaged over `mode.axes`
-    (one pmean), so that a batch split over devices is normalised like the whole batch.
+
+def dropout(x: Float[Array, "b ..."], rate: float, mode: Mode, layer: int = 0) -> Float[Array, "b ..."]:
+    """Each value 0 with probability `rate`, otherwise divided by 1 - rate; x itself where nothing is random.
+
+    Drawn from (the example's key, the unit's position, `layer`): number the dropouts of one unit.
     """
-    if mode.train:
-        moments = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
-        mean, square = lax.pmean(moments, mode.axes) if mode.axes else moments
-        stats = {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0.0)}
-    inverse = lax.rsqrt(stats["var"] + BATCH_NORM_EPSILON)
-    shift = -stats["mean"] * inverse
-    return x * inverse[None, None, None] + shift[None, None, None], stats
+    if not mode.train or mode.keys is None or rate == 0:
+        return x
+
+    def mask(key: PRNGKeyArray) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(key, mode.position), layer)
+        return jax.random.bernoulli(key, 1 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(mask)(mode.keys), x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def moments(x: Float[Array, "*b c"], stats: Stats, mode: Mode) -> Stats:
+    """Mean and variance per channel to normalise x by: the batch's own in training, otherwise `stats`.
+
+    The batch's are found in one pass, E[x^2] - E[x]^2 clamped at 0, and averaged over `mode.axes` (one pmean), so that
+    a batch split over devices is normalised like the whole batch.
+    """
+    if not mode.train:
+        return stats
+    axes = tuple(range(x.ndim - 1))
+    sums = _in_wide(lambda x: (x.mean(axes), jnp.square(x).mean(axes)), x)
+    mean, square = lax.pmean(sums, mode.axes) if mode.axes else sums
+    return {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0.0)}
+
+
+def wide(x: Array) -> Array:
+    """x in single precision at least."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def _in_wide(function: Callable[..., Any], x: Array, *others: Array) -> Any:
+    """function(wide(x), ...), for whose backward pass x itself is kept and not its copy of twice the size."""
+    if wide(x) is x:
+        return function(x, *others)
+    return jax.checkpoint(lambda x, *others: function(wide(x), *others))(x, *others)
+
+
+def _scaled(
+    x: Float[Array, "*b c"], stats: Stats, scale: Float[Array, " c"] | float, bias: Float[Array, " c"] | float
+) -> Float[Array, "*b c"]:
+    """(x - mean) / std * scale + bias, as one multiply-add in single precision at least."""
+    factor = lax.rsqrt(stats["var"] + BATCH_NORM_EPSILON) * scale
+    shift = bias - stats["mean"] * factor
+    channels = (1,) * (x.ndim - 1) + (-1,)
+    return _in_wide(lambda x, a, b: x * a + b, x, factor.reshape(channels), shift.reshape(channels)).astype(x.dtype)
+
+
+def standardise(x: Float[Array, "*b c"], stats: Stats, mode: Mode) -> tuple[Float[Array, "*b c"], Stats]:
+    """x with mean 0 and variance 1 per channel (its last axis), and the statistics used."""
+    stats = moments(x, stats, mode)
+    return _scaled(x, stats, 1.0, 0.0), stats
 
 
 def init_stats(channels: int) -> Stats:
@@ -94,11 +159,11 @@ def init_stats(channels: int) -> Stats:
 
 
 def batch_norm(
-    params: dict[str, Float[Array, " c"]], stats: Stats, x: Float[Array, "b h w c"], mode: Mode
-) -> tuple[Float[Array, "b h w c"], Stats]:
+    params: dict[str, Float[Array, " c"]], stats: Stats, x: Float[Array, "*b c"], mode: Mode
+) -> tuple[Float[Array, "*b c"], Stats]:
     """Batch normalisation (arXiv:1502.03167): `standardise`, then a learned scale and bias per channel."""
-    x, stats = standardise(x, stats, mode)
-    return x * params["scale"][None, None, None] + params["bias"][None, None, None], stats
+    stats = moments(x, stats, mode)
+    return _scaled(x, stats, params["scale"], params["bias"]), stats
 
 
 def init_batch_norm(channels: int) -> tuple[dict[str, Float[Array, " c"]], Stats]:
@@ -114,6 +179,17 @@ def init_conv_norm(key: PRNGKeyArray, size: int, channels: int, features: int) -
 def conv_norm(params: dict, stats: Stats, x: Array, mode: Mode, stride: int = 1) -> tuple[Array, Stats]:
     """Convolution without bias, then batch normalisation."""
     return batch_norm(params["norm"], stats, conv(x, params["conv"]["kernel"], stride), mode)
+
+
+def init_linear(key: PRNGKeyArray, channels: int, features: int) -> dict[str, Array]:
+    """Parameters of `linear`."""
+    return {"kernel": he_normal(key, (channels, features)), "bias": jnp.zeros(features)}
+
+
+def linear(params: dict[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b f"]:
+    """x @ kernel + bias."""
+    bias = params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+    return x @ params["kernel"].astype(x.dtype) + bias.astype(x.dtype)
 
 
 def _init_standardise(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, Stats]:

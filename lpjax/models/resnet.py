@@ -5,6 +5,7 @@ pooling and a linear classifier.  Shortcuts are free of parameters (option A: su
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ def conv_block(features: int, stride: int, size: int) -> Unit:
     """size x size convolution, batch norm, ReLU: [b, H, W, C] -> [b, ceil(H/stride), ceil(W/stride), features]."""
 
     def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        layers.check_stride(in_shape, stride)
         return layers.init_conv_norm(key, size, in_shape[-1], features)
 
     def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
@@ -39,6 +41,7 @@ def basic_block(features: int, stride: int) -> Unit:
                 f"features={features} after {in_shape[-1]} channels: a parameter-free shortcut can only add channels; "
                 f"use features >= {in_shape[-1]}"
             )
+        layers.check_stride(in_shape, stride)
         first, second = jax.random.split(key)
         params1, stats1 = layers.init_conv_norm(first, 3, in_shape[-1], features)
         params2, stats2 = layers.init_conv_norm(second, 3, features, features)
@@ -62,12 +65,36 @@ def classifier(classes: int) -> Unit:
     """Global average pooling and a linear layer: [b, H, W, C] -> logits [b, classes]."""
 
     def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
-        return {"kernel": layers.he_normal(key, (in_shape[-1], classes)), "bias": jnp.zeros(classes)}, {}
+        return layers.init_linear(key, in_shape[-1], classes), {}
 
     def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
-        return x.mean((1, 2)) @ params["kernel"] + params["bias"][None], stats
+        return layers.linear(params, layers.wide(x).mean((1, 2))), stats
 
     return Unit(f"classifier-{classes}", init, apply)
+
+
+def blocks_per_group(depth: int, size: int, others: int) -> int:
+    """n of a depth of `size` n + `others` layers."""
+    blocks, rest = divmod(depth - others, size)
+    if rest or blocks < 1:
+        near = max(round((depth - others) / size), 1) * size + others
+        raise ValueError(f"model.depth={depth}: expected {size}n+{others} with n >= 1; the nearest is {near}")
+    return blocks
+
+
+def check_sizes(name: str, size: int, classes: int) -> None:
+    """Raises ValueError for a width (called `name`) or number of classes below 1."""
+    if size < 1 or classes < 1:
+        raise ValueError(f"model.{name}={size} with {classes} classes: both must be at least 1")
+
+
+def groups(block: Callable[[int, int], Unit], width: int, counts: Sequence[int]) -> list[Unit]:
+    """`block(features, stride)` in groups of `counts`: a group has twice the features and half the map of the last."""
+    units: list[Unit] = []
+    for group, count in enumerate(counts):
+        features = width * 2**group
+        units += [block(features, 1 if group == 0 else 2)] + [block(features, 1)] * (count - 1)
+    return units
 
 
 def resnet(*, depth: int, width: int, classes: int) -> tuple[Unit, ...]:
@@ -75,14 +102,6 @@ def resnet(*, depth: int, width: int, classes: int) -> tuple[Unit, ...]:
 
     Raises ValueError for another depth, or for a width or number of classes below 1.
     """
-    blocks, rest = divmod(depth - 2, 6)
-    if rest or blocks < 1:
-        near = max(6 * round((depth - 2) / 6) + 2, 8)
-        raise ValueError(f"model.depth={depth}: expected 6n+2 with n >= 1 (8, 14, 20, ...); the nearest is {near}")
-    if width < 1 or classes < 1:
-        raise ValueError(f"model.width={width} with {classes} classes: both must be at least 1")
-    units = [conv_block(width, 1, 3)]
-    for group in range(3):
-        features = width * 2**group
-        units += [basic_block(features, 1 if group == 0 else 2)] + [basic_block(features, 1)] * (blocks - 1)
-    return (*units, classifier(classes))
+    blocks = blocks_per_group(depth, 6, 2)
+    check_sizes("width", width, classes)
+    return (conv_block(width, 1, 3), *groups(basic_block, width, [blocks] * 3), classifier(classes))

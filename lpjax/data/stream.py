@@ -1,0 +1,114 @@
+"""Batches of a set too large for memory: read and decoded by grain's threads ahead of the step, each host its share.
+
+The row of training examples is the same whatever the number of hosts: host h of H takes every H-th.  What depends on
+an image file's own size (the random resized crop) is done here; the rest of the augmentation is in the step.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from lpjax.config import Config
+from lpjax.data import images
+from lpjax.data.feed import Batch, padded_order, sample_order
+from lpjax.data.source import CorruptDataError, ImageFiles, Stream
+from lpjax.mesh import EXAMPLES
+
+
+class _Decoder:
+    """Positions of one split to examples {image, label, index}.
+
+    Files that cannot be decoded are written down in `corrupt`, each once.  Grain's threads share it, and read ahead.
+    """
+
+    def __init__(self, files: ImageFiles, config: Config, corrupt: list[str]) -> None:
+        self._files, self._config, self._corrupt = files, config.data, corrupt
+        self._limit = min(config.data.max_corrupt, len(files) - 1)
+
+    def __call__(self, position: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray] | None:
+        """The example at a position, None if its file is damaged; raises CorruptDataError after too many of those."""
+        data = self._config
+        try:
+            file, label = self._files[position]
+            image = images.decode(file, size=data.image_size, channels=data.channels, rng=rng)
+        except images.DECODING_ERRORS as error:
+            message = f"{self._files.name(position)}: {error}"
+            if message not in self._corrupt:
+                self._corrupt.append(message)
+            if len(self._corrupt) > self._limit:
+                raise CorruptDataError(
+                    f"{message}; with it {len(self._corrupt)} image files cannot be decoded: expected at most "
+                    f"{self._limit} (data.max_corrupt={data.max_corrupt}); replace them, or raise data.max_corrupt"
+                ) from error
+            return None
+        return {"image": image, "label": np.asarray(label, np.int32), "index": np.asarray(position, np.int32)}
+
+    def padded(self, position: int) -> dict[str, np.ndarray]:
+        """The example, or for position -1 and a damaged file an empty image of index -1."""
+        example = self(position) if position >= 0 else None
+        if example is not None:
+            return example
+        shape = (self._config.image_size, self._config.image_size, self._config.channels)
+        return {"image": np.zeros(shape, np.uint8), "label": np.array(0, np.int32), "index": np.array(-1, np.int32)}
+
+
+class Streamed:
+    """`Feed` of a `Stream`."""
+
+    def __init__(self, stream: Stream, config: Config, mesh: Mesh) -> None:
+        self._stream, self._config, self._mesh = stream, config, mesh
+
+    def train(self) -> "StreamedBatches":
+        return StreamedBatches(self._stream.train, self._config, self._mesh)
+
+    def sample(self, count: int) -> Iterator[Batch]:
+        order = sample_order(len(self._stream.train), self._config.batch_size, self._mesh, count)
+        return self._in_order(self._stream.train, order)
+
+    def test(self) -> Iterator[Batch]:
+        return self._in_order(self._stream.test, padded_order(len(self._stream.test), self._config.batch_size))
+
+    def _in_order(self, files: ImageFiles, order: list[np.ndarray]) -> Iterator[Batch]:
+        host, hosts = jax.process_index(), jax.process_count()
+        mine = [np.split(positions, hosts)[host] for positions in order]
+        decoder = _Decoder(files, self._config, [])
+        examples = grain.MapDataset.source(np.concatenate(mine)).map(lambda i: decoder.padded(int(i)))
+        for local in examples.to_iter_dataset(_read_options(self._config)).batch(len(mine[0])):
+            yield _on_mesh(local, self._mesh)
+
+
+class StreamedBatches:
+    """`TrainBatches` of a `Stream`."""
+
+    def __init__(self, files: ImageFiles, config: Config, mesh: Mesh) -> None:
+        self.corrupt: list[str] = []
+        self._mesh = mesh
+        decoder = _Decoder(files, config, self.corrupt)
+        order = grain.MapDataset.range(len(files)).seed(config.seed).shuffle().repeat()  # reshuffled each epoch
+        examples = order.random_map(lambda i, rng: decoder(int(i), rng))[jax.process_index() :: jax.process_count()]
+        local = config.batch_size // jax.process_count()
+        self._batches = iter(examples.to_iter_dataset(_read_options(config)).batch(local, drop_remainder=True))
+
+    def __next__(self) -> Batch:
+        return _on_mesh(next(self._batches), self._mesh)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"grain": self._batches.get_state(), "corrupt": list(self.corrupt)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.corrupt[:] = state["corrupt"]
+        self._batches.set_state(state["grain"])
+
+
+def _read_options(config: Config) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch)
+
+
+def _on_mesh(local: dict[str, np.ndarray], mesh: Mesh) -> Batch:
+    """A batch from every host's share of it."""
+    sharding = NamedSharding(mesh, EXAMPLES)
+    return Batch(**{name: jax.make_array_from_process_local_data(sharding, part) for name, part in local.items()})

@@ -1,0 +1,174 @@
+"""CIFAR-10, CIFAR-100 and ImageNet as tensorflow-datasets stores them in array_record files, read without TensorFlow.
+
+Files that `lpjax.data.prepare` or tensorflow-datasets itself wrote are the same.
+"""
+
+import io
+import os
+import resource
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lpjax.config import DataConfig
+from lpjax.data.source import Dataset, Source, Spec, Stream, channel_moments, check_labels
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""The customary ones: all published networks were trained with them."""
+
+OPEN_FILES = 4096
+"""ImageNet is 1,024 + 64 files, all open at once; the usual limit is 1,024."""
+
+_CHUNK = 1000
+_TEST_SPLIT = {"cifar10": "test", "cifar100": "test", "imagenet2012": "validation"}
+
+
+def import_tfds() -> ModuleType:
+    try:
+        import array_record  # noqa: F401 - tensorflow-datasets imports it late, and then prints a banner
+        import PIL  # noqa: F401 - likewise
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ValueError(f"{error}: reading this data set needs more packages; pip install 'lpjax[data]'") from error
+    return tensorflow_datasets
+
+
+def allow_open_files() -> None:
+    """Raises the process's own limit to `OPEN_FILES`, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def set_folder(name: str, data_dir: str | os.PathLike[str]) -> Path:
+    """Where tensorflow-datasets keeps the current version of a set."""
+    return Path(data_dir) / name / str(import_tfds().builder_cls(name).VERSION)
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / "dataset_info.json").is_file()
+
+
+def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    """The stock builder of a set that is prepared in `data_dir`, as array_record files that are all there."""
+    remedy = f"python -m lpjax.data.prepare {name} --source=ARCHIVE --data_dir={data_dir or 'DIR'}"
+    if data_dir is None:
+        raise ValueError(f"data.dir is unset: expected the folder where {name} is prepared; prepare it with: {remedy}")
+    if not Path(data_dir).is_dir():
+        raise FileNotFoundError(f"data.dir={data_dir}: no such folder; prepare {name} with: {remedy}")
+    tfds = import_tfds()
+    folder = set_folder(name, data_dir)
+    if not is_prepared(folder):
+        raise FileNotFoundError(f"data.dir={data_dir}: {name} is not prepared there (no {folder}); do: {remedy}")
+    builder = tfds.builder(name, data_dir=os.fspath(data_dir))
+    formats = {found.value for found in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise ValueError(
+            f"{folder}: prepared as {', '.join(sorted(formats))}: expected array_record, which is read without "
+            f"TensorFlow; remove that folder or choose another data_dir and do: {remedy} "
+            f"(or, with TensorFlow, tfds.builder({name!r}, file_format='array_record').download_and_prepare())"
+        )
+    for split in ("train", _TEST_SPLIT[name]):
+        if split not in builder.info.splits or not builder.info.splits[split].num_examples:
+            raise ValueError(f"{folder}: split {split!r} is missing or empty; remove that folder and do: {remedy}")
+        for file in builder.info.splits[split].filepaths:
+            if not file.exists():
+                raise FileNotFoundError(f"{file} is missing; copy it again, or remove that folder and do: {remedy}")
+    return builder
+
+
+def _files(builder: Any, split: str) -> Any:
+    """A sequence of the examples of a split, images undecoded."""
+    return builder.as_data_source(split=split, decoders={"image": import_tfds().decode.SkipDecoding()})
+
+
+def _describe(name: str, published: Spec, config: DataConfig) -> Spec:
+    side = config.image_size if name == "imagenet2012" else published.image_shape[0]
+    train, test = published.num_train, published.num_test
+    if config.dir is not None:
+        splits = open_set(name, config.dir).info.splits
+        train, test = splits["train"].num_examples, splits[_TEST_SPLIT[name]].num_examples
+    return Spec((side, side, 3), published.classes, train, test)
+
+
+def _in_memory(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 32, 32, 3] and labels [N] of a CIFAR split."""
+    from PIL import Image
+
+    source, where = _files(builder, split), f"{builder.data_dir}, split {split!r}"
+    images, labels = np.empty((len(source), 32, 32, 3), np.uint8), np.empty(len(source), np.int32)
+    for start in range(0, len(source), _CHUNK):  # many at a time: reading them one by one takes longer than decoding
+        chunk = range(start, min(start + _CHUNK, len(source)))
+        try:
+            for position, example in zip(chunk, source.__getitems__(list(chunk)), strict=True):
+                images[position] = np.asarray(Image.open(io.BytesIO(example["image"])))
+                labels[position] = example["label"]
+        except Exception as error:  # each library on the way has its own
+            raise ValueError(
+                f"{where}: examples {start} to {chunk[-1]} cannot be read ({error}); remove that folder, prepare again"
+            ) from error
+    check_labels(labels, builder.info.features["label"].num_classes, where)
+    return images, labels
+
+
+def _load_cifar(name: str, config: DataConfig) -> Dataset:
+    builder = open_set(name, config.dir)
+    train_images, train_labels = _in_memory(builder, "train")
+    return Dataset(train_images, train_labels, *_in_memory(builder, "test"), *channel_moments(train_images))
+
+
+class _TfdsFiles:
+    """`ImageFiles` of one split.  Reading is thread-safe: array_record keeps no position."""
+
+    def __init__(self, builder: Any, split: str) -> None:
+        self._source, self._where = _files(builder, split), f"{builder.data_dir}, split {split!r}"
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def _read(self, position: int) -> tuple[bytes, int, str]:
+        try:
+            example = self._source[position]
+            return example["image"], int(example["label"]), example["file_name"].decode()
+        except Exception as error:  # each library on the way has its own
+            raise OSError(
+                f"{self._where}: example {position} cannot be read ({error}); remove that folder, prepare again"
+            ) from error
+
+    def __getitem__(self, position: int) -> tuple[bytes, int]:
+        image, label, _ = self._read(position)
+        return image, label
+
+    def name(self, position: int) -> str:
+        try:
+            return self._read(position)[2]
+        except OSError:  # a name is asked for when something is wrong
+            return f"{self._where}, example {position}"
+
+
+def _load_imagenet(config: DataConfig) -> Stream:
+    builder = open_set("imagenet2012", config.dir)
+    allow_open_files()
+    train, test = _TfdsFiles(builder, "train"), _TfdsFiles(builder, "validation")
+    return Stream(train, test, np.array(IMAGENET_MEAN), np.array(IMAGENET_STD))
+
+
+cifar10 = Source(
+    "cifar10",
+    partial(_describe, "cifar10", Spec((32, 32, 3), 10, 50_000, 10_000)),
+    partial(_load_cifar, "cifar10"),
+)
+cifar100 = Source(
+    "cifar100",
+    partial(_describe, "cifar100", Spec((32, 32, 3), 100, 50_000, 10_000)),
+    partial(_load_cifar, "cifar100"),
+)
+imagenet2012 = Source(
+    "imagenet2012",
+    partial(_describe, "imagenet2012", Spec((224, 224, 3), 1000, 1_281_167, 50_000)),
+    _load_imagenet,
+)
