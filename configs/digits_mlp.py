@@ -1,0 +1,54 @@
+"""A network of one's own: a residual MLP on scikit-learn's digits, four stages trained layer-parallel.
+
+    python -m lpjax.main --config=configs/digits_mlp.py --workdir=runs/digits_mlp
+
+Network and recipe in one file.  A quarter of a minute on 2 cores; test accuracy about 0.97, by backprop
+(--config.method=serial) about 0.98 (one seed each).
+"""
+
+import functools
+import math
+
+import jax
+
+from lpjax.chain import Unit
+from lpjax.config_dict import default_config
+from lpjax.models import layers
+
+
+@functools.cache  # equal units must be the same object: a row of them is then compiled once
+def embed(width: int) -> Unit:
+    def init(key, in_shape):
+        return layers.init_linear(key, math.prod(in_shape), width), {}
+
+    def apply(params, stats, x, mode):
+        return layers.linear(params, x.reshape(len(x), -1)), stats
+
+    return Unit(f"embed-{width}", init, apply)
+
+
+@functools.cache
+def block() -> Unit:
+    def init(key, in_shape):
+        norm, stats = layers.init_batch_norm(in_shape[-1])
+        return {"norm": norm, "linear": layers.init_linear(key, in_shape[-1], in_shape[-1])}, stats
+
+    def apply(params, stats, x, mode):
+        y, stats = layers.batch_norm(params["norm"], stats, x, mode)
+        return x + layers.linear(params["linear"], jax.nn.relu(y)), stats
+
+    return Unit("mlp-block", init, apply)
+
+
+def residual_mlp(*, blocks: int, width: int, classes: int) -> list[Unit]:
+    return [embed(width), *[block()] * blocks, embed(classes)]
+
+
+def get_config():
+    config = default_config()
+    config.model = {"function": "configs.digits_mlp:residual_mlp", "blocks": 10, "width": 64}
+    config.aux.function = "lpjax.aux_net:own_units"
+    config.data.crop = 0  # where a pixel is matters to an MLP
+    config.penalty.initial = 1.0
+    config.num_epochs = 10
+    return config
