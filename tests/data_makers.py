@@ -1,12 +1,17 @@
-"""Archives of the exact layout of the official ones, with few and random images; what is in them is returned."""
+"""Files of the exact layout of the published sets, with few and random images; what is in them is returned."""
 
+import gzip
+import hashlib
 import io
+import struct
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from lpjax.data import archives
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -79,13 +84,19 @@ def make_cifar100(folder, num_train=50, num_test=30, seed=0):
     return write_tar(Path(folder) / "cifar-100-binary.tar.gz", files, "w:gz"), train, test
 
 
+def encoded(image, kind="PNG", **options):
+    """The file of a Pillow image, or of pixels [H, W] or [H, W, C]."""
+    out = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(out, kind, **options)
+    return out.getvalue()
+
+
 def jpeg(rng, mode="RGB"):
     """Random pixels of a random size."""
     height, width = rng.integers(20, 90, 2)
     shape = (height, width) if mode == "L" else (height, width, len(mode))
-    out = io.BytesIO()
-    Image.frombytes(mode, (width, height), rng.integers(0, 256, shape, dtype=np.uint8).tobytes()).save(out, "JPEG")
-    return out.getvalue()
+    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+    return encoded(Image.frombytes(mode, (width, height), pixels.tobytes()), "JPEG")
 
 
 SYNSETS = {"n01440764": 0, "n01739381": 59, "n15075141": 999}
@@ -114,3 +125,46 @@ def make_imagenet(folder, per_synset=6, seed=0, cmyk=False):
     test = [ImageFile(f"ILSVRC2012_val_{n:08d}.JPEG", VALIDATION[n], jpeg(rng)) for n in reversed(VALIDATION)]
     write_tar(folder / "ILSVRC2012_img_val.tar", {image.name: image.data for image in test})
     return folder, train, test
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def arguments(name, source, data_dir):
+    """Of `lpjax.data.prepare`, with the checksums of what is there."""
+    paths = [source] if source.is_file() else [source / file for file in archives.ARCHIVES[name]]
+    sums = [f"--sha256={sha256(path)}" for path in paths if path.exists()]
+    return [name, f"--source={source}", f"--data_dir={data_dir}", *sums]
+
+
+def idx_bytes(values):
+    """An IDX file of unsigned bytes."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+IDX_NAMES = {"train": "train-{}-idx{}-ubyte.gz", "test": "t10k-{}-idx{}-ubyte.gz"}
+"""As the official files of MNIST are called; the axes of an image file are 3 there."""
+
+
+def make_idx(folder, shape=(28, 28), classes=10, counts=(30, 20), names=IDX_NAMES):
+    """Four IDX files, gzipped where the name says so; {split: (images [N, *shape], labels [N])}."""
+    rng, made = np.random.default_rng(0), {}
+    for (split, name), count in zip(names.items(), counts, strict=True):
+        images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+        labels = (np.arange(count) % classes).astype(np.uint8)
+        for kind, axes, values in (("images", 3, images), ("labels", 1, labels)):
+            path = Path(folder) / name.format(kind, axes)
+            path.write_bytes((gzip.compress if path.suffix == ".gz" else bytes)(idx_bytes(values)))
+        made[split] = images, labels
+    return made
+
+
+def make_folder(folder, train, test, test_name="test"):
+    """DIR/SPLIT/CLASS/NAME from {"CLASS/NAME": bytes} of the two splits."""
+    for split, files in (("train", train), (test_name, test)):
+        for name, data in files.items():
+            path = Path(folder) / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return folder

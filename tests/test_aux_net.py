@@ -1,5 +1,7 @@
 """The AuxNet's shapes, its adjoint, and what it refuses."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -79,3 +81,35 @@ def test_a_map_no_strided_convolution_makes():
     network = make_chain([conv_block(4, 1, 3), crop, basic_block(4, 1), classifier(2)], (8, 8, 1))
     with pytest.raises(ValueError, match=r"beside stage 0: from \(8, 8, 1\) to \(5, 8, 4\)"):
         aux_net.make_aux_net(split(network, num_stages=2, cuts=(2,)), blocks_per_stage=1, width=1.0)
+
+
+def test_own_units_are_those_that_change_the_shape_and_the_first_of_the_others():
+    stages = split(NETWORK, num_stages=3, cuts=(3, 6))
+    pieces = aux_net.make_aux_net(stages, function=aux_net.own_units, blocks_per_stage=1, width=1.0)
+    names = [[unit.name for unit in piece.units] for piece in pieces]
+    assert names[0] == ["conv3-8", "block-8", "standardise"]
+    assert names[1] == ["block-8", "block-16/2", "standardise"]
+    assert names[2] == ["block-16", "block-32/2", "classifier-10"]
+    with pytest.raises(ValueError, match=r"piece beside stage 0: aux.width=0.5: expected 1 with"):
+        aux_net.make_aux_net(stages, function=aux_net.own_units, blocks_per_stage=1, width=0.5)
+
+
+def test_a_function_of_ones_own():
+    stages = split(NETWORK, num_stages=2, cuts=(3,))
+    asked = []
+
+    def units(stage, *, blocks, width):
+        asked.append((blocks, width))
+        return [stage.units[0]] if len(stage.out_shape) == 3 else [stage.units[-1]]
+
+    pieces = aux_net.make_aux_net(stages, function=units, blocks_per_stage=2, width=0.3)
+    assert asked == [(2, 0.3)] * 2
+    assert [unit.name for unit in pieces[0].units] == ["conv3-8", "standardise"]
+    with pytest.raises(ValueError, match=r"beside stage 0 maps \(16, 16, 3\) to \(10,\): expected \(16, 16, 8\)"):
+        aux_net.make_aux_net(stages, function=lambda stage, **_: [classifier(10)], blocks_per_stage=1, width=1.0)
+
+
+def test_pieces_compute_as_their_stages_do():
+    whole = replace(NETWORK, dtype="bfloat16", remat=True)
+    pieces = aux_net.make_aux_net(split(whole, num_stages=3), blocks_per_stage=1, width=1.0)
+    assert {(piece.dtype, piece.remat) for piece in pieces} == {("bfloat16", True)}

@@ -1,5 +1,7 @@
 """Chains: runs, scanning, shapes, initialisation by position."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,7 +9,9 @@ from helpers import assert_close
 
 from lpjax import chain
 from lpjax.chain import Chain, Mode, Unit, make_chain
+from lpjax.models.preact_resnet import wide_resnet
 from lpjax.models.resnet import basic_block, conv_block, resnet
+from lpjax.partition import activation_bytes
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -82,3 +86,55 @@ def test_then_continues_a_chain():
     first = make_chain([conv_block(4, 1, 3)], (8, 8, 1))
     both = first.then(basic_block(8, 2))
     assert both == make_chain([conv_block(4, 1, 3), basic_block(8, 2)], (8, 8, 1))
+
+
+def test_computing_units_again_changes_nothing_but_what_is_kept():
+    """Values and gradients with `remat`, of a scanned and of a single unit with dropout; the memory is less."""
+    network = make_chain(wide_resnet(depth=22, widen=1, classes=3, dropout=0.3), (8, 8, 1))
+    params, stats = chain.init(network, jax.random.key(0))
+    x, keys = jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jax.random.split(jax.random.key(2), 4)
+
+    def loss(params, network):
+        return (chain.apply(network, params, stats, x, Mode(train=True, keys=keys))[0] ** 2).sum()
+
+    again = replace(network, remat=True)
+    assert_close(jax.value_and_grad(loss)(params, again), jax.value_and_grad(loss)(params, network))
+    assert activation_bytes(again, 4) < 0.5 * activation_bytes(network, 4)
+
+
+def test_bfloat16_is_of_the_activations_alone():
+    network = replace(make_chain(resnet(depth=14, width=8, classes=3), (8, 8, 1)), dtype="bfloat16")
+
+    def loss(params, stats, x, network):
+        y, new = chain.apply(network, params, stats, x, Mode(train=True))
+        return (y**2).sum(), (y, new)
+
+    with jax.enable_x64(False):
+        params, stats = chain.init(network, jax.random.key(0))
+        x = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
+        gradients = jax.value_and_grad(loss, has_aux=True)
+        (low, (y, new)), grads = gradients(params, stats, x, network)
+        (full, (exact, _)), _ = gradients(params, stats, x, replace(network, dtype=None))
+        program = str(jax.make_jaxpr(gradients, static_argnums=3)(params, stats, x, network))
+        kept, kept_of_full = activation_bytes(network, 16), activation_bytes(replace(network, dtype=None), 16)
+    assert {leaf.dtype for leaf in jax.tree.leaves((grads, y, new))} == {jnp.float32.dtype}
+    assert 0 < float(jnp.abs(y - exact).max()) < 0.1 * float(jnp.abs(exact).max()), "rounded, and not more"
+    assert float(low) == pytest.approx(float(full), rel=0.05)
+    convolutions = [line for line in program.splitlines() if "= conv_general_dilated[" in line]
+    assert len(convolutions) >= 3 * 7
+    assert all("bf16[" in line for line in convolutions)
+    assert kept < 0.6 * kept_of_full
+
+
+def test_a_unit_knows_its_place_in_the_network():
+    """Whatever the cuts, and inside a scan as outside."""
+    places = Unit("place", lambda key, shape: ({}, {}), lambda p, s, x, mode: (x + jnp.asarray(mode.position, x.dtype), s))
+    network = make_chain([places] * 5, (1,))
+    params, stats = chain.init(network, jax.random.key(0))
+    y, _ = chain.apply(network, params, stats, jnp.zeros((1, 1)), Mode(train=True))
+    assert float(y[0, 0]) == 0 + 1 + 2 + 3 + 4
+    for start, stop in ((3, 5), (4, 5)):
+        piece = network.piece(start, stop)
+        params, stats = chain.init(piece, jax.random.key(0))
+        y, _ = chain.apply(piece, params, stats, jnp.zeros((1, 1)), Mode(train=True))
+        assert float(y[0, 0]) == sum(range(start, stop))

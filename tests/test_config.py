@@ -47,6 +47,17 @@ def test_defaults_survive_the_round_trip():
     assert from_config_dict(default_config().to_dict()) == Config()
 
 
+def test_a_models_fields_are_its_functions_arguments():
+    """In a config file, where the section may be set whole, and from the command line's types."""
+    config = default_config()
+    config.model.depth = 32
+    assert from_config_dict(config.to_dict()).model.arguments == {"depth": 32, "width": 16}
+    config.model = {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 16, "widen": 4}
+    model = from_config_dict(config.to_dict()).model
+    assert model.function == "lpjax.models.preact_resnet:wide_resnet"
+    assert model.arguments == {"depth": 16, "widen": 4}
+
+
 def test_numbers_and_tuples_get_their_types():
     config = from_config_dict({"penalty": {"initial": 1}, "cuts": [1, 2, 3]})
     assert isinstance(config.penalty.initial, float)
@@ -72,6 +83,10 @@ BAD = [
     ({"batch_size": 36, "mesh": {"data": 2}}, r"4 \* 2 = 8.*nearest above is 40"),
     ({"multiplier": "per_example"}, "multiplier=per_example with data.crop=1.*set data.crop=0"),
     ({"multiplier": "per_example", "data": {"crop": 0, "flip": True}}, "data.flip=True"),
+    ({"multiplier": "per_example", "data": {"crop": 0, "cutout": 2}}, "data.cutout=2"),
+    ({"data": {"channels": 2}}, "data.channels=2: expected 3, or 1 for grey"),
+    ({"data": {"threads": 0}}, "data.threads=0: expected at least 1"),
+    ({"model": {"function": 3}}, "model.function=3: expected str"),
     ({"multiplier": "adjoint", "aux": {"task_weight": 0.0}}, "multiplier=adjoint with aux.task_weight=0.0"),
     ({"penalty": {"initial": 20.0, "maximum": 10.0}}, "penalty.maximum=10.0: expected at least penalty.initial=20.0"),
     ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate=0.0: expected > 0"),
@@ -96,6 +111,23 @@ def test_mistakes_are_refused(values, message):
         ({"num_stages": 8}, "num_stages=8: the network is a chain of 5 units"),
         ({"cuts": (1, 1, 2)}, "expected num_stages - 1 = 3 increasing positions"),
         ({"model__depth": 9}, "model.depth=9: expected 6n"),
+        (
+            {"model": {"depth": 8}},
+            r"model: missing a required argument: 'width'; .* takes depth, width: correct",
+        ),
+        ({"model": {"depth": 8, "widht": 4}}, r"model: .*takes depth, width"),
+        ({"model__function": "resnet"}, r"model.function='resnet': expected 'package.module:function'"),
+        ({"model__function": "lpjax.nothing:resnet"}, "No module named 'lpjax.nothing'; correct the name"),
+        ({"model__function": "lpjax.models.resnet:nothing"}, "has no attribute 'nothing'; correct the name"),
+        (
+            {"model__function": "lpjax.models.layers:BATCH_NORM_EPSILON"},
+            "is a float; name a function",
+        ),
+        (
+            {"model": {"function": "lpjax.models.imagenet_resnet:imagenet_resnet", "depth": 18}},
+            r"a map of 1x1 cannot be taken at stride 2.*use larger images",
+        ),
+        ({"aux__function": "lpjax.aux_net:nothing"}, "aux.function='lpjax.aux_net:nothing'"),
         ({"data__name": "cifar11"}, "data.name='cifar11': expected one of digits"),
         ({"batch_size": 1600}, "batch_size=1600: the training set has 1437 examples"),
         ({"mesh__data": 4}, r"mesh.stage=4 \* mesh.data=4 = 16 devices: 8 found"),

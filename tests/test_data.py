@@ -1,31 +1,38 @@
-"""Data: the digits' fixed split, the order of an epoch, augmentation that can be replayed."""
+"""Data in memory: the digits' fixed split, batches of an epoch, augmentation that can be replayed."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import small_config
 
 from lpjax.config import DataConfig
-from lpjax.data import SOURCES
-from lpjax.data.augment import augment, normalise
-from lpjax.data.feed import epoch_order, steps_per_epoch, train_batches
-from lpjax.mesh import make_mesh
+from lpjax.data import SOURCES, augment, feed
+from lpjax.data.feed import epoch_order, make_feed, padded_order, sample_order, steps_per_epoch
+from lpjax.data.source import channel_moments
+from lpjax.mesh import EXAMPLES, make_mesh
+from lpjax.recipe import example_keys
 
-DIGITS = SOURCES["digits"].load(None)
+DIGITS = SOURCES["digits"].load(DataConfig())
+
+
+def keys(index, step=0):
+    return example_keys(jax.random.key(0), jnp.array(step), jnp.asarray(index))
 
 
 def test_digits_are_what_the_source_says():
-    source = SOURCES["digits"]
-    assert DIGITS.train_images.shape == (source.num_train, *source.image_shape)
-    assert DIGITS.test_images.shape == (source.num_test, *source.image_shape)
-    assert set(DIGITS.train_labels) == set(DIGITS.test_labels) == set(range(source.classes))
-    assert DIGITS.train_images.dtype == np.uint8
+    spec = SOURCES["digits"].describe(DataConfig())
+    assert SOURCES["digits"].published(DataConfig()) == spec
+    assert DIGITS.train_images.shape == (spec.num_train, *spec.image_shape)
+    assert DIGITS.test_images.shape == (spec.num_test, *spec.image_shape)
+    assert set(DIGITS.train_labels) == set(DIGITS.test_labels) == set(range(spec.classes))
+    assert (DIGITS.train_images.dtype, DIGITS.train_labels.dtype) == (np.uint8, np.int32)
     assert DIGITS.train_images.max() == 255
     assert np.bincount(DIGITS.test_labels).min() >= 34, "the split keeps the classes' shares"
 
 
 def test_the_split_is_disjoint_and_fixed():
-    again = SOURCES["digits"].load(None)
+    again = SOURCES["digits"].load(DataConfig())
     np.testing.assert_array_equal(again.test_images, DIGITS.test_images)
     from sklearn.datasets import load_digits
 
@@ -34,8 +41,16 @@ def test_the_split_is_disjoint_and_fixed():
     np.testing.assert_array_equal(everything[np.lexsort(everything.T)], original[np.lexsort(original.T)])
 
 
+def test_channel_moments():
+    images = np.random.default_rng(0).integers(0, [256, 50, 1], (20, 5, 6, 3)).astype(np.uint8)
+    mean, std = channel_moments(images)
+    np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), rtol=1e-12)
+
+
 def test_normalised_training_images():
-    x = normalise(jnp.asarray(DIGITS.train_images), jnp.asarray(DIGITS.mean, float), jnp.asarray(DIGITS.std, float))
+    mean, std = jnp.asarray(DIGITS.mean, float), jnp.asarray(DIGITS.std, float)
+    x = augment.normalise(jnp.asarray(DIGITS.train_images), mean, std)
     np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=1e-4)
 
 
@@ -47,17 +62,59 @@ def test_an_epoch_is_a_permutation_by_seed_and_epoch():
     assert not np.array_equal(order, epoch_order(4, 5, 100))
 
 
-def test_batches_and_a_restart_in_the_middle():
-    mesh, settings = make_mesh(2, 2), {"seed": 1, "batch_size": 600, "num_steps": 5}
-    batches = list(train_batches(DIGITS, mesh, **settings))
-    assert len(batches) == 5
-    for step, batch in enumerate(batches):
+def check_batch(batch, images, labels, index):
+    np.testing.assert_array_equal(batch.index, index)
+    np.testing.assert_array_equal(batch.image, images[index])
+    np.testing.assert_array_equal(batch.label, labels[index])
+    assert batch.image.sharding.spec == EXAMPLES
+
+
+def test_training_batches_and_a_restart_in_the_middle():
+    data = make_feed(DIGITS, small_config(seed=1, batch_size=600), make_mesh(2, 2))
+    assert isinstance(data, feed.Resident)
+    batches = data.train()
+    states = []
+    for step in range(5):
+        states.append(batches.get_state())
         index = epoch_order(1, step // 2, 1437)[step % 2 * 600 :][:600]
-        np.testing.assert_array_equal(batch.index, index)
-        np.testing.assert_array_equal(batch.image, DIGITS.train_images[index])
-        np.testing.assert_array_equal(batch.label, DIGITS.train_labels[index])
-    (last,) = train_batches(DIGITS, mesh, **settings, first_step=4)
-    np.testing.assert_array_equal(last.image, batches[4].image)
+        check_batch(next(batches), DIGITS.train_images, DIGITS.train_labels, index)
+    again = data.train()
+    again.set_state(states[3])
+    for step in (3, 4):
+        np.testing.assert_array_equal(next(again).index, epoch_order(1, step // 2, 1437)[step % 2 * 600 :][:600])
+    assert again.corrupt == []
+
+
+def test_the_whole_test_split_padded():
+    batches = list(make_feed(DIGITS, small_config(batch_size=100), make_mesh(2, 2)).test())
+    assert [len(batch.index) for batch in batches] == [100] * 4
+    index = np.concatenate([batch.index for batch in batches])
+    np.testing.assert_array_equal(index, [*range(360), *[-1] * 40])
+    for batch, expected in zip(batches, np.split(index, 4), strict=True):
+        check_batch(batch, DIGITS.test_images, DIGITS.test_labels, expected)
+
+
+def test_padding():
+    assert [order.tolist() for order in padded_order(5, 3)] == [[0, 1, 2], [3, 4, -1]]
+    assert [order.tolist() for order in padded_order(6, 3)] == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_sample_of_the_training_images_is_the_same_each_time():
+    first, other = (make_feed(DIGITS, small_config(seed=s, batch_size=64), make_mesh(2, 2)).sample(3) for s in (0, 1))
+    seen = []
+    for batch, again in zip(first, other, strict=True):
+        check_batch(batch, DIGITS.train_images, DIGITS.train_labels, again.index)
+        seen.append(batch.index)
+    seen = np.concatenate(seen)
+    assert len(np.unique(seen)) == len(seen) == 3 * 64
+    assert seen.max() > 1000, "from everywhere in the set"
+
+
+def test_a_sample_fits_the_mesh_and_the_set():
+    mesh = make_mesh(2, 2)
+    assert [len(order) for order in sample_order(100, 16, mesh, 3)] == [16] * 3
+    assert [len(order) for order in sample_order(100, 48, mesh, 3)] == [48] * 2
+    assert [len(order) for order in sample_order(11, 16, mesh, 3)] == [8]
 
 
 def test_a_set_smaller_than_a_batch():
@@ -66,10 +123,15 @@ def test_a_set_smaller_than_a_batch():
         steps_per_epoch(10, 11)
 
 
+def augmented(images, index, *, step=0, **fields):
+    config = DataConfig(**{"crop": 0} | fields)
+    return np.asarray(augment.augment(jnp.asarray(images), keys(index, step), config))
+
+
 def test_a_crop_is_the_image_moved():
-    images, index = jnp.asarray(DIGITS.train_images[:64]), jnp.arange(64)
-    out = np.asarray(augment(images, index, jax.random.key(0), DataConfig(crop=2)))
-    padded = np.pad(DIGITS.train_images[:64], ((0, 0), (2, 2), (2, 2), (0, 0)))
+    images = DIGITS.train_images[:64]
+    out = augmented(images, range(64), crop=2)
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     moves = set()
     for i in range(64):
         found = [
@@ -84,21 +146,59 @@ def test_a_crop_is_the_image_moved():
 
 
 def test_a_flip_is_a_mirror_image_half_the_time():
-    images, index = jnp.asarray(DIGITS.train_images[:200]), jnp.arange(200)
-    out = np.asarray(augment(images, index, jax.random.key(0), DataConfig(crop=0, flip=True)))
-    same = (out == DIGITS.train_images[:200]).all((1, 2, 3))
-    mirrored = (out == DIGITS.train_images[:200, :, ::-1]).all((1, 2, 3))
+    images = DIGITS.train_images[:200]
+    out = augmented(images, range(200), flip=True)
+    same, mirrored = (out == images).all((1, 2, 3)), (out == images[:, :, ::-1]).all((1, 2, 3))
     assert (same | mirrored).all()
     assert 60 < mirrored.sum() < 140
 
 
-def test_augmentation_depends_on_the_example_not_its_place():
-    images, config, key = jnp.asarray(DIGITS.train_images[:8]), DataConfig(crop=1, flip=True), jax.random.key(1)
-    whole = augment(images, jnp.arange(8), key, config)
-    np.testing.assert_array_equal(augment(images[5:7], jnp.array([5, 6]), key, config), whole[5:7])
-    assert not np.array_equal(augment(images, jnp.arange(8), jax.random.key(2), config), whole)
+def cut(x, index, size, step=0):
+    return np.asarray(augment.cut_out(jnp.asarray(x), keys(index, step), size))
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_cutout_is_a_square_of_zeros_that_may_hang_over_the_edge(size):
+    out = cut(np.ones((300, 8, 10, 2)), range(300), size)
+    assert set(np.unique(out)) == {0, 1}
+    corners, at_start, at_end = set(), set(), set()
+    for image in out:
+        np.testing.assert_array_equal(image[..., 0], image[..., 1])
+        rows, columns = np.flatnonzero((image[..., 0] == 0).any(1)), np.flatnonzero((image[..., 0] == 0).any(0))
+        square = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert not square.any()
+        assert (image == 0).sum() == square.size
+        for span, side in ((rows, 8), (columns, 10)):
+            assert len(span) == size or span[0] == 0 or span[-1] == side - 1, "cut short by the edge only"
+            at_start |= {len(span)} if span[0] == 0 else set()
+            at_end |= {len(span)} if span[-1] == side - 1 else set()
+        corners.add((rows[-1], columns[0]))
+    assert at_start == set(range(size - size // 2, size + 1)), "the centre goes to the edge, not beyond"
+    assert at_end == set(range(size // 2 + 1, size + 1))
+    inside = (8 - size + 1) * (10 - size + 1)
+    assert len(corners) > inside, "all places occur, and some over the edge"
+
+
+def test_no_cutout_is_the_image_itself():
+    x = jnp.ones((2, 8, 8, 1))
+    assert augment.cut_out(x, keys([0, 1]), 0) is x
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images, index, step: augmented(images, index, step=step, crop=1, flip=True),
+        lambda images, index, step: cut(images / 255, index, 4, step),
+    ],
+)
+def test_augmentation_depends_on_the_example_and_the_step_not_on_its_place(change):
+    images = DIGITS.train_images[:8]
+    whole = change(images, range(8), 0)
+    np.testing.assert_array_equal(change(images[5:7], [5, 6], 0), whole[5:7])
+    assert not np.array_equal(change(images, range(8), 1), whole)
+    assert not np.array_equal(change(images, range(8, 16), 0), whole)
 
 
 def test_no_augmentation_is_the_image_itself():
     images = jnp.asarray(DIGITS.test_images[:4])
-    assert augment(images, jnp.arange(4), jax.random.key(0), DataConfig(crop=0)) is images
+    assert augment.augment(images, keys(range(4)), DataConfig(crop=0)) is images

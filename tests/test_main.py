@@ -21,9 +21,9 @@ def environment(**changes):
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | changes
 
 
-def lpjax(*arguments, config="configs/digits.py", **changes):
+def lpjax(*arguments, config="configs/digits.py", cwd=ROOT, **changes):
     return subprocess.run(
-        command(*arguments, config=config), cwd=ROOT, env=environment(**changes), capture_output=True, text=True
+        command(*arguments, config=config), cwd=cwd, env=environment(**changes), capture_output=True, text=True
     )
 
 

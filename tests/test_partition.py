@@ -2,13 +2,15 @@
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpjax.chain import make_chain
+from lpjax.chain import Mode, apply, init, make_chain
 from lpjax.models.layers import STANDARDISE
 from lpjax.models.resnet import conv_block, resnet
-from lpjax.partition import chain_flops, chain_size, even_cuts, split, unit_flops
+from lpjax.partition import activation_bytes, chain_flops, chain_size, even_cuts, split, unit_flops
 
 NETWORK = make_chain(resnet(depth=20, width=16, classes=10), (32, 32, 3))
 
@@ -67,3 +69,21 @@ def test_too_many_stages(num_stages):
 def test_bad_cuts(cuts):
     with pytest.raises(ValueError, match="expected num_stages - 1 = 2 increasing positions between 1 and 10"):
         split(NETWORK, num_stages=3, cuts=cuts)
+
+
+def test_activation_bytes_of_a_convolution():
+    """conv, batch norm, ReLU: kept are the input and its statistics' residuals, never the parameters; twice the batch
+    is twice the memory."""
+    chain_ = make_chain([conv_block(16, 1, 3)], (32, 32, 8))
+    image, output = 32 * 32 * 8 * 4, 32 * 32 * 16 * 4
+    assert image + output < activation_bytes(chain_, 1) < image + 4 * output
+    fixed = 2 * activation_bytes(chain_, 4) - activation_bytes(chain_, 8)
+    assert 0 <= fixed < 16 * 4 * 20, "a few vectors of channels"
+
+
+def test_activation_bytes_are_about_what_xla_needs():
+    compiled = jax.jit(lambda params, stats, x: jax.grad(
+        lambda p: apply(NETWORK, p, stats, x, Mode(train=True))[0].sum())(params)
+    ).lower(*init(NETWORK, jax.random.key(0)), jnp.zeros((32, 32, 32, 3))).compile()  # fmt: skip
+    needed = compiled.memory_analysis().temp_size_in_bytes
+    assert 0.5 * needed < activation_bytes(NETWORK, 32) < 2 * needed

@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -19,25 +18,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from data_makers import SYNSETS, cifar10_files, make_cifar10, make_cifar100, make_imagenet, write_tar
+from data_makers import (
+    SYNSETS,
+    arguments,
+    cifar10_files,
+    make_cifar10,
+    make_cifar100,
+    make_imagenet,
+    sha256,
+    write_tar,
+)
 from PIL import Image
 
 from lpjax.config import DataConfig
-from lpjax.data import prepare, tfds_sets
+from lpjax.data import archives, prepare, tfds_sets
 from lpjax.data.source import Spec
 
 ROOT = Path(__file__).parent.parent
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def arguments(name, source, data_dir):
-    """Of the command, with the checksums of what is there."""
-    archives = [source] if source.is_file() else [source / file for file in prepare.ARCHIVES[name]]
-    sums = [f"--sha256={sha256(archive)}" for archive in archives if archive.exists()]
-    return [name, f"--source={source}", f"--data_dir={data_dir}", *sums]
 
 
 def run(capsys, *argv):
@@ -161,13 +158,30 @@ def test_more_than_memory_is_sorted_in_files(imagenet, tmp_path, capsys, monkeyp
 
 
 def test_descriptions(cifar, imagenet):
-    unset, size = DataConfig(), DataConfig(image_size=160, dir=str(imagenet[0]))
-    assert tfds_sets.cifar10.describe(unset) == Spec((32, 32, 3), 10, 50000, 10000)
-    assert tfds_sets.cifar100.describe(unset) == Spec((32, 32, 3), 100, 50000, 10000)
-    assert tfds_sets.imagenet2012.describe(unset) == Spec((224, 224, 3), 1000, 1281167, 50000)
-    assert tfds_sets.cifar10.describe(DataConfig(dir=str(cifar["cifar10"][0]))) == Spec((32, 32, 3), 10, 100, 30)
-    assert tfds_sets.cifar100.describe(DataConfig(dir=str(cifar["cifar100"][0]))) == Spec((32, 32, 3), 100, 50, 30)
+    there = {name: DataConfig(dir=str(cifar[name][0])) for name in cifar}
+    size = DataConfig(image_size=160, dir=str(imagenet[0]))
+    assert tfds_sets.cifar10.describe(there["cifar10"]) == Spec((32, 32, 3), 10, 100, 30)
+    assert tfds_sets.cifar100.describe(there["cifar100"]) == Spec((32, 32, 3), 100, 50, 30)
     assert tfds_sets.imagenet2012.describe(size) == Spec((160, 160, 3), 1000, 18, 6)
+
+
+def test_published_sets_are_known_without_looking():
+    nowhere = DataConfig(dir="no/such/folder", image_size=160)
+    assert tfds_sets.cifar10.published(nowhere) == Spec((32, 32, 3), 10, 50000, 10000)
+    assert tfds_sets.cifar100.published(nowhere) == Spec((32, 32, 3), 100, 50000, 10000)
+    assert tfds_sets.imagenet2012.published(nowhere) == Spec((160, 160, 3), 1000, 1281167, 50000)
+    assert tfds_sets.imagenet2012.published(DataConfig()).image_shape == (224, 224, 3)
+
+
+def test_home(tmp_path, capsys, monkeypatch):
+    make_cifar10(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, *sums = arguments("cifar10", tmp_path, tmp_path)[2:]
+    code, out, _ = run(capsys, "cifar10", "--source=~", "--data_dir=~/data", *sums)
+    assert code == 0
+    assert f"--config.data.dir={tmp_path}/data" in out
+    for call in (tfds_sets.cifar10.load, tfds_sets.cifar10.describe):
+        call(DataConfig(dir="~/data"))
 
 
 def test_a_folder_as_the_source_and_a_second_call(tmp_path, capsys):
@@ -197,7 +211,7 @@ def test_the_official_checksum_is_the_default(name, make, tmp_path, capsys):
 
 def test_imagenets_two_checksums(tmp_path, capsys):
     source, *_ = make_imagenet(tmp_path)
-    train, validation = (sha256(source / file) for file in prepare.ARCHIVES["imagenet2012"])
+    train, validation = (sha256(source / file) for file in archives.ARCHIVES["imagenet2012"])
     argv = ["imagenet2012", f"--source={source}", f"--data_dir={tmp_path / 'data'}"]
     for sums, message in (
         ([], "ILSVRC2012_img_train.tar: sha256 is"),
@@ -339,9 +353,9 @@ def test_imagenet_archives_that_are_not_what_they_should_be(damage, message, tmp
 
 KILLED = """
 import os, signal, sys
-from lpjax.data import prepare
+from lpjax.data import archives, prepare
 function, count = sys.argv[1], int(sys.argv[2])
-original = getattr(prepare, function)
+original = getattr(archives, function)
 
 def killed(*arguments):
     for i, example in enumerate(original(*arguments)):
@@ -349,7 +363,7 @@ def killed(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         yield example
 
-setattr(prepare, function, killed)
+setattr(archives, function, killed)
 prepare.main(sys.argv[2:])
 """
 
@@ -388,7 +402,7 @@ def test_ctrl_c(tmp_path, capsys, monkeypatch):
         yield from ()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "imagenet_validation", interrupted)
+    monkeypatch.setattr(archives, "imagenet_validation", interrupted)
     source, *_ = make_imagenet(tmp_path)
     code, _, err = run(capsys, *arguments("imagenet2012", source, tmp_path / "data"))
     assert code == 130
@@ -426,9 +440,10 @@ def test_packages_that_are_not_installed(package, tmp_path, capsys, monkeypatch)
 def test_sets_that_are_not_there(cifar, tmp_path):
     for source in (tfds_sets.cifar100, tfds_sets.imagenet2012):
         name = source.name
-        with pytest.raises(ValueError, match=f"dir is unset: .* python -m lpjax.data.prepare {name} --source=ARCHIVE"):
-            source.load(DataConfig())
+        unset = f"dir is unset: .* python -m lpjax.data.prepare {name} --source=ARCHIVE"
         for call in (source.load, source.describe):
+            with pytest.raises(ValueError, match=unset):
+                call(DataConfig())
             with pytest.raises(FileNotFoundError, match=f"{tmp_path}/no: no such folder; prepare {name} with: python"):
                 call(DataConfig(dir=f"{tmp_path}/no"))
             with pytest.raises(FileNotFoundError, match=rf"{name} is not prepared there .* --data_dir={tmp_path}"):

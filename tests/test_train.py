@@ -10,6 +10,7 @@ from helpers import small_config, small_run, take_steps
 from rich.console import Console
 
 from lpjax import metrics, tables, train, train_state
+from lpjax.data import SOURCES
 from lpjax.lagrangian import POLICIES
 from lpjax.partition import chain_size
 
@@ -40,6 +41,9 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert len(result["parameters"]["stages"]) == 4
     assert result["parameters"]["aux"] > 0
     assert result["versions"]["jax"] == jax.__version__
+    assert 0 < result["data_seconds_median"] < result["seconds_per_step_median"]
+    assert result["corrupt_images"] == 0
+    assert all(0 < entry["data_seconds"] < 10 for entry in lines(tmp_path))
     assert result["seconds_per_step_median"] * result["examples_per_second"] == pytest.approx(128)
     assert [entry["step"] for entry in lines(tmp_path)] == [1, 5, 10, 15, 20, 22]
     assert [entry["step"] for entry in lines(tmp_path, "eval")] == [11, 22]
@@ -155,8 +159,27 @@ def test_a_per_example_tables_size_is_said_before_it_is_made():
     assert f"{stated / 1e6:.2f} MB stored" in console.file.getvalue()
 
 
+def test_the_memory_estimate_is_about_what_the_compiler_says():
+    """Of a network large enough that rounding up does not count."""
+    for settings in ({}, {"method": "serial", "mesh__stage": 4}, {"remat": True, "multiplier": "adjoint"}):
+        run = small_run(model={"depth": 20, "width": 16}, batch_size=256, dry_run=True, **settings)
+        estimate = sum(tables.device_bytes(run.network, run.config, run.spec.num_train).values())
+        memory = train.lower(run).compile().memory_analysis()
+        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        assert 0.4 * needed < estimate < 2.5 * needed, (settings, estimate, needed)
+
+
+def test_a_dry_run_reads_no_data(monkeypatch):
+    """Nor needs its folder."""
+    run = small_run(data={"name": "fashion_mnist", "dir": "nowhere", "crop": 1}, dry_run=True)
+    assert run.feed is None
+    assert run.spec == SOURCES["fashion_mnist"].published(run.config.data)
+    with pytest.raises(FileNotFoundError, match=r"data\.dir=nowhere: no such folder"):
+        small_run(data={"name": "fashion_mnist", "dir": "nowhere", "crop": 1})
+
+
 def test_dry_run_compiles_and_says_what_a_device_needs():
     console = quiet()
-    train.dry_run(small_run(), console)
+    train.dry_run(small_run(dry_run=True), console)
     assert "compiled in" in console.file.getvalue()
     assert "a device holds" in console.file.getvalue()

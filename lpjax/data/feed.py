@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from lpjax.config import Config
-from lpjax.data.source import Dataset, Stream
+from lpjax.data.source import Dataset, Stream, extra_packages
 from lpjax.mesh import EXAMPLES, REPLICATED
 
 
@@ -57,7 +57,7 @@ class Feed(Protocol):
     """Batches of one data set on one mesh, B = `config.batch_size` examples each."""
 
     def train(self) -> TrainBatches:
-        """Each epoch in a new order, from (seed, epoch); its last incomplete batch is left out."""
+        """Each epoch in a new order, from (seed, epoch)."""
         ...
 
     def sample(self, count: int) -> Iterator[Batch]:
@@ -72,8 +72,8 @@ class Feed(Protocol):
 def make_feed(data: Dataset | Stream, config: Config, mesh: Mesh) -> Feed:
     """The feed of a set."""
     if isinstance(data, Stream):
-        from lpjax.data.stream import Streamed  # needs grain
-
+        with extra_packages():
+            from lpjax.data.stream import Streamed
         return Streamed(data, config, mesh)
     return Resident(data, config, mesh)
 
@@ -124,7 +124,10 @@ class Resident:
 
 
 class ResidentBatches:
-    """`TrainBatches` of a set in memory: (seed, step) alone say what a batch is."""
+    """`TrainBatches` of a set in memory: (seed, step) alone say what a batch is.
+
+    The last incomplete batch of an epoch is left out.
+    """
 
     def __init__(self, gather: Callable[[np.ndarray], Batch], num_examples: int, config: Config) -> None:
         self.corrupt: list[str] = []

@@ -1,18 +1,17 @@
 """A folder of class sub-folders of image files: DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg (or val).
 
-Classes are the names of the sub-folders of train, in alphabetical order.
+Classes are the names of the sub-folders of train, in alphabetical order.  Hidden files and folders do not count.
 """
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lpjax.config import DataConfig
-from lpjax.data import images
-from lpjax.data.source import Source, Spec, Stream, data_folder
+from lpjax.data.source import Source, Spec, Stream, channel_moments, data_folder, extra_packages
 
+CONTENT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 TEST_NAMES = ("test", "val", "validation")
 LOOKED_AT = 1000
@@ -38,32 +37,38 @@ class Files:
 
 def _splits(config: DataConfig) -> tuple[list[str], Files, Files]:
     """Names of the classes, and the files of train and test."""
-    content = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"
-    folder = data_folder(config, content)
-    train = folder / "train"
-    tests = [folder / name for name in TEST_NAMES if (folder / name).is_dir()]
+    parent = data_folder(config, CONTENT)
+    train = parent / "train"
+    tests = [parent / name for name in TEST_NAMES if (parent / name).is_dir()]
     if not train.is_dir() or not tests:
         missing = "train" if not train.is_dir() else " or ".join(TEST_NAMES)
-        raise FileNotFoundError(f"{folder}: no folder {missing}: expected {content}; make it, or correct data.dir")
-    classes = sorted(path.name for path in train.iterdir() if path.is_dir())
+        raise FileNotFoundError(f"{parent}: no folder {missing}: expected {CONTENT}; make it, or correct data.dir")
+    classes = _sub_folders(train)
+    unknown = sorted(set(_sub_folders(tests[0])) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{tests[0] / unknown[0]}: no class of that name in train: expected one of its {len(classes)} sub-folders; "
+            f"rename or remove it"
+        )
     return classes, _files(train, classes), _files(tests[0], classes)
 
 
+def _sub_folders(split: Path) -> list[str]:
+    return sorted(path.name for path in split.glob("[!.]*") if path.is_dir())
+
+
 def _files(split: Path, classes: list[str]) -> Files:
-    unknown = sorted({path.name for path in split.iterdir() if path.is_dir()} - set(classes))
-    if unknown:
-        raise ValueError(f"{split / unknown[0]}: no class of that name in train: expected one of its {len(classes)} "
-                         f"sub-folders; rename or remove it")  # fmt: skip
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        if (split / name).is_dir():
-            found = sorted(path for path in (split / name).iterdir() if path.suffix.lower() in SUFFIXES)
-            paths += found
-            labels += [label] * len(found)
+        found = sorted(path for path in (split / name).glob("[!.]*") if path.suffix.lower() in SUFFIXES)
+        paths += found
+        labels += [label] * len(found)
     if not paths:
-        raise ValueError(f"{split}: the split is empty: expected CLASS/*.jpg with at least one image; add images, or "
-                         f"correct data.dir")  # fmt: skip
+        raise ValueError(
+            f"{split}: the split is empty: expected CLASS/*.jpg with at least one image; add images, or correct "
+            f"data.dir"
+        )
     return Files(paths, labels)
 
 
@@ -74,20 +79,32 @@ def _describe(config: DataConfig) -> Spec:
 
 
 def _load(config: DataConfig) -> Stream:
+    with extra_packages():
+        from lpjax.data import images
     _, train, test = _splits(config)
-    pixels, grey = [], []
-    for i in images.evenly_spaced(train, LOOKED_AT):
+    moments, grey = [], []
+    for i in np.unique(np.linspace(0, len(train) - 1, LOOKED_AT).astype(int)).tolist():
         file = train[i][0]
-        with contextlib.suppress(*images.DECODING_ERRORS):  # a damaged file is for training to count
-            pixels.append(images.decode(file, size=32, channels=config.channels, rng=None))
-            grey.append(images.is_grey(file))
-    if not pixels:
-        raise ValueError(f"{train.name(0)}: no image, as no file looked at: expected image files; replace them")
+        try:
+            pixels = images.decode(file, size=config.image_size, channels=config.channels, rng=None)
+        except images.DECODING_ERRORS as error:  # a damaged file is for training to count
+            damage = error
+            continue
+        moments.append(channel_moments(pixels[None]))
+        grey.append(images.is_grey(file))
+    if not moments:
+        raise ValueError(
+            f"{train.name(i)}: {damage}; nor can any other of the files looked at be decoded: expected image files; "
+            f"replace them"
+        ) from damage
     if config.channels == 3 and all(grey):
-        raise ValueError(f"{train.name(0)}: grey, as all files looked at: expected colour for data.channels=3; set "
-                         f"data.channels=1, or use colour images")  # fmt: skip
-    values = np.stack(pixels).reshape(-1, config.channels) / 255
-    return Stream(train, test, values.mean(0), values.std(0))
+        raise ValueError(
+            f"{train.name(0)}: grey, as all files looked at: expected colour for data.channels=3; set "
+            f"data.channels=1, or use colour images"
+        )
+    means, stds = np.moveaxis(np.array(moments), 1, 0)
+    mean = means.mean(0)
+    return Stream(train, test, mean, np.sqrt((stds**2 + (means - mean) ** 2).mean(0)))
 
 
 folder = Source("folder", _describe, _load)

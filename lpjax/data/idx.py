@@ -5,11 +5,14 @@ An IDX file is a header, two zero bytes, type, number of axes, axes as big-endia
 MNIST gave them: train-images-idx3-ubyte.gz and so on.  Debian's package dataset-fashion-mnist is such a folder.
 """
 
+import contextlib
 import gzip
+import io
 import math
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +28,9 @@ PUBLISHED = Spec((28, 28, 1), classes=10, num_train=60_000, num_test=10_000)
 """MNIST, and Fashion-MNIST, which took its format."""
 
 
-def read(path: Path, *, header_only: bool = False) -> tuple[Shape, np.ndarray]:
-    """Axes and values of an IDX file of unsigned bytes; no values if `header_only`.
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Shape]]:
+    """An IDX file of unsigned bytes at its first value, and its axes.
 
     Raises ValueError for a file that is damaged or not of this format.
     """
@@ -36,15 +40,26 @@ def read(path: Path, *, header_only: bool = False) -> tuple[Shape, np.ndarray]:
             zeros, kind, num_axes = struct.unpack(">HBB", file.read(4))
             if zeros or kind != _UNSIGNED_BYTE or not num_axes:
                 raise ValueError(f"{path}: expected the header of an IDX file of unsigned bytes; {remedy}")
-            shape = struct.unpack(f">{num_axes}I", file.read(4 * num_axes))
-            values = np.frombuffer(b"" if header_only else file.read(), np.uint8)
+            yield file, struct.unpack(f">{num_axes}I", file.read(4 * num_axes))
     except (struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged or truncated ({error}); {remedy}") from error
-    if header_only:
-        return shape, values
+
+
+def axes(path: Path) -> Shape:
+    """Of the values of an IDX file, from its header."""
+    with _open(path) as (_, shape):
+        return shape
+
+
+def read(path: Path) -> np.ndarray:
+    """The values of an IDX file."""
+    with _open(path) as (file, shape):
+        values = np.frombuffer(file.read(), np.uint8)
     if len(values) != math.prod(shape):
-        raise ValueError(f"{path}: {len(values)} values: expected {math.prod(shape)} for axes {shape}; {remedy}")
-    return shape, values.reshape(shape)
+        raise ValueError(
+            f"{path}: {len(values)} values: expected {math.prod(shape)} for axes {shape}; copy or download it again"
+        )
+    return values.reshape(shape)
 
 
 def _files(config: DataConfig) -> dict[tuple[str, str], Path]:
@@ -56,9 +71,9 @@ def _files(config: DataConfig) -> dict[tuple[str, str], Path]:
             split = "train" if match["split"] == "train" else "test"
             found.setdefault((split, match["kind"]), path)
     for split, name in (("train", "train"), ("test", "t10k")):
-        for kind, axes in (("images", 3), ("labels", 1)):
+        for kind, rank in (("images", 3), ("labels", 1)):
             if (split, kind) not in found:
-                raise ValueError(f"{folder}: no {name}-{kind}-idx{axes}-ubyte[.gz]; put it there, or correct data.dir")
+                raise ValueError(f"{folder}: no {name}-{kind}-idx{rank}-ubyte[.gz]; put it there, or correct data.dir")
     return found
 
 
@@ -71,36 +86,42 @@ def _image_shape(path: Path, shape: Shape) -> Shape:
 
 def _describe(published: Spec | None, config: DataConfig) -> Spec:
     files = _files(config)
-    heads = {key: read(path, header_only=True)[0] for key, path in files.items()}
-    counts = {}
+    shapes, counts = {}, {}
     for split in ("train", "test"):
         images, labels = files[split, "images"], files[split, "labels"]
-        counts[split] = heads[split, "images"][0]
-        if heads[split, "labels"] != (counts[split],):
-            raise ValueError(f"{labels}: axes {heads[split, 'labels']}: expected one label for each of the "
-                             f"{counts[split]} images of {images.name}; use files of one set")  # fmt: skip
+        counts[split], *_ = axes(images)
+        if axes(labels) != (counts[split],):
+            raise ValueError(
+                f"{labels}: axes {axes(labels)}: expected one label for each of the {counts[split]} images of "
+                f"{images.name}; use files of one set"
+            )
         if not counts[split]:
             raise ValueError(f"{images}: the {split} split is empty: expected at least one image; use another file")
-    shapes = [_image_shape(files[split, "images"], heads[split, "images"]) for split in ("train", "test")]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"{files['test', 'images']}: images of {shapes[1]}: expected {shapes[0]} as in the training "
-                         f"set; use files of one set")  # fmt: skip
-    if published and shapes[0] != published.image_shape:
-        raise ValueError(f"{files['train', 'images']}: images of {shapes[0]}: expected {published.image_shape}; choose "
-                         f"data.name=idx for another set")  # fmt: skip
-    classes = published.classes if published else int(read(files["train", "labels"])[1].max()) + 1
-    return Spec(shapes[0], classes, counts["train"], counts["test"])
+        shapes[split] = _image_shape(images, axes(images))
+    if shapes["train"] != shapes["test"]:
+        raise ValueError(
+            f"{files['test', 'images']}: images of {shapes['test']}: expected {shapes['train']} as in the training "
+            f"set; use files of one set"
+        )
+    if published and shapes["train"] != published.image_shape:
+        raise ValueError(
+            f"{files['train', 'images']}: images of {shapes['train']}: expected {published.image_shape}; choose "
+            f"data.name=idx for another set"
+        )
+    classes = published.classes if published else int(read(files["train", "labels"]).max()) + 1
+    return Spec(shapes["train"], classes, counts["train"], counts["test"])
 
 
 def _load(published: Spec | None, config: DataConfig) -> Dataset:
     spec, files = _describe(published, config), _files(config)
-    arrays = {key: read(path)[1] for key, path in files.items()}
-    for split in ("train", "test"):
-        check_labels(arrays[split, "labels"], spec.classes, str(files[split, "labels"]))
-    train, test = (arrays[split, "images"].reshape(-1, *spec.image_shape) for split in ("train", "test"))
-    labels = (arrays[split, "labels"].astype(np.int32) for split in ("train", "test"))
-    train_labels, test_labels = labels
-    return Dataset(train, train_labels, test, test_labels, *channel_moments(train))
+
+    def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
+        labels = read(files[split, "labels"]).astype(np.int32)
+        check_labels(labels, spec.classes, str(files[split, "labels"]))
+        return read(files[split, "images"]).reshape(-1, *spec.image_shape), labels
+
+    train_images, train_labels = arrays("train")
+    return Dataset(train_images, train_labels, *arrays("test"), *channel_moments(train_images))
 
 
 def _source(name: str, published: Spec | None) -> Source:

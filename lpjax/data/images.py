@@ -2,12 +2,9 @@
 
 import io
 import math
-from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image
-
-from lpjax.data.source import ImageFiles
+from PIL import Image, UnidentifiedImageError
 
 Box = tuple[float, float, float, float]
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -39,7 +36,7 @@ def decode(file: bytes, *, size: int, channels: int, rng: np.random.Generator | 
 
     Raises one of DECODING_ERRORS.
     """
-    with Image.open(io.BytesIO(file)) as image:
+    with _open(file) as image:
         width, height = image.size
         box = centre_box(width, height) if rng is None else random_box(width, height, rng)
         mode = "RGB" if channels == 3 else "L"
@@ -48,16 +45,23 @@ def decode(file: bytes, *, size: int, channels: int, rng: np.random.Generator | 
         image.draft(mode, needed)
         scale_x, scale_y = image.size[0] / width, image.size[1] / height
         scaled = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
-        cropped = image.convert(mode).resize((size, size), Image.Resampling.BILINEAR, box=scaled)
+        opaque = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of a transparent palette
+        cropped = opaque.convert(mode).resize((size, size), Image.Resampling.BILINEAR, box=scaled)
         return np.asarray(cropped).reshape(size, size, channels)
 
 
 def is_grey(file: bytes) -> bool:
     """Whether an image file has one channel only.  Raises one of DECODING_ERRORS."""
-    with Image.open(io.BytesIO(file)) as image:
-        return image.mode in ("1", "L", "LA", "I;16")
+    with _open(file) as image:
+        return Image.getmodebase(image.mode) == "L"
 
 
-def evenly_spaced(files: ImageFiles, count: int) -> Iterable[int]:
-    """At most `count` positions over the whole split."""
-    return np.unique(np.linspace(0, len(files) - 1, count).astype(int)).tolist()
+def _open(file: bytes) -> Image.Image:
+    """The image, its pixels undecoded."""
+    try:
+        image = Image.open(io.BytesIO(file))
+    except UnidentifiedImageError as error:
+        raise ValueError("not an image file") from error  # Pillow's own message is of an address in memory
+    if image.mode[0] in "IF":  # Pillow would cut off what is brighter than 255
+        raise ValueError(f"pixels of more than 8 bits (Pillow's mode {image.mode}): expected 8; convert the file")
+    return image

@@ -4,7 +4,9 @@ A set that fits stays on the devices (`Dataset`: arrays).  A larger one is read 
 image files by position).  `feed` makes batches of either.
 """
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -88,11 +90,20 @@ class CorruptDataError(ValueError):
     """More image files could not be decoded than `data.max_corrupt`."""
 
 
+@contextlib.contextmanager
+def extra_packages() -> Iterator[None]:
+    """Around imports of what only some sets need: raises ValueError, saying how to install it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"{error}: reading this data set needs more packages; pip install 'lpjax[data]'") from error
+
+
 def data_folder(config: DataConfig, content: str) -> Path:
     """The folder `config.dir`; raises ValueError or FileNotFoundError, saying that it should hold `content`."""
     if config.dir is None:
         raise ValueError(f"data.dir is unset: data.name={config.name} needs the folder with {content}; set data.dir")
-    folder = Path(config.dir).expanduser()
+    folder = Path(os.path.expanduser(config.dir))
     if not folder.is_dir():
         raise FileNotFoundError(f"data.dir={config.dir}: no such folder: expected one with {content}; correct data.dir")
     return folder

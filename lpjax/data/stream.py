@@ -4,6 +4,7 @@ The row of training examples is the same whatever the number of hosts: host h of
 an image file's own size (the random resized crop) is done here; the rest of the augmentation is in the step.
 """
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,12 +23,14 @@ from lpjax.mesh import EXAMPLES
 class _Decoder:
     """Positions of one split to examples {image, label, index}.
 
-    Files that cannot be decoded are written down in `corrupt`, each once.  Grain's threads share it, and read ahead.
+    Files that cannot be decoded are written down in `corrupt`, each once: "name: reason", and the reason may differ
+    from crop to crop.  Grain's threads share it, and read ahead.
     """
 
     def __init__(self, files: ImageFiles, config: Config, corrupt: list[str]) -> None:
         self._files, self._config, self._corrupt = files, config.data, corrupt
-        self._limit = min(config.data.max_corrupt, len(files) - 1)
+        self._limit = min(config.data.max_corrupt, len(files) - 1)  # with none left there is nothing to wait for
+        self._lock = threading.Lock()
 
     def __call__(self, position: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray] | None:
         """The example at a position, None if its file is damaged; raises CorruptDataError after too many of those."""
@@ -36,12 +39,14 @@ class _Decoder:
             file, label = self._files[position]
             image = images.decode(file, size=data.image_size, channels=data.channels, rng=rng)
         except images.DECODING_ERRORS as error:
-            message = f"{self._files.name(position)}: {error}"
-            if message not in self._corrupt:
-                self._corrupt.append(message)
-            if len(self._corrupt) > self._limit:
+            name = f"{self._files.name(position)}: "
+            with self._lock:
+                if not any(message.startswith(name) for message in self._corrupt):
+                    self._corrupt.append(f"{name}{error}")
+                count = len(self._corrupt)
+            if count > self._limit:
                 raise CorruptDataError(
-                    f"{message}; with it {len(self._corrupt)} image files cannot be decoded: expected at most "
+                    f"{name}{error}; with it {count} image files cannot be decoded: expected at most "
                     f"{self._limit} (data.max_corrupt={data.max_corrupt}); replace them, or raise data.max_corrupt"
                 ) from error
             return None
@@ -82,7 +87,9 @@ class Streamed:
 
 
 class StreamedBatches:
-    """`TrainBatches` of a `Stream`."""
+    """`TrainBatches` of a `Stream`.  Epochs follow without a gap: a batch may be of the end of one and the next one's
+    start.
+    """
 
     def __init__(self, files: ImageFiles, config: Config, mesh: Mesh) -> None:
         self.corrupt: list[str] = []
@@ -91,7 +98,7 @@ class StreamedBatches:
         order = grain.MapDataset.range(len(files)).seed(config.seed).shuffle().repeat()  # reshuffled each epoch
         examples = order.random_map(lambda i, rng: decoder(int(i), rng))[jax.process_index() :: jax.process_count()]
         local = config.batch_size // jax.process_count()
-        self._batches = iter(examples.to_iter_dataset(_read_options(config)).batch(local, drop_remainder=True))
+        self._batches = iter(examples.to_iter_dataset(_read_options(config)).batch(local))
 
     def __next__(self) -> Batch:
         return _on_mesh(next(self._batches), self._mesh)

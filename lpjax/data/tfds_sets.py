@@ -6,6 +6,8 @@ Files that `lpjax.data.prepare` or tensorflow-datasets itself wrote are the same
 import io
 import os
 import resource
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lpjax.config import DataConfig
-from lpjax.data.source import Dataset, Source, Spec, Stream, channel_moments, check_labels
+from lpjax.data.source import Dataset, Source, Spec, Stream, channel_moments, check_labels, extra_packages
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The customary ones: all published networks were trained with them."""
@@ -27,12 +29,10 @@ _TEST_SPLIT = {"cifar10": "test", "cifar100": "test", "imagenet2012": "validatio
 
 
 def import_tfds() -> ModuleType:
-    try:
+    with extra_packages():
         import array_record  # noqa: F401 - tensorflow-datasets imports it late, and then prints a banner
         import PIL  # noqa: F401 - likewise
         import tensorflow_datasets
-    except ImportError as error:
-        raise ValueError(f"{error}: reading this data set needs more packages; pip install 'lpjax[data]'") from error
     return tensorflow_datasets
 
 
@@ -58,13 +58,14 @@ def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     remedy = f"python -m lpjax.data.prepare {name} --source=ARCHIVE --data_dir={data_dir or 'DIR'}"
     if data_dir is None:
         raise ValueError(f"data.dir is unset: expected the folder where {name} is prepared; prepare it with: {remedy}")
+    data_dir = os.path.expanduser(data_dir)
     if not Path(data_dir).is_dir():
         raise FileNotFoundError(f"data.dir={data_dir}: no such folder; prepare {name} with: {remedy}")
     tfds = import_tfds()
     folder = set_folder(name, data_dir)
     if not is_prepared(folder):
         raise FileNotFoundError(f"data.dir={data_dir}: {name} is not prepared there (no {folder}); do: {remedy}")
-    builder = tfds.builder(name, data_dir=os.fspath(data_dir))
+    builder = tfds.builder(name, data_dir=data_dir)
     formats = {found.value for found in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise ValueError(
@@ -86,13 +87,10 @@ def _files(builder: Any, split: str) -> Any:
     return builder.as_data_source(split=split, decoders={"image": import_tfds().decode.SkipDecoding()})
 
 
-def _describe(name: str, published: Spec, config: DataConfig) -> Spec:
-    side = config.image_size if name == "imagenet2012" else published.image_shape[0]
-    train, test = published.num_train, published.num_test
-    if config.dir is not None:
-        splits = open_set(name, config.dir).info.splits
-        train, test = splits["train"].num_examples, splits[_TEST_SPLIT[name]].num_examples
-    return Spec((side, side, 3), published.classes, train, test)
+def _describe(name: str, published: Callable[[DataConfig], Spec], config: DataConfig) -> Spec:
+    splits = open_set(name, config.dir).info.splits
+    train, test = splits["train"].num_examples, splits[_TEST_SPLIT[name]].num_examples
+    return replace(published(config), num_train=train, num_test=test)
 
 
 def _in_memory(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -157,18 +155,20 @@ def _load_imagenet(config: DataConfig) -> Stream:
     return Stream(train, test, np.array(IMAGENET_MEAN), np.array(IMAGENET_STD))
 
 
-cifar10 = Source(
-    "cifar10",
-    partial(_describe, "cifar10", Spec((32, 32, 3), 10, 50_000, 10_000)),
-    partial(_load_cifar, "cifar10"),
-)
-cifar100 = Source(
-    "cifar100",
-    partial(_describe, "cifar100", Spec((32, 32, 3), 100, 50_000, 10_000)),
-    partial(_load_cifar, "cifar100"),
-)
-imagenet2012 = Source(
-    "imagenet2012",
-    partial(_describe, "imagenet2012", Spec((224, 224, 3), 1000, 1_281_167, 50_000)),
-    _load_imagenet,
-)
+def _imagenet_spec(config: DataConfig) -> Spec:
+    return Spec((config.image_size, config.image_size, 3), 1000, 1_281_167, 50_000)
+
+
+def _source(
+    name: str, published: Callable[[DataConfig], Spec], load: Callable[[DataConfig], Dataset | Stream]
+) -> Source:
+    return Source(name, partial(_describe, name, published), load, published)
+
+
+def _cifar(name: str, classes: int) -> Source:
+    return _source(name, lambda config: Spec((32, 32, 3), classes, 50_000, 10_000), partial(_load_cifar, name))
+
+
+cifar10 = _cifar("cifar10", 10)
+cifar100 = _cifar("cifar100", 100)
+imagenet2012 = _source("imagenet2012", _imagenet_spec, _load_imagenet)

@@ -94,7 +94,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Maximum over 3x3 windows at stride 2, padded like `conv`: output size ceil(size / 2)."""
     pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
-    return lax.reduce_window(x, jnp.array(-jnp.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
 
 
 def dropout(x: Float[Array, "b ..."], rate: float, mode: Mode, layer: int = 0) -> Float[Array, "b ..."]:

@@ -1,0 +1,198 @@
+"""The official archives of CIFAR-10, CIFAR-100 and ImageNet, read into the examples of tensorflow-datasets' builders.
+
+A damaged or another archive is a ValueError that names it.
+"""
+
+import contextlib
+import gzip
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from lpjax.data.source import check_labels
+from lpjax.data.tfds_sets import import_tfds
+
+CIFAR_URL, IMAGENET_URL = "https://www.cs.toronto.edu/~kriz/cifar.html", "https://image-net.org/download-images"
+ARCHIVES = {
+    "cifar10": ("cifar-10-binary.tar.gz",),
+    "cifar100": ("cifar-100-binary.tar.gz",),
+    "imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+}
+
+Examples = Iterator[tuple[int | str, dict[str, Any]]]
+"""Key, which decides the place among the shuffled examples, and example: both as the stock builder has them."""
+
+
+@dataclass(frozen=True)
+class CifarLayout:
+    """Files in the archive.  labels: of each label byte of a record, the feature and the file of its classes' names."""
+
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: dict[str, str]
+
+
+CIFAR = {
+    "cifar10": CifarLayout(
+        "cifar-10-batches-bin",
+        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        ("test_batch.bin",),
+        {"label": "batches.meta.txt"},
+    ),
+    "cifar100": CifarLayout(
+        "cifar-100-binary",
+        ("train.bin",),
+        ("test.bin",),
+        {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
+    ),
+}
+
+
+def download_again(name: str) -> str:
+    return f"download {' and '.join(ARCHIVES[name])} again from {IMAGENET_URL if name == 'imagenet2012' else CIFAR_URL}"
+
+
+@contextlib.contextmanager
+def open_tar(name: str, archive: Path) -> Iterator[tarfile.TarFile]:
+    """Whatever is wrong with the archive while it is open becomes a ValueError that names it."""
+    try:
+        with tarfile.open(archive) as tar:
+            yield tar
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise ValueError(f"{archive}: not a whole tar archive ({reason}); {download_again(name)}") from error
+
+
+def files_in(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Files by their last name: archives are packed with and without a leading folder."""
+    return ((PurePosixPath(member.name).name, member) for member in tar if member.isfile())
+
+
+def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, "only regular files are asked for"
+    return file.read()
+
+
+def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]:
+    """Generators of the examples; sets the names of the classes in `features`.  All is checked before it returns."""
+    layout = CIFAR[name]
+    wanted = [*layout.train, *layout.test, *layout.labels.values()]
+    with open_tar(name, archive) as tar:
+        # In one pass: going back in a compressed archive is to decompress it again.
+        found = {file: content(tar, member) for file, member in files_in(tar) if file in wanted}
+    missing = [f"{layout.folder}/{file}" for file in wanted if file not in found]
+    if missing:
+        raise ValueError(
+            f"{archive}: not the binary version of {name}: no {', '.join(missing)}; {download_again(name)}"
+        )
+    for key, file in layout.labels.items():
+        names = [line for line in found[file].decode().splitlines() if line]
+        if len(names) != features[key].num_classes:
+            raise ValueError(
+                f"{archive}: {file} has {len(names)} names of classes: expected {features[key].num_classes}; "
+                f"{download_again(name)}"
+            )
+        features[key].names = names
+
+    def records(files: tuple[str, ...]) -> np.ndarray:
+        length = len(layout.labels) + 3072
+        for file in files:
+            if not found[file] or len(found[file]) % length:
+                raise ValueError(
+                    f"{archive}: {file} has {len(found[file])} bytes: expected a multiple of {length} (a record: "
+                    f"{len(layout.labels)} of labels, 3072 of pixels); {download_again(name)}"
+                )
+            for byte, key in enumerate(layout.labels):
+                labels = np.frombuffer(found[file], np.uint8)[byte::length]
+                check_labels(labels, features[key].num_classes, f"{archive}: {file}, {key}")
+        return np.concatenate([np.frombuffer(found[file], np.uint8).reshape(-1, length) for file in files])
+
+    def examples(split: str, records: np.ndarray) -> Examples:
+        from PIL import Image
+
+        for index, record in enumerate(records):
+            pixels = record[len(layout.labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
+            labels = dict(zip(layout.labels, record.tolist(), strict=False))
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            yield index, {"id": f"{split}_{index:05d}", "image": image, **labels}
+
+    return {split: examples(split, records(getattr(layout, split))) for split in ("train", "test")}
+
+
+def rgb_jpeg(image: bytes) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.open(io.BytesIO(image)).convert("RGB").save(out, "JPEG", quality=100, subsampling=0)
+    return out.getvalue()
+
+
+def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
+    """From a tar with one tar per synset; 150 GB, of which one image at a time is in memory."""
+    from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder import CMYK_IMAGES, PNG_IMAGES
+
+    with open_tar("imagenet2012", archive) as tar:
+        members = list(files_in(tar))
+        strange = [file for file, _ in members if file.removesuffix(".tar") not in synsets]
+        if strange or not members:
+            raise ValueError(
+                f"{archive}: holds {', '.join(strange[:3]) or 'no files'}: expected one tar per synset, n01440764.tar "
+                f"and so on; {download_again('imagenet2012')}"
+            )
+        for file, member in members:
+            with tarfile.open(fileobj=tar.extractfile(member)) as images:
+                empty = True
+                for image_name, image in files_in(images):
+                    data, empty = content(images, image), False
+                    if image_name in CMYK_IMAGES or image_name in PNG_IMAGES:  # as the stock builder does
+                        data = rgb_jpeg(data)
+                    yield image_name, {"file_name": image_name, "image": data, "label": file.removesuffix(".tar")}
+                if empty:
+                    raise ValueError(f"{archive}: {file} holds no images; {download_again('imagenet2012')}")
+
+
+def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
+    """labels: synset of image 1, 2, .."""
+    with open_tar("imagenet2012", archive) as tar:
+        empty = True
+        for file, member in files_in(tar):
+            match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", file)
+            if not match or not 1 <= int(match[1]) <= len(labels):
+                raise ValueError(
+                    f"{archive}: holds {file}: expected ILSVRC2012_val_00000001.JPEG to "
+                    f"ILSVRC2012_val_{len(labels):08d}.JPEG; {download_again('imagenet2012')}"
+                )
+            empty = False
+            yield file, {"file_name": file, "image": content(tar, member), "label": labels[int(match[1]) - 1]}
+        if empty:
+            raise ValueError(f"{archive}: holds no images; {download_again('imagenet2012')}")
+
+
+def imagenet_splits(archives: Sequence[Path], features: Any) -> dict[str, Examples]:
+    tfds = import_tfds()
+    labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+    train, validation = archives
+    return {
+        "train": imagenet_train(train, features["label"].names),
+        "validation": imagenet_validation(validation, labels),
+    }
+
+
+def splits(name: str, paths: Sequence[Path], features: Any) -> dict[str, Examples]:
+    """Generators of the examples of each split, from the archives in the order of `ARCHIVES`.
+
+    features: the stock builder's.  The generators raise ValueError for an archive that is damaged or another one.
+    """
+    if name == "imagenet2012":
+        return imagenet_splits(paths, features)
+    (archive,) = paths
+    return cifar_splits(name, archive, features)

@@ -1,0 +1,294 @@
+"""Data that is read as it is needed: order, resuming, damaged files, shares of hosts."""
+
+import gc
+import itertools
+import json
+import threading
+
+import jax
+import numpy as np
+import pytest
+from data_makers import arguments, encoded, make_imagenet
+from helpers import small_config
+
+from lpjax.data import SOURCES, images, prepare, stream
+from lpjax.data.feed import Batch, make_feed
+from lpjax.data.source import CorruptDataError, Stream
+from lpjax.data.stream import Streamed
+from lpjax.mesh import EXAMPLES, make_mesh
+
+SIDE = 8
+
+
+class Memory:
+    """`ImageFiles` that a test can look into: the pixels of image i are 5 i to 5 i + 4."""
+
+    def __init__(self, count, damaged=()):
+        noise = np.random.default_rng(count).integers(0, 5, (count, 12, 10, 3), dtype=np.uint8)
+        self.files = [b"no image" if i in damaged else encoded(pixels + 5 * i) for i, pixels in enumerate(noise)]
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, position):
+        return self.files[position], position % 7
+
+    def name(self, position):
+        return f"image_{position}.png"
+
+
+def make_stream(num_train=40, num_test=11, damaged=(), damaged_test=()):
+    train, test = Memory(num_train, damaged), Memory(num_test, damaged_test)
+    return Stream(train, test, np.zeros(3), np.ones(3))
+
+
+def streamed(data, mesh=(1, 1), **fields):
+    fields = {"batch_size": 8, "data__image_size": SIDE, "data__threads": 4, "data__prefetch": 16} | fields
+    feed = make_feed(data, small_config(**fields), make_mesh(*mesh))
+    assert isinstance(feed, Streamed)
+    return feed
+
+
+def take(batches, count):
+    return [jax.device_get(batch) for batch in itertools.islice(iter(batches.__next__, None), count)]
+
+
+def row(batches):
+    return np.concatenate([batch.index for batch in batches])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_threads_left():
+    yield
+    gc.collect()  # an exception that was caught holds what it went through
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain-prefetch"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+
+
+def test_images_labels_and_index_belong_together():
+    for batch in take(streamed(make_stream()).train(), 6):
+        assert (batch.image.shape, batch.image.dtype) == ((8, SIDE, SIDE, 3), np.uint8)
+        assert batch.label.dtype == batch.index.dtype == np.int32
+        np.testing.assert_array_equal(batch.label, batch.index % 7)
+        for image, index in zip(batch.image, batch.index, strict=True):
+            assert np.unique(image // 5).tolist() == [index]
+
+
+def test_each_epoch_is_a_permutation_in_a_new_order():
+    epochs = row(take(streamed(make_stream()).train(), 15)).reshape(3, 40)
+    for order in epochs:
+        np.testing.assert_array_equal(np.sort(order), np.arange(40))
+    for one, other in itertools.combinations([np.arange(40), *epochs], 2):
+        assert (one == other).mean() < 0.5
+
+
+def test_epochs_follow_without_a_gap():
+    order = row(take(streamed(make_stream(num_train=12)).train(), 3))
+    np.testing.assert_array_equal(np.sort(order.reshape(2, 12)), [np.arange(12)] * 2)
+
+
+def test_the_seed_is_of_order_and_augmentation():
+    data = make_stream(num_train=8)
+    one, again, other = (take(streamed(data, seed=seed).train(), 2) for seed in (1, 1, 2))
+    for a, b in zip(one, again, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.index, b.index)
+    assert not np.array_equal(row(one), row(other))
+    for a, b in zip(one, other, strict=True):
+        assert not np.array_equal(a.image[np.argsort(a.index)], b.image[np.argsort(b.index)])
+
+
+def test_augmentation_differs_by_epoch():
+    first, second = take(streamed(make_stream(num_train=8)).train(), 2)
+    changed = first.image[np.argsort(first.index)] != second.image[np.argsort(second.index)]
+    assert changed.any((1, 2, 3)).all()
+
+
+def test_the_number_of_threads_changes_nothing():
+    data = make_stream(damaged=(3,))
+    one, many = (take(streamed(data, data__threads=n, data__prefetch=p).train(), 12) for n, p in ((1, 1), (8, 64)))
+    for a, b in zip(one, many, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.index, b.index)
+
+
+@pytest.mark.parametrize("done", [0, 1, 5, 7])
+def test_going_on_from_a_state(done):
+    feed = streamed(make_stream(damaged=(3, 9)))
+    whole = feed.train()
+    take(whole, done)
+    state = json.loads(json.dumps(whole.get_state()))
+    rest = take(whole, 8)
+    again = feed.train()
+    again.set_state(state)
+    assert again.corrupt == state["corrupt"]
+    for a, b in zip(take(again, 8), rest, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.index, b.index)
+    assert sorted(again.corrupt) == sorted(whole.corrupt)
+    assert len(again.corrupt) == 2, "what was counted before is not counted again"
+
+
+def test_a_damaged_file_is_skipped_and_reported_once():
+    damaged = {3, 17}
+    batches = streamed(make_stream(damaged=damaged)).train()
+    order = row(taken := take(batches, 19))
+    assert {len(batch.index) for batch in taken} == {8}, "batches stay full"
+    for epoch in order.reshape(4, 38):
+        np.testing.assert_array_equal(np.sort(epoch), [i for i in range(40) if i not in damaged])
+    assert sorted(batches.corrupt) == ["image_17.png: not an image file", "image_3.png: not an image file"]
+
+
+def test_a_file_is_counted_once_whatever_is_wrong_with_it(monkeypatch):
+    """How far Pillow gets in a truncated file depends on the crop."""
+    data, times, decode = make_stream(num_train=16), itertools.count(), images.decode
+
+    def fails(file, **options):
+        if file == data.train.files[5]:
+            raise OSError(f"truncated, {next(times)} bytes missing")
+        return decode(file, **options)
+
+    monkeypatch.setattr(images, "decode", fails)
+    batches = streamed(data, data__max_corrupt=1, data__threads=16).train()
+    take(batches, 20)
+    assert next(times) > 10
+    (message,) = batches.corrupt
+    assert message.startswith("image_5.png: truncated, ")
+
+
+def test_a_file_that_cannot_be_read_counts_as_damaged(monkeypatch):
+    data = make_stream(num_train=9)
+    read = Memory.__getitem__
+
+    def fails(files, position):
+        if position == 4:
+            raise OSError("disk failure")
+        return read(files, position)
+
+    monkeypatch.setattr(Memory, "__getitem__", fails)
+    batches = streamed(data).train()
+    assert 4 not in row(take(batches, 4))
+    assert batches.corrupt == ["image_4.png: disk failure"]
+
+
+def test_too_many_damaged_files():
+    damaged = range(0, 12, 4)
+    assert len(take(streamed(make_stream(damaged=damaged), data__max_corrupt=3).train(), 10)) == 10
+    batches = streamed(make_stream(damaged=damaged), data__max_corrupt=2).train()
+    with pytest.raises(
+        CorruptDataError,
+        match=r"image_[048]\.png: not an image file; with it 3 image files cannot be decoded: expected at most 2 "
+        r"\(data.max_corrupt=2\); replace them, or raise data.max_corrupt",
+    ):
+        take(batches, 10)
+
+
+def test_none_is_tolerated_where_none_should_be():
+    with pytest.raises(CorruptDataError, match=r"image_7\.png.* with it 1 image files .* expected at most 0"):
+        take(streamed(make_stream(damaged=[7]), data__max_corrupt=0).train(), 6)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_all_files_damaged(split):
+    feed = streamed(make_stream(damaged=range(40), damaged_test=range(11)), data__max_corrupt=1000)
+    with pytest.raises(CorruptDataError, match=rf"with it {40 if split == 'train' else 11} image files"):
+        take(feed.train(), 1) if split == "train" else list(feed.test())
+
+
+def test_the_test_split_in_order_padded():
+    data = make_stream(damaged_test=(4,))
+    batches = [jax.device_get(batch) for batch in streamed(data).test()]
+    np.testing.assert_array_equal(row(batches), [0, 1, 2, 3, -1, 5, 6, 7, 8, 9, 10, *[-1] * 5])
+    for batch in batches:
+        assert batch.image.shape == (8, SIDE, SIDE, 3)
+        assert batch.index.dtype == batch.label.dtype == np.int32
+        for image, label, index in zip(batch.image, batch.label, batch.index, strict=True):
+            if index >= 0:
+                expected = images.decode(data.test.files[index], size=SIDE, channels=3, rng=None)
+                np.testing.assert_array_equal(image, expected)
+                assert label == index % 7
+
+
+def test_a_sample_is_the_same_each_time_and_not_augmented():
+    data = make_stream()
+    one, other = ([jax.device_get(b) for b in streamed(data, seed=seed).sample(3)] for seed in (0, 1))
+    assert len(np.unique(row(one))) == 24
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.index, b.index)
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(
+            a.image, [images.decode(data.train.files[i], size=SIDE, channels=3, rng=None) for i in a.index]
+        )
+        np.testing.assert_array_equal(a.label, a.index % 7)
+
+
+def test_grey_streams():
+    (batch,) = take(streamed(make_stream(), data__channels=1).train(), 1)
+    assert batch.image.shape == (8, SIDE, SIDE, 1)
+
+
+def test_batches_lie_over_the_mesh():
+    feed, alone = (streamed(make_stream(), mesh=shape) for shape in ((2, 2), (1, 1)))
+    for batch, whole in ((next(feed.train()), next(alone.train())), (next(feed.test()), next(alone.test()))):
+        for part in (batch.image, batch.label, batch.index):
+            assert part.sharding.spec == EXAMPLES
+            assert [len(shard.data) for shard in part.addressable_shards] == [2] * 4
+        np.testing.assert_array_equal(batch.image, whole.image)
+        np.testing.assert_array_equal(batch.index, whole.index)
+
+
+class Host:
+    """`jax` as `stream` sees it on one of several hosts."""
+
+    def __init__(self, index, count):
+        self.process_index, self.process_count = lambda: index, lambda: count
+
+
+NAMES = "image", "label", "index"
+
+
+def on_hosts(monkeypatch, read):
+    """What each of two hosts hands to JAX, and what one alone does: {name: array} of each batch."""
+    monkeypatch.setattr(stream, "_on_mesh", lambda local, mesh: Batch(**local))
+    shares = []
+    for index, count in ((0, 2), (1, 2), (0, 1)):
+        monkeypatch.setattr(stream, "jax", Host(index, count))
+        shares.append([{name: getattr(batch, name) for name in NAMES} for batch in read()])
+    return shares
+
+
+@pytest.mark.parametrize("num_train", [40, 13])
+def test_two_hosts_read_one_row(num_train, monkeypatch):
+    feed = streamed(make_stream(num_train))
+    left, right, whole = on_hosts(monkeypatch, lambda: take(feed.train(), 7))
+    for a, b, both in zip(left, right, whole, strict=True):
+        for name in NAMES:
+            assert len(a[name]) == len(b[name]) == 4
+            np.testing.assert_array_equal(np.stack([a[name], b[name]], 1).reshape(both[name].shape), both[name])
+
+
+@pytest.mark.parametrize("split", ["test", "sample"])
+def test_two_hosts_read_a_half_of_each_batch(split, monkeypatch):
+    feed = streamed(make_stream())
+    left, right, whole = on_hosts(monkeypatch, lambda: list(feed.test() if split == "test" else feed.sample(2)))
+    for a, b, both in zip(left, right, whole, strict=True):
+        for name in NAMES:
+            np.testing.assert_array_equal(np.concatenate([a[name], b[name]]), both[name])
+
+
+def test_imagenet_from_its_archives_to_batches(tmp_path, capsys):
+    source, train, test = make_imagenet(tmp_path)
+    assert prepare.main(["prepare", *arguments("imagenet2012", source, tmp_path / "data")]) == 0
+    config = small_config(data__name="imagenet2012", data__dir=str(tmp_path / "data"), data__image_size=SIDE).data
+    data = SOURCES["imagenet2012"].load(config)
+    label = {image.name: image.label for image in train + test}
+    feed = streamed(data, batch_size=4)
+    training, testing = take(feed.train(), 9), [jax.device_get(batch) for batch in feed.test()]
+    np.testing.assert_array_equal(np.sort(row(training).reshape(2, 18)), [np.arange(18)] * 2)
+    np.testing.assert_array_equal(row(testing), [*range(6), -1, -1])
+    for files, batches in ((data.train, training), (data.test, testing)):
+        labels = np.concatenate([batch.label for batch in batches])
+        expected = [label[files.name(int(i))] if i >= 0 else 0 for i in row(batches)]
+        np.testing.assert_array_equal(labels, expected)
