@@ -1,9 +1,9 @@
-"""README's compile times: the step of a ResNet-20 and of a ResNet-110, whose blocks are scanned.
+"""README's compile times: the step of a ResNet-20, a ResNet-110 and a ResNet-1202, whose blocks are scanned.
 
     python -m experiments.compile_time [--repeats=3] [--out=experiments/results/compile_time.json]
 
-Traces, lowers and compiles each step for CIFAR-10's shapes (32x32x3, width 16, batch 128, K = 4 stages on 4 CPU
-devices; serial on 1), `repeats` times in turn with empty caches; nothing is trained.  About 3 minutes on 2 cores.
+Traces, lowers and compiles each step for CIFAR-10's shapes (32x32x3, width 16, batch 128; a CPU device a stage),
+`repeats` times in turn with empty caches; nothing is trained.  About 8 minutes on 2 cores.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import jax
 
 from experiments.digits_policies import commit, cpu_name
 from lpjax import tables, train
-from lpjax.config import Config, DataConfig, MeshConfig, ModelConfig
+from lpjax.config import AuxConfig, Config, DataConfig, Method, ModelConfig
 from lpjax.main import provide_devices
 from lpjax.metrics import write_json
 
@@ -34,14 +34,25 @@ def compile_seconds(config: Config) -> dict[str, float]:
 
 def markdown(rows: list[dict]) -> str:
     """The table of the README."""
-    lines = ["| step | ResNet-20, trace + compile | ResNet-110, trace + compile |", "|---|---|---|"]
-    cells = {
-        (row["method"], row["network"]): f"{row['trace_seconds_median']:.1f} + {row['compile_seconds_median']:.1f} s"
-        for row in rows
-    }
-    for method in dict.fromkeys(row["method"] for row in rows):
-        lines.append(f"| {method} | {cells[method, 'resnet-20']} | {cells[method, 'resnet-110']} |")
+    lines = ["| network | step | stages | trace + compile, s |", "|---|---|---|---|"]
+    for row in rows:
+        seconds = f"{row['trace_seconds_median']:.1f} + {row['compile_seconds_median']:.1f}"
+        lines.append(f"| {row['network']} | {row['method']} | {row['num_stages']} | {seconds} |")
     return "\n".join(lines)
+
+
+def case(method: Method, depth: int, num_stages: int = 4) -> Config:
+    """A step of a CIFAR ResNet, as `configs/cifar10_resnet110.py` and its like have it."""
+    return Config(
+        method=method,
+        batch_size=128,
+        num_stages=num_stages,
+        remat=depth > 1000,
+        data=DataConfig(name="cifar10"),
+        model=ModelConfig(arguments={"depth": depth, "width": 16}),
+        aux=AuxConfig(blocks_per_stage=2),
+        dry_run=True,
+    )
 
 
 def main() -> None:
@@ -49,33 +60,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/compile_time.json"))
     args = parser.parse_args()
-    provide_devices(4)
-    cases = {
-        (method, depth): Config(
-            method=method,
-            batch_size=128,
-            data=DataConfig(name="cifar10"),
-            model=ModelConfig(arguments={"depth": depth, "width": 16}),
-            dry_run=True,
-            mesh=MeshConfig(stage=4 if method == "layer_parallel" else 1),
-        )
-        for method in ("serial", "layer_parallel")
-        for depth in (20, 110)
-    }
-    seconds: dict[tuple[str, int], list[dict[str, float]]] = {case: [] for case in cases}
+    provide_devices(16)
+    cases = [
+        case("serial", 20),
+        case("serial", 110),
+        case("layer_parallel", 20),
+        case("layer_parallel", 110),
+        case("layer_parallel", 1202, num_stages=16),
+    ]
+    seconds: list[list[dict[str, float]]] = [[] for _ in cases]
     for _ in range(args.repeats):
-        for case, config in cases.items():
-            seconds[case].append(compile_seconds(config))
-            print(*case, seconds[case][-1], flush=True)
+        for config, times in zip(cases, seconds, strict=True):
+            times.append(compile_seconds(config))
+            print(config.method, config.model.arguments["depth"], times[-1], flush=True)
     rows = [
         {
-            "method": method,
-            "network": f"resnet-{depth}",
+            "method": config.method,
+            "network": f"ResNet-{config.model.arguments['depth']}",
+            "num_stages": config.num_stages if config.method == "layer_parallel" else 1,
             "n": len(times),
             **{f"{part}_seconds_median": statistics.median(t[part] for t in times) for part in ("trace", "compile")},
             "runs": times,
         }
-        for (method, depth), times in seconds.items()
+        for config, times in zip(cases, seconds, strict=True)
     ]
     header = {
         "command": "python -m experiments.compile_time " + " ".join(sys.argv[1:]),

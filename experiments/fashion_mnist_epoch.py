@@ -1,6 +1,8 @@
 """README's first look at Fashion-MNIST: one epoch of ResNet-20, layer-parallel beside serial backprop.
 
-    python -m experiments.fashion_mnist_epoch [--dir=FOLDER] [--seeds=1] [--out=experiments/results/fashion_mnist_epoch.json]
+    python -m experiments.fashion_mnist_epoch [--dir=FOLDER] [--seeds=1]
+
+Writes experiments/results/fashion_mnist_epoch.json, or --out.
 
 `configs/fashion_mnist_resnet20.py` with num_epochs=1, each run a process of its own, one after the other: backprop on
 one CPU device (which uses all cores where XLA can), the four stages on two CPU devices.  About 15 minutes on 2 cores.

@@ -253,7 +253,9 @@ class _Log:
         epoch = step / self._run.recipe.steps_per_epoch
         self._writer.write("eval", step, epoch, result._asdict())
         aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
-        self._display.say(f"epoch {epoch:.1f}: test accuracy {result.test_accuracy:.4f}{aux}")
+        some = self._run.spec.num_test - result.test_examples
+        damaged = f", {some} test images left out: they cannot be decoded" if some else ""
+        self._display.say(f"epoch {epoch:.1f}: test accuracy {result.test_accuracy:.4f}{aux}{damaged}")
 
     def close(self) -> None:
         self._display.close()

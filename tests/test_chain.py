@@ -128,7 +128,9 @@ def test_bfloat16_is_of_the_activations_alone():
 
 def test_a_unit_knows_its_place_in_the_network():
     """Whatever the cuts, and inside a scan as outside."""
-    places = Unit("place", lambda key, shape: ({}, {}), lambda p, s, x, mode: (x + jnp.asarray(mode.position, x.dtype), s))
+    places = Unit(
+        "place", lambda key, shape: ({}, {}), lambda p, s, x, mode: (x + jnp.asarray(mode.position, x.dtype), s)
+    )
     network = make_chain([places] * 5, (1,))
     params, stats = chain.init(network, jax.random.key(0))
     y, _ = chain.apply(network, params, stats, jnp.zeros((1, 1)), Mode(train=True))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compile_time, digits_policies, mesh_agreement
+from experiments import compile_time, digits_policies, fashion_mnist_epoch, feed_rate, mesh_agreement
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -14,7 +14,13 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.mark.parametrize(
     "name, experiment",
-    [("digits", digits_policies), ("compile", compile_time), ("mesh", mesh_agreement)],
+    [
+        ("digits", digits_policies),
+        ("fashion", fashion_mnist_epoch),
+        ("compile", compile_time),
+        ("mesh", mesh_agreement),
+        ("feed", feed_rate),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_tables_are_those_of_the_results(name, experiment):

@@ -51,6 +51,7 @@ def test_evaluation_is_of_the_composed_network(shape):
     run = small_run(mesh__stage=shape[0], mesh__data=shape[1], eval__calibration_batches=3)
     state, _ = run.step(run.create(), next(run.feed.train()))
     network, got = run.network, run.evaluate(state, run.feed)
+    assert got.test_examples == 360
     params, stats = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
     params, stats, aux, aux_stats = detach((params, stats, state.aux_params, state.aux_stats))
 
