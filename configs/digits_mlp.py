@@ -6,7 +6,6 @@ Network and recipe in one file.  A quarter of a minute on 2 cores; test accuracy
 (--config.method=serial) about 0.98 (one seed each).
 """
 
-import functools
 import math
 
 import jax
@@ -16,32 +15,27 @@ from lpjax.config_dict import default_config
 from lpjax.models import layers
 
 
-@functools.cache  # equal units must be the same object: a row of them is then compiled once
-def embed(width: int) -> Unit:
-    def init(key, in_shape):
-        return layers.init_linear(key, math.prod(in_shape), width), {}
-
-    def apply(params, stats, x, mode):
-        return layers.linear(params, x.reshape(len(x), -1)), stats
-
-    return Unit(f"embed-{width}", init, apply)
+def linear(width):
+    return Unit(
+        f"linear-{width}",
+        init=lambda key, in_shape: (layers.init_linear(key, math.prod(in_shape), width), {}),
+        apply=lambda params, stats, x, mode: (layers.linear(params, x.reshape(len(x), -1)), stats),
+    )
 
 
-@functools.cache
-def block() -> Unit:
-    def init(key, in_shape):
-        norm, stats = layers.init_batch_norm(in_shape[-1])
-        return {"norm": norm, "linear": layers.init_linear(key, in_shape[-1], in_shape[-1])}, stats
-
-    def apply(params, stats, x, mode):
-        y, stats = layers.batch_norm(params["norm"], stats, x, mode)
-        return x + layers.linear(params["linear"], jax.nn.relu(y)), stats
-
-    return Unit("mlp-block", init, apply)
+def init_block(key, in_shape):
+    norm, stats = layers.init_batch_norm(in_shape[-1])
+    return {"norm": norm, "linear": layers.init_linear(key, in_shape[-1], in_shape[-1])}, stats
 
 
-def residual_mlp(*, blocks: int, width: int, classes: int) -> list[Unit]:
-    return [embed(width), *[block()] * blocks, embed(classes)]
+def apply_block(params, stats, x, mode):
+    y, stats = layers.batch_norm(params["norm"], stats, x, mode)
+    return x + layers.linear(params["linear"], jax.nn.relu(y)), stats
+
+
+def residual_mlp(*, blocks, width, classes):
+    block = Unit("mlp-block", init_block, apply_block)  # one object, so that a row of them is compiled once
+    return [linear(width), *[block] * blocks, linear(classes)]
 
 
 def get_config():

@@ -4,8 +4,8 @@
 
 Batches of 128 until they are on the device, augmentation in the step left out, but for image files decoding, random
 resized crop to 224 and all.  Real digits; real Fashion-MNIST if its IDX files are in --dir; random pixels in CIFAR's
-shape (a set in memory costs the same whatever it shows); generated JPEGs of ImageNet's usual 500x375 and about its
-usual 110 kB.  Medians of `repeats`.  About a minute on 2 cores.
+shape (a set in memory costs the same whatever it shows); generated JPEGs of ImageNet's usual 500x375 (its files are
+larger, 110 kB on average: count on less).  Medians of `repeats`.  About a minute on 2 cores.
 """
 
 import argparse
