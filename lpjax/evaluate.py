@@ -30,16 +30,16 @@ class Evaluation(NamedTuple):
     """Test figures, losses in nats, accuracies in 0..1.
 
     composed: the network without AuxNet, recalibrated statistics: THE accuracy.
-    test_examples: how many; fewer than the split has where image files cannot be decoded.
     aux_path: the last stage on the AuxNet's lambda_{K-1}, running statistics: what training sees.  None without AuxNet.
     aux_head: the AuxNet by itself with its own head; None without AuxNet.
+    test_examples: how many; fewer than the split has where image files cannot be decoded.
     """
 
     test_loss: float
     test_accuracy: float
-    test_examples: int
     aux_path_accuracy: float | None
     aux_head_accuracy: float | None
+    test_examples: int
 
 
 def make_evaluate(
@@ -89,6 +89,6 @@ def make_evaluate(
         totals = jax.tree.map(lambda *values: sum(map(float, values)), *sums)
         means = {name: total / totals["examples"] for name, total in totals.items()}
         examples = round(totals["examples"])
-        return Evaluation(means["loss"], means["composed"], examples, means.get("aux_path"), means.get("aux_head"))
+        return Evaluation(means["loss"], means["composed"], means.get("aux_path"), means.get("aux_head"), examples)
 
     return evaluate

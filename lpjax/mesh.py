@@ -1,7 +1,13 @@
 """The ('stage', 'data') device mesh and how arrays lie on it."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
@@ -32,6 +38,16 @@ def make_mesh(stage: int, data: int) -> Mesh:
     )
 
 
-def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
-    """`NamedSharding`s for a tree of partition specs."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, P))
+def on_stages(run: Callable[..., Any], num_stages: int, num_devices: int, *operands: PyTree) -> Any:
+    """`run(k, *operands of stage k)` for each stage k of this device, stacked; operands lead with its slots.
+
+    Under `shard_map` over num_devices = S devices along 'stage': device d holds the K/S stages d*K/S .. (d+1)*K/S - 1,
+    and a switch over the devices chooses which of them a slot is.
+    """
+    results = []
+    for slot in range(slots := num_stages // num_devices):
+        mine = jax.tree.map(lambda leaf, slot=slot: leaf[slot], operands)
+        branches = [partial(run, device * slots + slot) for device in range(num_devices)]
+        index = lax.axis_index("stage") if num_devices > 1 else 0
+        results.append(lax.switch(index, branches, *mine))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
-from jaxtyping import PRNGKeyArray, PyTree
 
 from lpjax import chain
 from lpjax.aux_net import PieceUnits, convolutions, make_aux_net
@@ -67,9 +66,3 @@ def build(
         params=Packing.of([params for params, _ in trees]),
         stats=Packing.of([stats for _, stats in trees]),
     )
-
-
-def init_stages(network: Network, key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
-    """Parameter and statistics trees of the stages; a unit's values do not depend on the cuts."""
-    trees = [chain.init(stage, key) for stage in network.stages]
-    return tuple(params for params, _ in trees), tuple(stats for _, stats in trees)

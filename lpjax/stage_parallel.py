@@ -75,22 +75,9 @@ class _Step:
     recipe: Recipe
     exchange: Exchange
 
-    @property
-    def slots(self) -> int:
-        """K/S, the stages of one device."""
-        return self.network.num_stages // self.exchange.num_devices
-
     def on_stages(self, run: Callable[..., Any], *operands: PyTree) -> Any:
-        """`run(k, *operands of stage k)` for each stage k of this device, stacked; operands lead with its slots.
-
-        Device d holds stages d*slots .. (d+1)*slots - 1: a switch over the devices chooses which of them a slot is.
-        """
-        results = []
-        for slot in range(self.slots):
-            mine = jax.tree.map(lambda leaf, slot=slot: leaf[slot], operands)
-            branches = [partial(run, device * self.slots + slot) for device in range(self.exchange.num_devices)]
-            results.append(lax.switch(lax.axis_index("stage"), branches, *mine))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+        """See `mesh.on_stages`."""
+        return meshes.on_stages(run, self.network.num_stages, self.exchange.num_devices, *operands)
 
     def run_stage(
         self,
@@ -146,7 +133,7 @@ class _Step:
         output, _ = chain.apply(self.network.stages[k], *trees, lam, mode)
         return self.exchange.reply(k, jnp.zeros_like(lam), output)
 
-    def sweep(self, state: TrainState, lam: Sequence[Interface], keys: Key[Array, " b"]) -> list[Interface]:
+    def sweep(self, state: TrainState, lam: Sequence[Interface], keys: Key[Array, " column"]) -> list[Interface]:
         """One coarse correction sweep of the stages' inputs: (8) of `lagrangian`."""
         packets = replace(self.exchange, with_multiplier=False).send(lam, None)
         _, outputs = self.exchange.receive(
@@ -215,7 +202,7 @@ class _Step:
         S, D = self.config.mesh_shape
         squares = jnp.square(optim.row_norms(grads)) / D  # they are already summed over 'data'
         mine = jnp.stack([done.loss, done.correct, done.violation, done.output, squares], axis=1)
-        place = lax.axis_index("stage") * self.slots, jnp.zeros((), jnp.int32)
+        place = lax.axis_index("stage") * len(mine), jnp.zeros((), jnp.int32)
         rows = lax.dynamic_update_slice(jnp.zeros((K, mine.shape[1])), mine, place)
         norms = jnp.array([jnp.square(kappa).mean() / (S * D) for kappa in multipliers or [jnp.zeros(1)] * (K - 1)])
         rows, norms, aux_loss = lax.psum((rows, norms, aux_loss), meshes.ALL_AXES)

@@ -8,10 +8,11 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from lpjax import aux_net, optim
+from lpjax import aux_net, chain, optim
 from lpjax import mesh as meshes
 from lpjax.config import Config
-from lpjax.network import Network, init_stages
+from lpjax.network import Network
+from lpjax.packing import Row
 from lpjax.recipe import Recipe
 
 RUNNING_MOMENTUM = 0.9
@@ -83,23 +84,28 @@ def multiplier_bytes(config: Config, network: Network, num_examples: int) -> int
 def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> TrainState:
     """The state before the first step, made on the devices where it will live."""
     layer_parallel = config.method == "layer_parallel"
+    stored: tuple[tuple[int, ...], ...] = ()
+    if layer_parallel and config.multiplier == "mean":
+        stored = network.interfaces[1:]
+    if layer_parallel and config.multiplier == "per_example":  # a device's own rows
+        rows = table_rows(recipe.num_examples, mesh.size) // mesh.size
+        stored = tuple((rows, *shape) for shape in network.interfaces[1:])
 
     def init(key: PRNGKeyArray) -> TrainState:
-        params, stats = init_stages(network, jax.random.fold_in(key, 0))
+        def init_stage(k: int) -> tuple[Row, Row]:
+            params, stats = chain.init(network.stages[k], jax.random.fold_in(key, 0))
+            return network.params.pack(params), network.stats.pack(stats)
+
+        devices = mesh.shape["stage"] if layer_parallel else 1
+        params, stats = meshes.on_stages(init_stage, network.num_stages, devices)
         pieces = network.aux_net if layer_parallel else ()
         aux_params, aux_stats = aux_net.init(pieces, jax.random.fold_in(key, 1))
-        rows = network.params.pack_all(params)
-        stored: tuple[tuple[int, ...], ...] = ()
-        if layer_parallel and config.multiplier == "mean":
-            stored = network.interfaces[1:]
-        if layer_parallel and config.multiplier == "per_example":
-            stored = tuple((table_rows(recipe.num_examples, mesh.size), *shape) for shape in network.interfaces[1:])
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             key=jax.random.fold_in(key, 2),
-            stage_params=rows,
-            stage_opt=optim.init_rows(recipe.optimizer, rows),
-            stage_stats=network.stats.pack_all(stats),
+            stage_params=params,
+            stage_opt=optim.init_rows(recipe.optimizer, params),
+            stage_stats=stats,
             aux_params=aux_params,
             aux_opt=recipe.aux_optimizer.init(aux_params),
             aux_stats=aux_stats,
@@ -108,8 +114,8 @@ def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> Trai
         )
 
     key = jax.random.key(config.seed)
-    shardings = meshes.shardings(mesh, specs(config))
-    return jax.jit(init, out_shardings=shardings)(key)
+    on_mesh = jax.shard_map(init, mesh=mesh, in_specs=meshes.REPLICATED, out_specs=specs(config), check_vma=False)
+    return jax.jit(on_mesh)(key)
 
 
 def running_average(old: PyTree, batch: PyTree) -> PyTree:

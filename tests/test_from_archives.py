@@ -1,39 +1,46 @@
-"""From an archive or a folder on disk to result.json, by the commands a person would type."""
+"""From an archive or a folder on disk to result.json."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 from data_makers import arguments, encoded, make_cifar10, make_cifar100, make_folder, make_idx, make_imagenet
-from test_main import lpjax
+from rich.console import Console
+from test_config import load
+from test_main import ROOT, lpjax
 
+from lpjax import tables, train
+from lpjax.config_dict import from_config_dict
 from lpjax.data import prepare
 
-ONE_EPOCH = ["num_epochs=1", "optimizer.warmup_epochs=0.0", "aux_optimizer.warmup_epochs=0.0", "log_every=1"]
+ONE_EPOCH = {"num_epochs": 1, "optimizer.warmup_epochs": 0.0, "aux_optimizer.warmup_epochs": 0.0, "log_every": 1}
 """Of a recipe for many epochs."""
 
 
-def train(config, workdir, *fields):
-    """result.json of one epoch."""
-    overrides = [f"--config.{field}" for field in (*ONE_EPOCH, *fields)]
-    done = lpjax(*overrides, f"--workdir={workdir}", config=f"configs/{config}.py")
-    assert done.returncode == 0, done.stderr
-    return json.loads((workdir / "result.json").read_text()), done.stdout
+def one_epoch(config, workdir, fields):
+    """result.json of one epoch of a recipe with some fields changed, and what was printed."""
+    values = load(ROOT / f"configs/{config}.py").get_config()
+    values.update_from_flattened_dict(ONE_EPOCH | fields)
+    console = Console(file=io.StringIO(), width=200)
+    run = train.prepare(from_config_dict(values.to_dict()))
+    tables.print_tables(console, run.network, run.config, run.mesh, run.spec.num_train)
+    workdir.mkdir(exist_ok=True)
+    return train.train(run, workdir, console), console.file.getvalue()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, make, config, fields",
     [
-        ("cifar10", make_cifar10, "cifar10_resnet56", ["model.depth=8", "model.width=4"]),
-        ("cifar100", make_cifar100, "cifar100_wrn40_4", ["model.depth=10", "model.widen=1"]),
+        ("cifar10", make_cifar10, "cifar10_resnet56", {"model.depth": 8, "model.width": 4}),
+        ("cifar100", make_cifar100, "cifar100_wrn40_4", {"model.depth": 10, "model.widen": 1}),
     ],
 )
 def test_cifar(name, make, config, fields, tmp_path):
     archive, train_split, test_split = make(tmp_path)
     assert prepare.main(["", *arguments(name, archive, tmp_path / "data")]) == 0
     count, num_test = len(train_split.labels), len(test_split.labels)
-    result, _ = train(config, tmp_path, f"data.dir={tmp_path / 'data'}", "batch_size=20", *fields)
+    result, _ = one_epoch(config, tmp_path, {"data.dir": str(tmp_path / "data"), "batch_size": 20} | fields)
     assert (result["steps"], result["test_examples"]) == (count // 20, num_test)
 
 
@@ -42,8 +49,8 @@ def test_imagenet_and_a_resnet_50(tmp_path):
     """One epoch of the recipe at a small size; the pictures are noise, so no accuracy is asked for."""
     source, train_split, test_split = make_imagenet(tmp_path)
     assert prepare.main(["", *arguments("imagenet2012", source, tmp_path / "data")]) == 0
-    fields = [f"data.dir={tmp_path / 'data'}", "data.image_size=32", "batch_size=8", "eval.calibration_batches=1"]
-    result, output = train("imagenet_resnet50", tmp_path, *fields)
+    fields = {"data.dir": str(tmp_path / "data"), "data.image_size": 32, "batch_size": 8}
+    result, output = one_epoch("imagenet_resnet50", tmp_path, fields | {"eval.calibration_batches": 1})
     assert (result["steps"], result["test_examples"]) == (len(train_split) // 8, len(test_split))
     assert "2 x bottleneck-64" in output
     assert np.isfinite(result["test_loss"])
@@ -51,8 +58,8 @@ def test_imagenet_and_a_resnet_50(tmp_path):
 
 def test_another_idx_set_by_config_alone(tmp_path):
     made = make_idx(tmp_path, shape=(12, 10), classes=3, counts=(40, 20))
-    fields = ["data.name=idx", f"data.dir={tmp_path}", "model.depth=8", "model.width=4", "batch_size=20"]
-    result, output = train("fashion_mnist_resnet20", tmp_path / "run", *fields)
+    fields = {"data.name": "idx", "data.dir": str(tmp_path), "model.depth": 8, "model.width": 4, "batch_size": 20}
+    result, output = one_epoch("fashion_mnist_resnet20", tmp_path / "run", fields)
     assert (result["steps"], result["test_examples"]) == (2, len(made["test"][1]))
     assert "12x10x1" in output
     assert "classifier-3" in output
@@ -63,13 +70,14 @@ def pictures(count, classes=2):
     return {f"{i % classes}/{i}.png": encoded(rng.integers(0, 256, (12, 12, 3), np.uint8)) for i in range(count)}
 
 
-FOLDER = ["data.name=folder", "data.image_size=8", "data.crop=0", "model.depth=8", "model.width=4", "batch_size=16"]
+FOLDER = {"data.name": "folder", "data.image_size": 8, "data.crop": 0, "batch_size": 16}
+FOLDER |= {"model.depth": 8, "model.width": 4}
 
 
 def test_damaged_images_are_skipped_counted_and_named(tmp_path):
     files, tests = pictures(32) | {"0/bad.jpg": b"no image"}, pictures(6) | {"1/torn.png": pictures(1)["0/0.png"][:60]}
     data = make_folder(tmp_path / "data", files, tests)
-    result, output = train("digits", tmp_path, f"data.dir={data}", *FOLDER)
+    result, output = one_epoch("digits", tmp_path, FOLDER | {"data.dir": str(data)})
     assert (result["steps"], result["corrupt_images"], result["test_examples"]) == (2, 1, 6)
     assert f"skipped {data / 'train/0/bad.jpg'}" in output
     assert "1 test images left out: they cannot be decoded" in output
@@ -80,8 +88,8 @@ def test_damaged_images_are_skipped_counted_and_named(tmp_path):
 def test_more_damaged_images_than_allowed_end_training(tmp_path):
     files = pictures(32) | {f"0/bad{i}.jpg": b"no image" for i in range(3)}
     data = make_folder(tmp_path / "data", files, pictures(6))
-    overrides = [f"--config.{field}" for field in (*ONE_EPOCH, *FOLDER, f"data.dir={data}", "data.max_corrupt=2")]
-    done = lpjax(*overrides, f"--workdir={tmp_path}")
+    fields = FOLDER | {"data.dir": data, "data.max_corrupt": 2, "mesh.stage": 1}
+    done = lpjax(*[f"--config.{name}={value}" for name, value in fields.items()], f"--workdir={tmp_path}")
     assert done.returncode == 2, done.stderr
     assert "data.max_corrupt=2" in done.stderr
     assert str(data / "train/0/bad") in done.stderr

@@ -75,7 +75,7 @@ def test_evaluation_is_of_the_composed_network(shape):
     lam, head, _ = aux_net.apply(network.aux_net, aux, aux_stats, x, no_shift, mode)
     path, _ = chain.apply(network.stages[-1], params[-1], stats[-1], lam[-1], mode)
     np.testing.assert_allclose(got.test_loss, lagrangian.task_loss(logits, labels).mean(), rtol=1e-9)
-    for accuracy, out in zip(got[1:], (logits, path, head), strict=True):
+    for accuracy, out in zip(got[1:4], (logits, path, head), strict=True):
         np.testing.assert_allclose(accuracy, np.mean(np.asarray(out).argmax(-1) == np.asarray(labels)), rtol=1e-9)
     assert len({got.test_accuracy, got.aux_path_accuracy, got.aux_head_accuracy}) == 3, "three different figures"
 
