@@ -3,7 +3,7 @@
     python -m experiments.compile_time [--repeats=3] [--out=experiments/results/compile_time.json]
 
 Traces, lowers and compiles each step for CIFAR-10's shapes (32x32x3, width 16, batch 128; a CPU device a stage),
-`repeats` times in turn with empty caches; nothing is trained.  About 8 minutes on 2 cores.
+`repeats` times in turn with empty caches; nothing is trained.  About 6 minutes on 2 cores.
 """
 
 import argparse
