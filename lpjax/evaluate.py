@@ -7,6 +7,7 @@ over some training images (not augmented), for every method alike.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,38 @@ class Evaluation(NamedTuple):
     test_examples: int
 
 
+def _on_mesh(mesh: Mesh, function: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
+    """`function` with what it is given replicated and the examples split over the whole mesh."""
+    specs = (meshes.REPLICATED, meshes.EXAMPLES)
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=meshes.REPLICATED, check_vma=False))
+
+
+def make_calibrate(
+    network: Network, config: Config, mesh: Mesh, recipe: Recipe
+) -> Callable[[TrainState, Feed], tuple[PyTree, ...]]:
+    """A function from a state (of replicated parameters) and the data to the composed network's batch-norm statistics,
+    one tree a stage."""
+
+    @partial(_on_mesh, mesh)
+    def calibrate(state: TrainState, batch: Batch) -> tuple[PyTree, ...]:
+        """The batch's statistics in the composed network."""
+        trees, old = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
+        mode = Mode(train=True, axes=meshes.ALL_AXES)
+        return composed(network, trees, old, recipe.normalised(batch.image), mode)[1]
+
+    def mean(state: TrainState, feed: Feed) -> tuple[PyTree, ...]:
+        stats = [calibrate(state, batch) for batch in feed.sample(config.eval.calibration_batches)]
+        return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
+
+    return mean
+
+
+def replicated(state: TrainState, mesh: Mesh) -> TrainState:
+    """What an evaluation needs of a state, on every device."""
+    state = replace(state, stage_opt=(), aux_opt=(), multiplier=())
+    return jax.device_put(state, NamedSharding(mesh, meshes.REPLICATED))
+
+
 def make_evaluate(
     network: Network, config: Config, mesh: Mesh, recipe: Recipe
 ) -> Callable[[TrainState, Feed], Evaluation]:
@@ -50,18 +83,9 @@ def make_evaluate(
     The parameters are replicated (without optimiser state) and the examples split over the whole mesh.
     """
     normalise = recipe.normalised
+    calibrate = make_calibrate(network, config, mesh, recipe)
 
-    def on_mesh(function: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
-        specs = (meshes.REPLICATED, meshes.EXAMPLES)
-        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=meshes.REPLICATED, check_vma=False))
-
-    @on_mesh
-    def calibrate(state: TrainState, batch: Batch) -> tuple[PyTree, ...]:
-        """The batch's statistics in the composed network."""
-        trees, old = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
-        return composed(network, trees, old, normalise(batch.image), Mode(train=True, axes=meshes.ALL_AXES))[1]
-
-    @on_mesh
+    @partial(_on_mesh, mesh)
     def count(args: tuple[TrainState, tuple[PyTree, ...]], batch: Batch) -> dict[str, Array]:
         """Sums over the batch's examples, leaving out those of index -1."""
         state, calibrated = args
@@ -80,10 +104,8 @@ def make_evaluate(
         return lax.psum(sums, meshes.ALL_AXES)
 
     def evaluate(state: TrainState, feed: Feed) -> Evaluation:
-        state = replace(state, stage_opt=(), aux_opt=(), multiplier=())
-        state = jax.device_put(state, NamedSharding(mesh, meshes.REPLICATED))
-        stats = [calibrate(state, batch) for batch in feed.sample(config.eval.calibration_batches)]
-        calibrated = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
+        state = replicated(state, mesh)
+        calibrated = calibrate(state, feed)
         # Fetched one by one, so that no more than one batch of a large set waits on the devices.
         sums = [jax.device_get(count((state, calibrated), batch)) for batch in feed.test()]
         totals = jax.tree.map(lambda *values: sum(map(float, values)), *sums)

@@ -16,11 +16,13 @@ from lpjax.partition import split
 class Network:
     """A network cut into K stages, with its AuxNet.
 
-    stages: the K stages; composed, they are the network.
+    chain: the network, uncut.
+    stages: the K stages; composed, they are the network, but for the standardisation at the interfaces.
     aux_net: its K pieces; empty when K = 1.
     params, stats: how the stages' parameters and batch-norm statistics are packed into rows.
     """
 
+    chain: Chain
     stages: tuple[Chain, ...]
     aux_net: tuple[Chain, ...]
     params: Packing
@@ -29,6 +31,11 @@ class Network:
     @property
     def num_stages(self) -> int:
         return len(self.stages)
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Positions in the chain where stages 1..K-1 start."""
+        return tuple(stage.offset for stage in self.stages[1:])
 
     @property
     def interfaces(self) -> tuple[Shape, ...]:
@@ -61,6 +68,7 @@ def build(
     stages = split(whole, num_stages=num_stages, cuts=cuts, standardise=standardise)
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
     return Network(
+        chain=whole,
         stages=stages,
         aux_net=make_aux_net(stages, function=aux_function, blocks_per_stage=aux_blocks, width=aux_width),
         params=Packing.of([params for params, _ in trees]),
