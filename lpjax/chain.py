@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
@@ -154,6 +155,19 @@ def init(chain: Chain, key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyT
 
     trees = [init_run(run) for run in chain.runs]
     return tuple(params for params, _ in trees), tuple(stats for _, stats in trees)
+
+
+def unstack(chain: Chain, trees: tuple[PyTree, ...]) -> list[PyTree]:
+    """One tree a unit, from trees of one a run as `init` lays them out."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree)
+            for run, tree in zip(chain.runs, trees, strict=True) for i in range(run.count)]  # fmt: skip
+
+
+def stack(chain: Chain, units: Sequence[PyTree]) -> tuple[PyTree, ...]:
+    """The inverse of `unstack`, in host memory."""
+    return tuple(
+        jax.tree.map(lambda *leaves: np.stack(leaves), *units[run.first : run.first + run.count]) for run in chain.runs
+    )
 
 
 def apply(

@@ -134,6 +134,60 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """every_steps: steps between checkpoints (unset: an epoch; 0: only at the end).  There is one at the end and at
+    SIGTERM or Ctrl-C in any case.  keep: the newest ones kept.  keep_best: and the best ones by test accuracy, among
+    those made where the network was tested (choosing one is choosing by the test split)."""
+
+    every_steps: int | None = None
+    keep: int = 2
+    keep_best: int = 1
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """When a figure is no longer finite.
+
+    policy: "stop", or "reduce": back to the last good checkpoint (or to the start), all learning rates times `factor`,
+        at most `times` times from one checkpoint.
+    """
+
+    policy: Literal["stop", "reduce"] = "stop"
+    factor: float = 0.5
+    times: int = 5
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """What a new run starts from (unset: random weights).
+
+    workdir: of another run of the same network; K, cuts, method, mesh and recipe may differ.
+    step: which of its checkpoints (unset: the newest good one).
+    optimizer: also take over the optimisers' state, the multipliers, the step and the place in the data, so that
+        schedules go on where they were; otherwise training starts at step 0 with those weights.
+    """
+
+    workdir: str | None = None
+    step: int | None = None
+    optimizer: bool = False
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What a run says of itself while it has no figures to show (`watch`).
+
+    heartbeat_seconds: of silence until a line says what is going on, where the output is no terminal (0: never).
+    stall_seconds: without anything finished until it is reported where the run hangs (0: never).
+    profile_first, profile_last: steps between which `jax.profiler` writes a trace to the workdir's `profile` folder.
+    """
+
+    heartbeat_seconds: float = 60.0
+    stall_seconds: float = 600.0
+    profile_first: int | None = None
+    profile_last: int | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """One run.
 
@@ -172,6 +226,10 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     aux_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    start: StartConfig = field(default_factory=StartConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     @property
     def mesh_shape(self) -> tuple[int, int]:
@@ -218,12 +276,31 @@ def check(config: Config) -> None:
         "penalty.sweeps": (config.penalty.sweeps, 0),
         "eval.every_epochs": (config.eval.every_epochs, 0),
         "eval.calibration_batches": (config.eval.calibration_batches, 1),
+        "checkpoint.every_steps": (config.checkpoint.every_steps or 0, 0),
+        "checkpoint.keep": (config.checkpoint.keep, 1),
+        "checkpoint.keep_best": (config.checkpoint.keep_best, 0),
+        "recovery.times": (config.recovery.times, 1),
+        "start.step": (config.start.step or 0, 0),
+        "watch.heartbeat_seconds": (config.watch.heartbeat_seconds, 0),
+        "watch.stall_seconds": (config.watch.stall_seconds, 0),
     }
     for name, (value, minimum) in at_least.items():
         require(value >= minimum, f"{name}={value}: expected at least {minimum}")
     require(
         config.penalty.maximum is None or config.penalty.maximum >= config.initial_penalty_coef,
         f"penalty.maximum={config.penalty.maximum}: expected at least penalty.initial={config.initial_penalty_coef}",
+    )
+    factor = config.recovery.factor
+    require(0 < factor < 1, f"recovery.factor={factor}: expected 0 < factor < 1, to make the step size smaller")
+    require(
+        config.start.workdir is not None or (config.start.step is None and not config.start.optimizer),
+        f"start.step={config.start.step}, start.optimizer={config.start.optimizer} without start.workdir: they choose "
+        f"what is taken from another run; set start.workdir",
+    )
+    first, last = config.watch.profile_first, config.watch.profile_last
+    require(
+        (first is None and last is None) or (first is not None and last is not None and 1 <= first <= last),
+        f"watch.profile_first={first}, watch.profile_last={last}: expected steps 1 <= first <= last; set both, or none",
     )
     require(config.data.channels in (1, 3), f"data.channels={config.data.channels}: expected 3, or 1 for grey images")
     for section, optimizer in (("optimizer", config.optimizer), ("aux_optimizer", config.aux_optimizer)):

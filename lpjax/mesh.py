@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
@@ -22,9 +23,9 @@ ALL_AXES = ("stage", "data")
 
 
 def make_mesh(stage: int, data: int) -> Mesh:
-    """Mesh of the first stage * data devices.
+    """Mesh of the first stage * data devices; of all of them with several processes.
 
-    Raises ValueError when there are fewer, saying what is there.
+    Raises ValueError when there are fewer (or other ones), saying what is there.
     """
     devices = jax.devices()
     if len(devices) < stage * data:
@@ -33,9 +34,20 @@ def make_mesh(stage: int, data: int) -> Mesh:
             f"({devices[0].platform}, {devices[0].device_kind}); choose a smaller mesh: mesh.stage may be any divisor "
             f"of num_stages, down to 1"
         )
+    if jax.process_count() > 1 and len(devices) > stage * data:
+        raise ValueError(
+            f"mesh.stage={stage} * mesh.data={data} = {stage * data} devices: {jax.process_count()} processes have "
+            f"{len(devices)}: expected a mesh of all of them; choose a larger one (mesh.data), or fewer processes"
+        )
     return jax.make_mesh(
         (stage, data), ALL_AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[: stage * data]
     )
+
+
+def own_examples(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Positions in a batch, ascending, of the examples that lie on this process's devices."""
+    parts = NamedSharding(mesh, EXAMPLES).addressable_devices_indices_map((batch_size,)).values()
+    return np.sort(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
 def on_stages(run: Callable[..., Any], num_stages: int, num_devices: int, *operands: PyTree) -> Any:

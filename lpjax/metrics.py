@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-PARTS = ("metrics.jsonl", "result.json", "tensorboard")
+PARTS = ("checkpoints", "config.json", "metrics.jsonl", "result.json", "tensorboard")
 
 
 def plain(value: Any) -> Any:
@@ -34,6 +35,15 @@ def set_aside(workdir: Path) -> Path | None:
     return target
 
 
+def prune(workdir: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Leave the lines of metrics.jsonl that are whole and that `keep` wants; the file changes as one or not at all."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(line for line in lines if line.endswith("\n") and keep(json.loads(line))))
+    part.replace(path)
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """`values` as a whole file or not at all."""
     part = path.with_name(path.name + ".part")
@@ -42,14 +52,15 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 class Writer:
-    """Figures of steps, in TensorBoard and as lines of metrics.jsonl (flushed: a killed run leaves whole lines).
+    """Figures of steps, in TensorBoard and as lines of metrics.jsonl, added to what is there.
 
-    A line has "step", "epoch" and "kind" ("train" or "eval"); a list stands for stages or interfaces, in order.
+    A line has "step", "epoch" and "kind" ("train", "eval" or "recovery"); a list stands for stages or interfaces, in
+    order.  step: the last one whose figures stay; TensorBoard hides what it has of later ones.
     """
 
-    def __init__(self, workdir: Path) -> None:
-        self._lines = (workdir / "metrics.jsonl").open("x", buffering=1)
-        self._events = SummaryWriter(str(workdir / "tensorboard"))
+    def __init__(self, workdir: Path, step: int) -> None:
+        self._lines = (workdir / "metrics.jsonl").open("a", buffering=1)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, epoch: float, figures: Mapping[str, Any]) -> None:
         figures = {name: plain(value) for name, value in figures.items() if value is not None}
@@ -58,19 +69,33 @@ class Writer:
             for suffix, number in enumerate(value) if isinstance(value, list) else [("", value)]:
                 self._events.add_scalar(f"{kind}/{name}" + (f"/{suffix}" if suffix != "" else ""), number, step)
 
+    def sync(self) -> None:
+        """Until the lines are on disk, not only with the system."""
+        os.fsync(self._lines.fileno())
+
     def close(self) -> None:
         self._lines.close()
         self._events.close()
 
 
+class Nowhere:
+    """A `Writer` that writes nothing: of the processes that do not write."""
+
+    def write(self, kind: str, step: int, epoch: float, figures: Mapping[str, Any]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Display:
     """A progress bar on a terminal, plain lines elsewhere: loss, accuracy, violation, examples per second."""
 
-    def __init__(self, console: Console, num_steps: int, batch_size: int) -> None:
+    def __init__(self, console: Console, num_steps: int, batch_size: int, done: int = 0) -> None:
         self._console = console
         self._num_steps = num_steps
         self._batch_size = batch_size
-        self._clock = time.perf_counter(), 0
+        self._clock = time.perf_counter(), done
         self._progress: Progress | None = None
         if console.is_terminal:
             self._progress = Progress(
@@ -80,7 +105,7 @@ class Display:
                 TextColumn("{task.description}"),
                 console=console,
             )
-            self._task = self._progress.add_task("compiling", total=num_steps)
+            self._task = self._progress.add_task("compiling", total=num_steps, completed=done)
             self._progress.start()
 
     def advance(self, step: int) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-Row = dict[str, Float[Array, "..."]]
+Row = dict[str, Float[Array | np.ndarray, "..."]]
 """One stage's leaves: {"kernel": [P_max], "other": [Q_max]}; stacked over stages each vector has a leading axis K.
 A kind that no stage has is left out."""
 
@@ -45,12 +46,13 @@ class Packing:
         lengths = {name: max(sizes[name] for sizes in used) for name in KINDS}
         return cls(tuple(trees), {name: length for name, length in lengths.items() if length})
 
-    def pack(self, tree: PyTree) -> Row:
-        """One stage's tree as a row."""
-        parts: dict[str, list[Array]] = {name: [] for name in KINDS}
+    def pack(self, tree: PyTree, xp: Any = jnp) -> Row:
+        """One stage's tree as a row.  xp: `numpy` to stay in host memory."""
+        parts: dict[str, list[Array]] = {name: [xp.zeros(0, jnp.result_type(float))] for name in KINDS}
         for path, leaf in jax.tree.leaves_with_path(tree):
             parts[kind(path)].append(leaf.reshape(-1))
-        return {name: _padded(parts[name], length) for name, length in self.lengths.items()}
+        flat = {name: xp.concatenate(parts[name]) for name in self.lengths}
+        return {name: xp.pad(row, (0, self.lengths[name] - row.size)) for name, row in flat.items()}
 
     def unpack(self, stage: int, row: Row) -> PyTree:
         """The tree of `stage` from its row."""
@@ -62,10 +64,10 @@ class Packing:
             position[name] += size
         return jax.tree.unflatten(jax.tree.structure(self.trees[stage]), leaves)
 
-    def pack_all(self, trees: Sequence[PyTree]) -> Row:
-        """All stages' trees as rows stacked to {kind: [K, length]}."""
-        rows = [self.pack(tree) for tree in trees]
-        return jax.tree.map(lambda *row: jnp.stack(row), *rows)
+    def pack_all(self, trees: Sequence[PyTree], xp: Any = jnp) -> Row:
+        """All stages' trees as rows stacked to {kind: [K, length]}.  xp: as for `pack`."""
+        rows = [self.pack(tree, xp) for tree in trees]
+        return jax.tree.map(lambda *row: xp.stack(row), *rows)
 
     def unpack_all(self, rows: Row) -> tuple[PyTree, ...]:
         """The trees of all stages from stacked rows."""
@@ -85,8 +87,3 @@ def _sizes(tree: PyTree) -> dict[str, int]:
     for path, leaf in jax.tree.leaves_with_path(tree):
         sizes[kind(path)] += math.prod(leaf.shape)
     return sizes
-
-
-def _padded(parts: list[Array], length: int) -> Float[Array, " p"]:
-    flat = jnp.concatenate([jnp.zeros(0), *parts])
-    return jnp.pad(flat, (0, length - flat.size))

@@ -1,9 +1,18 @@
-"""Eight CPU devices, strict promotion, shapes checked at every annotated boundary."""
+"""Eight CPU devices, strict promotion, shapes checked at every annotated boundary, one compilation cache for all."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 DEVICES = 8
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+
+# Many tests compile the same few networks: in pytest's workers, and in processes that tests start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lpjax-tests-")
+    os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 from jaxtyping import install_import_hook  # noqa: E402
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from test_config import load
 from test_main import ROOT, lpjax
 
-from lpjax import tables, train
+from lpjax import loop, tables, train
 from lpjax.config_dict import from_config_dict
 from lpjax.data import prepare
 
@@ -26,7 +26,7 @@ def one_epoch(config, workdir, fields):
     run = train.prepare(from_config_dict(values.to_dict()))
     tables.print_tables(console, run.network, run.config, run.mesh, run.spec.num_train)
     workdir.mkdir(exist_ok=True)
-    return train.train(run, workdir, console), console.file.getvalue()
+    return loop.train(run, workdir, console), console.file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from helpers import small_config, small_run, take_steps
 from rich.console import Console
 
-from lpjax import metrics, tables, train, train_state
+from lpjax import loop, metrics, report, tables, train, train_state
 from lpjax.data import SOURCES
 from lpjax.lagrangian import POLICIES
 from lpjax.partition import chain_size
@@ -30,7 +30,7 @@ def lines(workdir, kind="train"):
 def test_a_run_leaves_what_it_promises(tmp_path):
     run = small_run(num_steps=25, log_every=5, batch_size=128, eval__every_epochs=1)
     console = quiet()
-    result = train.train(run, tmp_path, console)
+    result = loop.train(run, tmp_path, console)
     assert result == json.loads((tmp_path / "result.json").read_text())
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert result["ended"] == "finished"
@@ -52,13 +52,14 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert "step 20/22" in console.file.getvalue()
 
 
-def test_an_earlier_run_is_kept(tmp_path):
-    train.train(small_run(num_steps=1), tmp_path, quiet())
+def test_restart_keeps_the_earlier_run(tmp_path):
+    loop.train(small_run(num_steps=1), tmp_path, quiet())
     before = (tmp_path / "metrics.jsonl").read_text()
-    train.train(small_run(num_steps=2, seed=1), tmp_path, quiet())
+    loop.train(small_run(num_steps=2, seed=1), tmp_path, quiet(), restart=True)
     assert (tmp_path / "previous-1" / "metrics.jsonl").read_text() == before
+    assert (tmp_path / "previous-1" / "checkpoints" / "1").is_dir()
     assert len(lines(tmp_path)) == 2
-    train.train(small_run(num_steps=1), tmp_path, quiet())
+    loop.train(small_run(num_steps=1), tmp_path, quiet(), restart=True)
     assert json.loads((tmp_path / "previous-2" / "result.json").read_text())["seed"] == 1
 
 
@@ -92,7 +93,7 @@ def test_meshes_write_the_same_metrics(tmp_path, x64):
     runs = {}
     for stage in (1, 2, 4):
         (tmp_path / str(stage)).mkdir()
-        train.train(small_run(mesh__stage=stage, num_steps=10, log_every=1), tmp_path / str(stage), quiet())
+        loop.train(small_run(mesh__stage=stage, num_steps=10, log_every=1), tmp_path / str(stage), quiet())
         runs[stage] = lines(tmp_path / str(stage))
     for stage in (2, 4):
         for one, other in zip(runs[1], runs[stage], strict=True):
@@ -103,8 +104,8 @@ def test_meshes_write_the_same_metrics(tmp_path, x64):
 
 def test_non_finite_names_figure_stage_and_step(tmp_path):
     run = small_run(optimizer__learning_rate=1e12, optimizer__schedule="constant", num_steps=20)
-    with pytest.raises(train.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
-        train.train(run, tmp_path, quiet())
+    with pytest.raises(report.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
+        loop.train(run, tmp_path, quiet())
     assert json.loads((tmp_path / "result.json").read_text())["ended"] == "error"
 
 
@@ -117,8 +118,8 @@ def test_non_finite_names_figure_stage_and_step(tmp_path):
     ],
 )
 def test_check_finite(name, value, where):
-    with pytest.raises(train.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
-        train.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
+    with pytest.raises(report.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
+        report.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
 
 
 def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
@@ -132,7 +133,7 @@ def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(metrics.Display, "show", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(run, tmp_path, quiet())
+        loop.train(run, tmp_path, quiet())
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["ended"], result["steps"], result["test_accuracy"]) == ("interrupted", 4, None)
     assert [entry["step"] for entry in lines(tmp_path)] == [1, 2, 3, 4]

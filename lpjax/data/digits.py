@@ -23,7 +23,7 @@ def _load(config: DataConfig) -> Dataset:
 
 
 def _spec(config: DataConfig) -> Spec:
-    return Spec((8, 8, 1), classes=10, num_train=1797 - NUM_TEST, num_test=NUM_TEST)
+    return Spec((8, 8, 1), classes=10, num_train=1797 - NUM_TEST, num_test=NUM_TEST, class_names=tuple("0123456789"))
 
 
 digits = Source("digits", describe=_spec, load=_load, published=_spec)

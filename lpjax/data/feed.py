@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from lpjax.config import Config
 from lpjax.data.source import Dataset, Stream, extra_packages
+from lpjax.distributed import from_host
 from lpjax.mesh import EXAMPLES, REPLICATED
 
 
@@ -154,13 +155,13 @@ class ResidentBatches:
 def make_gather(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
     """A function from example positions [B] to the `Batch` of those examples, sharded over the mesh."""
     everywhere, split = NamedSharding(mesh, REPLICATED), NamedSharding(mesh, EXAMPLES)
-    resident = jax.device_put((images, labels), everywhere)
+    resident = from_host(images, everywhere), from_host(labels, everywhere)
 
     @partial(jax.jit, out_shardings=split)
     def gather(resident: tuple[jax.Array, jax.Array], index: jax.Array) -> Batch:
         return Batch(image=resident[0][index], label=resident[1][index], index=index)  # -1 is the last example
 
     def batch(index: np.ndarray) -> Batch:
-        return gather(resident, jax.device_put(index.astype(np.int32), split))
+        return gather(resident, from_host(index.astype(np.int32), split))
 
     return batch

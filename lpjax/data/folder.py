@@ -75,7 +75,7 @@ def _files(split: Path, classes: list[str]) -> Files:
 def _describe(config: DataConfig) -> Spec:
     classes, train, test = _splits(config)
     shape = (config.image_size, config.image_size, config.channels)
-    return Spec(shape, len(classes), len(train), len(test))
+    return Spec(shape, len(classes), len(train), len(test), tuple(classes))
 
 
 def _load(config: DataConfig) -> Stream:

@@ -13,6 +13,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from lpjax.data.source import Dataset, Source, Spec, channel_moments, check_labe
 
 _NAME = re.compile(r"(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx\d-ubyte(\.gz)?")
 _UNSIGNED_BYTE = 0x08
-PUBLISHED = Spec((28, 28, 1), classes=10, num_train=60_000, num_test=10_000)
-"""MNIST, and Fashion-MNIST, which took its format."""
+MNIST = Spec((28, 28, 1), classes=10, num_train=60_000, num_test=10_000, class_names=tuple("0123456789"))
+FASHION_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+                 "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")  # fmt: skip
+"""https://github.com/zalandoresearch/fashion-mnist, which took MNIST's format."""
 
 
 @contextlib.contextmanager
@@ -109,7 +112,8 @@ def _describe(published: Spec | None, config: DataConfig) -> Spec:
             f"data.name=idx for another set"
         )
     classes = published.classes if published else int(read(files["train", "labels"]).max()) + 1
-    return Spec(shapes["train"], classes, counts["train"], counts["test"])
+    names = published.class_names if published else None
+    return Spec(shapes["train"], classes, counts["train"], counts["test"], names)
 
 
 def _load(published: Spec | None, config: DataConfig) -> Dataset:
@@ -133,6 +137,6 @@ def _source(name: str, published: Spec | None) -> Source:
     )
 
 
-mnist = _source("mnist", PUBLISHED)
-fashion_mnist = _source("fashion_mnist", PUBLISHED)
+mnist = _source("mnist", MNIST)
+fashion_mnist = _source("fashion_mnist", replace(MNIST, class_names=FASHION_NAMES))
 idx = _source("idx", None)

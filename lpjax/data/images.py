@@ -2,11 +2,20 @@
 
 import io
 import math
+import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from lpjax.chain import Shape
+
 Box = tuple[float, float, float, float]
+CENTRE_SHARE = 224 / 256
+"""Of the shorter side, that the centre crop keeps: 224 of 256 by the custom."""
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded.  Pillow knows more, some of which it hands to other programs, such as EPS to Ghostscript."""
+
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a file that is not an image, damaged, or absurdly large."""
 
@@ -24,11 +33,12 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     return centre_box(width, height, share=1.0)
 
 
-def centre_box(width: int, height: int, *, share: float = 224 / 256) -> Box:
-    """The square in the middle whose side is `share` of the image's shorter side: 224 of 256 by the custom."""
-    side = share * min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+def centre_box(width: int, height: int, *, share: float = CENTRE_SHARE, aspect: float = 1.0) -> Box:
+    """The box in the middle, `aspect` times as wide as high, whose sides are `share` of the largest one's."""
+    h = share * min(height, width / aspect)
+    w = aspect * h
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h
 
 
 def decode(file: bytes, *, size: int, channels: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -37,17 +47,38 @@ def decode(file: bytes, *, size: int, channels: int, rng: np.random.Generator | 
     Raises one of DECODING_ERRORS.
     """
     with _open(file) as image:
+        box = centre_box(*image.size) if rng is None else random_box(*image.size, rng)
+        return _cropped(image, box, (size, size, channels))
+
+
+def decode_foreign(file: bytes, shape: Shape, *, share: float, max_pixels: int) -> np.ndarray:
+    """uint8 `shape` [H, W, C] of an image file from anywhere: its `centre_box` of that aspect.
+
+    Raises one of DECODING_ERRORS; an image of more than `max_pixels` is refused before it is decoded.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit is another
+        image = _open(file)
+    with image:
         width, height = image.size
-        box = centre_box(width, height) if rng is None else random_box(width, height, rng)
-        mode = "RGB" if channels == 3 else "L"
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, where the crop is to be made smaller than that anyway.
-        needed = math.ceil(size * width / (box[2] - box[0])), math.ceil(size * height / (box[3] - box[1]))
-        image.draft(mode, needed)
-        scale_x, scale_y = image.size[0] / width, image.size[1] / height
-        scaled = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
-        opaque = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of a transparent palette
-        cropped = opaque.convert(mode).resize((size, size), Image.Resampling.BILINEAR, box=scaled)
-        return np.asarray(cropped).reshape(size, size, channels)
+        if width * height > max_pixels:
+            raise Image.DecompressionBombError(f"{width}x{height} pixels, more than {max_pixels:,}")
+        return _cropped(image, centre_box(width, height, share=share, aspect=shape[1] / shape[0]), shape)
+
+
+def _cropped(image: Image.Image, box: Box, shape: Shape) -> np.ndarray:
+    """uint8 `shape` [H, W, C] from the box of an image not yet decoded."""
+    height, width, channels = shape
+    full_width, full_height = image.size
+    mode = "RGB" if channels == 3 else "L"
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, where the crop is to be made smaller than that anyway.
+    needed = math.ceil(width * full_width / (box[2] - box[0])), math.ceil(height * full_height / (box[3] - box[1]))
+    image.draft(mode, needed)
+    scale_x, scale_y = image.size[0] / full_width, image.size[1] / full_height
+    scaled = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
+    opaque = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of a transparent palette
+    cropped = opaque.convert(mode).resize((width, height), Image.Resampling.BILINEAR, box=scaled)
+    return np.asarray(cropped).reshape(shape)
 
 
 def is_grey(file: bytes) -> bool:
@@ -59,7 +90,7 @@ def is_grey(file: bytes) -> bool:
 def _open(file: bytes) -> Image.Image:
     """The image, its pixels undecoded."""
     try:
-        image = Image.open(io.BytesIO(file))
+        image = Image.open(io.BytesIO(file), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError("not an image file") from error  # Pillow's own message is of an address in memory
     if image.mode[0] in "IF":  # Pillow would cut off what is brighter than 255

@@ -7,7 +7,7 @@ image files by position).  `feed` makes batches of either.
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -22,12 +22,14 @@ class Spec:
     """What network and schedules must know of a set.
 
     image_shape: [H, W, C] as the network gets them.  num_train, num_test: examples of the two splits.
+    class_names: one a class, for people; None where the set has none, so that classes go by their numbers.
     """
 
     image_shape: Shape
     classes: int
     num_train: int
     num_test: int
+    class_names: tuple[str, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +93,12 @@ class CorruptDataError(ValueError):
 
 
 @contextlib.contextmanager
-def extra_packages() -> Iterator[None]:
-    """Around imports of what only some sets need: raises ValueError, saying how to install it."""
+def extra_packages(what: str = "reading this data set", extra: str = "data") -> Iterator[None]:
+    """Around imports of what not every run needs: raises ValueError, saying how to install it."""
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"{error}: reading this data set needs more packages; pip install 'lpjax[data]'") from error
+        raise ValueError(f"{error}: {what} needs more packages; pip install 'lpjax[{extra}]'") from error
 
 
 def data_folder(config: DataConfig, content: str) -> Path:

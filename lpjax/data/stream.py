@@ -1,9 +1,11 @@
-"""Batches of a set too large for memory: read and decoded by grain's threads ahead of the step, each host its share.
+"""Batches of a set too large for memory: read and decoded by grain's threads ahead of the step, each process its share.
 
-The row of training examples is the same whatever the number of hosts: host h of H takes every H-th.  What depends on
-an image file's own size (the random resized crop) is done here; the rest of the augmentation is in the step.
+Whatever the number of processes, the row of training examples is the same, cut into the same batches: a process reads
+the examples that belong on its devices (`mesh.own_examples`).  Only where files are damaged, each skips its own.  What
+depends on an image file's own size (the random resized crop) is done here; the rest of the augmentation is in the step.
 """
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +19,7 @@ from lpjax.config import Config
 from lpjax.data import images
 from lpjax.data.feed import Batch, padded_order, sample_order
 from lpjax.data.source import CorruptDataError, ImageFiles, Stream
-from lpjax.mesh import EXAMPLES
+from lpjax.mesh import EXAMPLES, own_examples
 
 
 class _Decoder:
@@ -78,8 +80,7 @@ class Streamed:
         return self._in_order(self._stream.test, padded_order(len(self._stream.test), self._config.batch_size))
 
     def _in_order(self, files: ImageFiles, order: list[np.ndarray]) -> Iterator[Batch]:
-        host, hosts = jax.process_index(), jax.process_count()
-        mine = [np.split(positions, hosts)[host] for positions in order]
+        mine = [positions[own_examples(self._mesh, len(positions))] for positions in order]
         decoder = _Decoder(files, self._config, [])
         examples = grain.MapDataset.source(np.concatenate(mine)).map(lambda i: decoder.padded(int(i)))
         for local in examples.to_iter_dataset(_read_options(self._config)).batch(len(mine[0])):
@@ -96,19 +97,24 @@ class StreamedBatches:
         self._mesh = mesh
         decoder = _Decoder(files, config, self.corrupt)
         order = grain.MapDataset.range(len(files)).seed(config.seed).shuffle().repeat()  # reshuffled each epoch
-        examples = order.random_map(lambda i, rng: decoder(int(i), rng))[jax.process_index() :: jax.process_count()]
-        local = config.batch_size // jax.process_count()
-        self._batches = iter(examples.to_iter_dataset(_read_options(config)).batch(local))
+        row = order.random_map(lambda i, rng: decoder(int(i), rng))
+        own, size = own_examples(mesh, config.batch_size), config.batch_size
+        self._own = len(own)
+        examples = grain.MapDataset.range(sys.maxsize).map(lambda i: row[i // len(own) * size + int(own[i % len(own)])])
+        self._batches = iter(examples.to_iter_dataset(_read_options(config)).batch(len(own)))
 
     def __next__(self) -> Batch:
         return _on_mesh(next(self._batches), self._mesh)
 
     def get_state(self) -> dict[str, Any]:
-        return {"grain": self._batches.get_state(), "corrupt": list(self.corrupt)}
+        return {"grain": self._batches.get_state(), "own": self._own, "corrupt": list(self.corrupt)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.corrupt[:] = state["corrupt"]
-        self._batches.set_state(state["grain"])
+        grain_state = state["grain"]
+        if state["own"] != self._own:  # another number of processes: from the start of that batch
+            grain_state = {"next_index": grain_state["next_index"] // state["own"] * self._own}
+        self._batches.set_state(grain_state)
 
 
 def _read_options(config: Config) -> grain.ReadOptions:

@@ -88,9 +88,9 @@ def _files(builder: Any, split: str) -> Any:
 
 
 def _describe(name: str, published: Callable[[DataConfig], Spec], config: DataConfig) -> Spec:
-    splits = open_set(name, config.dir).info.splits
-    train, test = splits["train"].num_examples, splits[_TEST_SPLIT[name]].num_examples
-    return replace(published(config), num_train=train, num_test=test)
+    info = open_set(name, config.dir).info
+    train, test = info.splits["train"].num_examples, info.splits[_TEST_SPLIT[name]].num_examples
+    return replace(published(config), num_train=train, num_test=test, class_names=tuple(info.features["label"].names))
 
 
 def _in_memory(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,287 @@
+"""Several processes that compute one run, each with its own devices (`jax.distributed`); process 0 writes.
+
+What is gathered, broadcast or brought to the host here is a collective: every process must come to it, in the same
+order.  With one process all of it is local.
+
+A process that is lost leaves the others waiting in a collective.  JAX's runtime notices (its heartbeats need no
+collective and no interpreter) and aborts the others; `_on_abort` makes a message and an exit code of that.
+"""
+
+import ctypes
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+EXIT_LOST_PROCESS = 4
+HEARTBEAT_SECONDS = 30
+START_SECONDS = 300
+"""How long the processes wait for each other at the start."""
+ALONE_SECONDS = 5
+"""How long a process that failed waits for others that may have failed alike."""
+BLOCK_BYTES = 64 << 20
+"""What `to_host` brings to the host at a time: a device holds some copies of it."""
+
+
+@dataclass
+class _Here:
+    """This process.  waiting: the message if it is aborted while it waits for the others to start.  reached: how far
+    the run is.  leaving: the exit code, once it is on its way out."""
+
+    waiting: str | None = None
+    reached: str = "before the first step"
+    leaving: int | None = None
+    heartbeat_seconds: int = HEARTBEAT_SECONDS
+
+
+_here = _Here()
+
+
+def initialize(
+    *,
+    detect: bool = False,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
+    start_seconds: int = START_SECONDS,
+) -> int:
+    """Join the other processes of this run; returns how many there are.  Before JAX starts a back end.
+
+    detect: find them from the environment (SLURM, TPU, GKE, Open MPI).  coordinator, num_processes, process_id: or
+    say them.  Neither: one process.  heartbeat_seconds: after this silence a process is lost.  start_seconds: until
+    all are there.
+
+    Raises ValueError before anything starts.  When not all of them come, or one is lost later, the process ends with
+    a message and EXIT_LOST_PROCESS.
+    """
+    _check(detect, coordinator, num_processes, process_id, heartbeat_seconds)
+    if not (detect or coordinator):
+        return 1
+    _here.heartbeat_seconds = heartbeat_seconds
+    _here.waiting = (
+        f"not all processes came within {start_seconds} s ({coordinator or 'found from the environment'}); start all "
+        f"of them, with the same coordinator and number of processes"
+    )
+    _trap_abort()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=start_seconds,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+        )
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"--distributed: no other processes found ({error}); start them by srun, mpirun or on a TPU slice, or "
+            f"say --coordinator=HOST:PORT --num_processes=N --process_id=I"
+        ) from error
+    _here.waiting = None
+    return _joined()[1]
+
+
+def _check(
+    detect: bool, coordinator: str | None, num_processes: int | None, process_id: int | None, heartbeat_seconds: int
+) -> None:
+    """Raises ValueError for flags that contradict each other or are out of range."""
+    explicit = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    given = [f"--{name}={value}" for name, value in explicit.items() if value is not None]
+    missing = [f"--{name}" for name, value in explicit.items() if value is None]
+    if heartbeat_seconds < 2:
+        raise ValueError(f"--heartbeat_seconds={heartbeat_seconds}: expected at least 2")
+    if detect and given:
+        raise ValueError(f"--distributed with {given[0]}: expected one or the other; leave out --distributed")
+    if coordinator is None or num_processes is None or process_id is None:
+        if given:
+            raise ValueError(f"{' '.join(given)} without {' and '.join(missing)}: expected all three; add what lacks")
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"--coordinator={coordinator}: expected HOST:PORT of process 0, such as node1:12345")
+    if num_processes < 1:
+        raise ValueError(f"--num_processes={num_processes}: expected at least 1")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"--process_id={process_id}: expected 0 to {num_processes - 1} (--num_processes less one)")
+    if process_id == 0:
+        try:  # JAX crashes on a port that is taken
+            with socket.create_server(("", int(port))):
+                pass
+        except OSError as error:
+            raise ValueError(f"--coordinator={coordinator}: {error}; choose another port, for all processes") from error
+
+
+def _joined() -> tuple[int, int]:
+    """This process and how many there are.
+
+    Without starting a back end, which `jax.process_count` does: only then is it known how many CPU devices to make.
+    JAX has no public name for it.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state.process_id, distributed.global_state.num_processes
+
+
+def reached(where: str) -> None:
+    """Say how far the run is, such as "after step 17": for the message when a process is lost."""
+    _here.reached = where
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(_: int) -> None:
+    """In the thread that aborts, of whatever kind it is."""
+    if _here.leaving is not None:
+        os._exit(_here.leaving)
+    me, count = _joined()
+    message = _here.waiting or (
+        f"lost another process {_here.reached} (JAX's runtime told process {me} of {count}, see above); start all of "
+        f"them again: the run resumes from its last checkpoint"
+    )
+    os.write(2, f"lpjax: {message}\n".encode())
+    os._exit(EXIT_LOST_PROCESS)
+
+
+def _trap_abort() -> None:
+    """Call `_on_abort` when the runtime aborts.
+
+    Python's own handlers would not run any more after `abort`, so it is set as C does it.
+    """
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    set_handler(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
+
+
+def run(main: Callable[[list[str]], int], argv: list[str], agreed: Collection[int] = (0,)) -> int:
+    """Exit code of main(argv); with several processes, leaves them and ends this one.
+
+    agreed: exit codes that all processes come to alike, such as that of a success, so that they can leave together.
+    With another one, this process may be the only one that failed: the interpreter's own end would wait for others
+    that wait for it.
+    """
+    try:
+        code = main(argv)
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # A collective may fail before the runtime knows of a lost process: it then ends this one meanwhile.
+            time.sleep(2 * _here.heartbeat_seconds)
+        traceback.print_exc()
+        code = 1
+    if jax.distributed.is_initialized():
+        _leave(code, together=code in agreed)
+    return code
+
+
+def _leave(code: int, *, together: bool) -> None:
+    """End this process: when all have come here, or, unless they leave together, after a while alone."""
+    _here.leaving = code
+    farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    farewell.start()
+    farewell.join(None if together else ALONE_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_writer() -> bool:
+    """Whether this process writes files and prints: process 0."""
+    return jax.process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value (of JSON's types), in the order of the processes, on all of them."""
+    data = json.dumps(value).encode()
+    if jax.process_count() == 1:
+        return [json.loads(data)]
+    lengths = multihost_utils.process_allgather(np.array([len(data)], np.int32))[:, 0]
+    padded = np.frombuffer(data.ljust(lengths.max()), np.uint8)
+    return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
+
+
+def broadcast(value: Any) -> Any:
+    """Process 0's value (of JSON's types), on all of them."""
+    return gather(value if is_writer() else None)[0]
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """A copy of an array, whole, on every process.  Not for arrays of random keys: take `jax.random.key_data`.
+
+    What lies on other processes' devices comes in blocks of at most BLOCK_BYTES (or one row), so that no device holds
+    the whole array.
+    """
+    if array.is_fully_addressable:
+        return np.array(array)
+    if array.is_fully_replicated:
+        return np.array(array.addressable_data(0))
+    out = np.empty(array.shape, array.dtype)
+    local = {_bounds(shard.index, array.shape): shard.data for shard in array.addressable_shards}
+    owner: dict[tuple[tuple[int, int], ...], int] = {}
+    for shard in array.global_shards:
+        bounds, process = _bounds(shard.index, array.shape), shard.device.process_index
+        owner[bounds] = min(process, owner.get(bounds, process))
+    for bounds, process in sorted(owner.items()):
+        mine = process == jax.process_index()
+        region = out[tuple(slice(*pair) for pair in bounds)]
+        if mine:
+            region[...] = local[bounds]
+        rows = max(1, BLOCK_BYTES // max(1, region[:1].nbytes))
+        for start in range(0, len(region), rows):
+            # As bytes, so that every type comes as it is: JAX sums the processes' parts, all but one of them zero.
+            block = np.ascontiguousarray(region[start : start + rows])
+            sent = block.reshape(-1).view(np.uint8) if mine else np.zeros(block.nbytes, np.uint8)
+            received = multihost_utils.broadcast_one_to_all(sent, is_source=mine)
+            region[start : start + rows] = np.asarray(received).view(block.dtype).reshape(block.shape)
+    return out
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """First and one past the last position along each axis."""
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def from_host(value: np.ndarray, sharding: Sharding) -> jax.Array:
+    """An array over the devices of all processes, from a value that every process has whole.
+
+    The value must not change afterwards: a CPU device may use its memory.  (`jax.device_put` would compare the
+    processes' values first, at every call.)
+    """
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def check_shared(workdir: Path, wait_seconds: float = 10.0) -> None:
+    """Raises ValueError on every process unless all see the same folder; it must exist.
+
+    wait_seconds: until a file of process 0 is there, for network file systems.
+    """
+    if jax.process_count() == 1:
+        return
+    token = workdir / broadcast(f".shared-{secrets.token_hex(8)}")
+    if is_writer():
+        token.touch()
+    gather(None)
+    deadline = time.monotonic() + wait_seconds
+    while not (seen := token.exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    blind = [f"{i} ({host})" for i, (host, sees) in enumerate(gather([socket.gethostname(), seen])) if not sees]
+    if is_writer():
+        token.unlink()
+    if blind:
+        raise ValueError(
+            f"--workdir={workdir}: process {', '.join(blind)} does not see the files of process 0 there: expected one "
+            f"folder for all processes; choose one on a file system that the hosts share"
+        )

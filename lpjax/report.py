@@ -1,0 +1,160 @@
+"""What a run says: figures as they come, and result.json at its end."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+from rich.console import Console
+
+from lpjax import distributed, metrics, tables
+from lpjax.canonical import Arrays
+from lpjax.evaluate import Evaluation
+from lpjax.partition import chain_size
+from lpjax.train import Run
+
+_REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.clip_norm, or recovery.policy=reduce"
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, violation or multiplier is no longer a number; the message names figure, stage or interface, and step."""
+
+
+class Figures(NamedTuple):
+    """What a step came to.  waited: seconds until its batch was there, T_d of METHOD's speed-up formula."""
+
+    step: int
+    figures: dict[str, Array]
+    waited: float
+
+
+class Times(NamedTuple):
+    """Wall clock of each step not interrupted by an evaluation or a checkpoint, in seconds: of the whole step, and of
+    its wait for data."""
+
+    steps: list[float]
+    data: list[float]
+
+
+class Log:
+    """Where a run's figures go, on the process that writes; the others only read and check them.
+
+    done: the last step read.  last: its figures.  corrupt: image files skipped.
+    """
+
+    def __init__(self, run: Run, workdir: Path, console: Console, *, done: int, last: dict[str, Any]) -> None:
+        self._run = run
+        self._display = metrics.Display(console, run.num_steps, run.config.batch_size, done)
+        self.done = done
+        self.last = last
+        self.corrupt = 0
+
+        def stays(line: dict[str, Any]) -> bool:
+            due = {"train": run.logs, "eval": run.tests}
+            return line["step"] < done or (line["step"] == done and line["kind"] in due and due[line["kind"]](done))
+
+        if distributed.is_writer():
+            metrics.prune(workdir, stays)
+        self._writer = metrics.Writer(workdir, done) if distributed.is_writer() else metrics.Nowhere()
+
+    def step(self, step: int, figures: dict[str, Array], waited: float) -> None:
+        """Read a step's figures from the devices, check them, and show and write those that are due.
+
+        Raises NonFiniteError.
+        """
+        read = jax.device_get(figures)
+        check_finite(step, read)
+        self.last, self.done = {name: metrics.plain(value) for name, value in read.items()}, step
+        self._display.advance(step)
+        if self._run.logs(step):
+            epoch = step / self._run.recipe.steps_per_epoch
+            host = {"learning_rate": float(self._run.recipe.learning_rate(step - 1)), "data_seconds": waited}
+            self._writer.write("train", step, epoch, self.last | host | {"corrupt_images": self.corrupt})
+            self._display.show(step, epoch, self.last)
+
+    def skipped(self, corrupt: list[str]) -> None:
+        """Say which image files could not be decoded since the last call."""
+        for message in corrupt[self.corrupt :]:
+            self.say(f"skipped {message}")
+        self.corrupt = len(corrupt)
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        epoch = step / self._run.recipe.steps_per_epoch
+        self._writer.write("eval", step, epoch, result._asdict())
+        aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
+        some = self._run.spec.num_test - result.test_examples
+        damaged = f", {some} test images left out: they cannot be decoded" if some else ""
+        self.say(f"epoch {epoch:.1f}: test accuracy {result.test_accuracy:.4f}{aux}{damaged}")
+
+    def recovery(self, step: int, factor: float) -> None:
+        """A step size made smaller after `step`: all learning rates are now `factor` of the configuration's."""
+        self._writer.write("recovery", step, step / self._run.recipe.steps_per_epoch, {"factor": factor})
+
+    def say(self, text: str) -> None:
+        self._display.say(text)
+
+    def sync(self) -> None:
+        """Until what was written is on disk."""
+        self._writer.sync()
+
+    def close(self) -> None:
+        self._display.close()
+        self._writer.close()
+
+
+def check_finite(step: int, figures: dict[str, Any]) -> None:
+    """Raises NonFiniteError for the first figure that is not finite."""
+    for name, value in figures.items():
+        bad = np.flatnonzero(~np.isfinite(np.asarray(value)))
+        if len(bad):
+            where = f" at {_place(name, int(bad[0]))}" if np.ndim(value) else ""
+            raise NonFiniteError(f"{name}{where} is {np.ravel(value)[bad[0]]} in step {step}; {_REMEDY}")
+
+
+def check_arrays(step: int, arrays: Arrays) -> None:
+    """Raises NonFiniteError for the first array of a state that is not finite: such a state is not to be kept."""
+    for name, value in arrays.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise NonFiniteError(f"{name} is not finite after step {step}; {_REMEDY}")
+
+
+def _place(name: str, index: int) -> str:
+    """What entry `index` of a figure is of: stages count from 0, interface j is the input of stage j >= 1."""
+    return f"stage {index}" if name in ("stage_loss", "gradient_norm") else f"interface {index + 1}"
+
+
+def summary(
+    run: Run, ended: str, log: Log, evaluation: Evaluation | None, times: Times, seconds_total: float
+) -> dict[str, Any]:
+    """result.json.
+
+    test_*, aux_*: see `Evaluation`; null if the run did not finish.  relative_violation: per interface, of the last
+    step.  seconds_total: of all processes that carried the run on, up to their last checkpoints.
+    seconds_per_step_median and data_seconds_median (waiting for a batch): wall clock of this process, without
+    evaluation, checkpoints and the first (compiling) steps.
+    """
+    config, network = run.config, run.network
+    per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in times)
+    figures = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
+    pieces = network.aux_net if config.method == "layer_parallel" else ()
+    return {
+        "ended": ended,
+        "method": config.method,
+        "multiplier": config.multiplier if config.method == "layer_parallel" else None,
+        "num_stages": config.num_stages,
+        "mesh": dict(zip(("stage", "data"), config.mesh_shape, strict=True)),
+        "seed": config.seed,
+        **figures,
+        "relative_violation": log.last.get("relative_violation", []),
+        "steps": log.done,
+        "epochs": log.done / run.recipe.steps_per_epoch,
+        "seconds_total": seconds_total,
+        "seconds_per_step_median": per_step,
+        "data_seconds_median": per_batch,
+        "corrupt_images": log.corrupt,
+        "examples_per_second": config.batch_size / per_step if per_step else None,
+        "parameters": {"stages": [chain_size(s) for s in network.stages], "aux": sum(map(chain_size, pieces))},
+        "versions": tables.versions(),
+        "device": tables.device_name(),
+    }

@@ -1,0 +1,166 @@
+"""Several processes on one computer, with CPU devices: same numbers as one process; none hangs when another is lost."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_makers import jpeg, make_folder
+
+from lpjax import distributed
+from lpjax.main import devices_of_a_process
+
+TESTS = Path(__file__).parent
+
+
+def free_port():
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def processes(task, count, *, join=None, only=None, x64=True, **options):
+    """The processes of a task of `distributed_worker`; ended when the block is."""
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = clean | {"JAX_ENABLE_X64": str(int(x64)), "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
+    port, started = free_port(), []
+    try:
+        for process in range(count) if only is None else [only]:
+            where = {"coordinator": f"localhost:{port}", "num_processes": count, "process_id": process} | (join or {})
+            text = json.dumps({"join": where if count > 1 else {}, **options})
+            command = [sys.executable, str(TESTS / "distributed_worker.py"), task, text]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            started.append(subprocess.Popen(command, env=environment, **pipes))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def finish(started, timeout=240):
+    """Exit codes, and what each wrote to stderr."""
+    errors = [process.communicate(timeout=timeout)[1] for process in started]
+    return [process.returncode for process in started], errors
+
+
+def complete(task, count, **options):
+    with processes(task, count, **options) as started:
+        codes, errors = finish(started)
+    assert codes == [0] * count, "\n".join(errors)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_helpers(count, tmp_path):
+    complete("helpers", count, workdir=str(tmp_path), x64=False)
+
+
+def images_folder(folder):
+    rng = np.random.default_rng(0)
+    splits = [{f"{'ab'[i % 2]}/{i}.jpg": jpeg(rng) for i in range(count)} for count in (40, 10)]
+    return str(make_folder(folder, *splits))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["resident", "streamed"])
+def test_two_processes_compute_what_one_does(data, tmp_path):
+    """Batches of both meshes; training and evaluation on the second."""
+    if data == "resident":  # with a table, which lies over the whole mesh
+        fields, shapes = {"multiplier": "per_example", "data__crop": 0}, [(2, 2), (4, 1)]
+    else:  # on columns that cross both processes, and so do not see the same examples as with a row of stages
+        folder = images_folder(tmp_path / "data")
+        fields, shapes = {"data__name": "folder", "data__dir": folder, "data__image_size": 8}, [(4, 1), (2, 2)]
+    results = []
+    for count in (1, 2):
+        complete("train", count, out=str(tmp_path / f"{count}.npz"), meshes=shapes, fields=fields)
+        results.append(dict(np.load(tmp_path / f"{count}.npz")))
+    one, two = results
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def lost_line(error):
+    (line,) = [line for line in error.splitlines() if line.startswith("lpjax: ")]
+    return line
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("idle", [False, True], ids=["in-a-step", "idle"])
+def test_a_lost_process_ends_the_other(victim, idle):
+    with processes("endless", 2, join={"heartbeat_seconds": 3}, idle=idle) as started:
+        for process in started:
+            assert any(line == "running\n" for line in process.stdout)  # Gloo says something first
+        started[victim].kill()
+        killed = time.monotonic()
+        (code,), (error,) = finish([started[1 - victim]], timeout=60)
+        took = time.monotonic() - killed
+    assert code == distributed.EXIT_LOST_PROCESS, error
+    assert "lost another process after step " in lost_line(error)
+    assert f"told process {1 - victim} of 2" in lost_line(error)
+    assert took < 20, "three seconds' silence, and time for a busy computer"
+
+
+@pytest.mark.parametrize(
+    "codes, expected",
+    [([3, 3], [3, 3]), ([0, 0], [0, 0]), (["raise", "raise"], [1, 1]), ([None, 2], [4, 2]), ([2, None], [2, 4])],
+    ids=str,
+)
+def test_exit_codes(codes, expected):
+    with processes("end", 2, join={"heartbeat_seconds": 3}, codes=codes) as started:
+        actual, errors = finish(started)
+    assert actual == expected, "\n".join(errors)
+    for code, error in zip(expected, errors, strict=True):
+        assert ("lpjax: lost another process before the first step" in error) == (code == 4), error
+        assert ("RuntimeError: a fault" in error) == (code == 1), error
+
+
+def test_a_process_that_never_comes():
+    with processes("end", 2, only=0, join={"start_seconds": 2}, codes=[0, 0]) as started:
+        (code,), (error,) = finish(started)
+    assert code == distributed.EXIT_LOST_PROCESS
+    assert "not all processes came within 2 s (localhost:" in lost_line(error)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"coordinator": "a:1"}, "--coordinator=a:1 without --num_processes and --process_id: expected all three"),
+        ({"num_processes": 2, "process_id": 0}, "--num_processes=2 --process_id=0 without --coordinator"),
+        ({"detect": True, "process_id": 0}, "--distributed with --process_id=0: expected one or the other"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "--coordinator=a: expected HOST:PORT"),
+        ({"coordinator": ":1", "num_processes": 2, "process_id": 0}, "--coordinator=:1: expected HOST:PORT"),
+        ({"coordinator": "a:x", "num_processes": 2, "process_id": 0}, "--coordinator=a:x: expected HOST:PORT"),
+        ({"coordinator": "a:70000", "num_processes": 2, "process_id": 0}, "a:70000: expected HOST:PORT"),
+        ({"coordinator": "a:1", "num_processes": 0, "process_id": 0}, "--num_processes=0: expected at least 1"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "--process_id=2: expected 0 to 1"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": -1}, "--process_id=-1: expected 0 to 1"),
+        ({"heartbeat_seconds": 1}, "--heartbeat_seconds=1: expected at least 2"),
+    ],
+)
+def test_flags_that_make_no_sense(flags, message):
+    with pytest.raises(ValueError, match=message):
+        distributed.initialize(**flags)
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--coordinator=localhost:{port}: .* choose another port"):
+            distributed.initialize(coordinator=f"localhost:{port}", num_processes=2, process_id=0)
+
+
+def test_no_flags_are_one_process():
+    assert distributed.initialize() == 1
+
+
+def test_devices_of_a_process():
+    assert devices_of_a_process((4, 2), 2) == 4
+    with pytest.raises(ValueError, match="= 4 devices on 3 processes: expected a multiple"):
+        devices_of_a_process((4, 1), 3)

@@ -1,0 +1,233 @@
+"""Runs that go on: bit for bit on the same mesh, by value on another mesh, another K or another method."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers import assert_close, on_host, small_run
+from rich.console import Console
+
+from lpjax import canonical, checkpoint, loop, resume
+from lpjax.workdir import WorkdirError
+
+POLICIES = {
+    "coarse_tail": {},
+    "mean": {"penalty__sweeps": 1},
+    "per_example": {"data__crop": 0, "mesh__stage": 2},
+    "adamw": {"optimizer": {"name": "adamw", "learning_rate": 1e-3, "warmup_epochs": 0.5}, "multiplier": "adjoint"},
+    "serial": {"method": "serial", "mesh__data": 2},
+    "one stage": {"num_stages": 1},
+    "no standardisation": {"standardise": False, "aux__inner_steps": 2, "mesh__stage": 1},
+}
+
+
+def settings(name):
+    return POLICIES[name] | ({"multiplier": name} if name in ("mean", "per_example") else {})
+
+
+def train(workdir, **fields):
+    """What is said, and the arrays of the last checkpoint."""
+    console = Console(file=io.StringIO(), width=1000)
+    run = small_run(**{"batch_size": 128, "log_every": 2, "eval__every_epochs": 1} | fields)
+    workdir.mkdir(exist_ok=True)
+    loop.train(run, workdir, console)
+    saved, _ = checkpoint.newest_good(workdir / "checkpoints")
+    return console.file.getvalue(), saved.arrays
+
+
+def metrics_of(workdir):
+    """The lines of metrics.jsonl without the clock."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "data_seconds"} for line in lines]
+
+
+def assert_same(arrays, expected):
+    assert arrays.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(arrays[name], value, err_msg=name)
+
+
+def fetched_arrays(run, state):
+    return resume.snapshot(run, state)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_arrays_and_back(name):
+    """A state becomes named arrays and the same state again, after a step that fills every part of it."""
+    run = small_run(**settings(name))
+    state, _ = run.step(run.create(), next(run.feed.train()))
+    expected = on_host(state)
+    restored, fresh, left = resume.restore(run, resume.snapshot(run, state))
+    assert (fresh, left) == ([], [])
+    assert_close(on_host(restored), expected, rtol=0, atol=0)
+    assert [leaf.sharding for leaf in jax.tree.leaves(restored)] == [leaf.sharding for leaf in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize("name", ["coarse_tail", "per_example", "serial"])
+def test_two_halves_are_the_whole(name, tmp_path):
+    """In every array and every line, whether the first half ends at a test, a logged step or neither."""
+    _, expected = train(tmp_path / "whole", **settings(name), num_steps=13)
+    for half in (7, 11):
+        workdir = tmp_path / str(half)
+        train(workdir, **settings(name), num_steps=half)
+        said, arrays = train(workdir, **settings(name), num_steps=13)
+        assert f"going on from the checkpoint of step {half}" in said
+        assert_same(arrays, expected)
+        assert metrics_of(workdir) == metrics_of(tmp_path / "whole")
+
+
+def test_the_first_resumed_step_reuses_its_buffers():
+    """What is restored is given up to the step like any other state, and the step is compiled once."""
+    run = small_run()
+    batches = run.feed.train()
+    state, _ = run.step(run.create(), next(batches))
+    restored, _, _ = resume.restore(run, resume.snapshot(run, state))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **kwargs: compiled.append(kwargs.get("fun_name")) if "backend_compile" in event else None
+    )
+    batch = next(batches)
+    compiled.clear()
+    run.step(restored, batch)
+    assert not [name for name in compiled if name and "step" in name.lower()], compiled
+    kept = [path for path, leaf in jax.tree.leaves_with_path(restored) if not leaf.is_deleted()]
+    assert not kept, kept
+
+
+@pytest.mark.parametrize("mesh", [{"mesh__stage": 1}, {"mesh__stage": 2, "mesh__data": 2}, {"mesh__data": 2}])
+def test_another_mesh(mesh, x64):
+    """A table of multipliers is of another length there."""
+    run, other = (small_run(**settings("per_example") | fields) for fields in ({}, mesh))
+    batches, others = run.feed.train(), other.feed.train()
+    state, _ = run.step(run.create(), next(batches))
+    next(others)
+    arrays = resume.snapshot(run, state)
+    restored, fresh, left = resume.restore(other, arrays)
+    assert (fresh, left) == ([], [])
+    assert_same(resume.snapshot(other, restored), arrays)
+    (state, figures), (restored, other_figures) = run.step(state, next(batches)), other.step(restored, next(others))
+    assert_close(jax.device_get(other_figures), jax.device_get(figures))
+    expected = resume.snapshot(run, state)
+    for name, value in resume.snapshot(other, restored).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_another_number_of_stages(tmp_path):
+    """From interfaces 1, 2, 3 to interface 2 and back: what is beside it carries over, and the rest is said."""
+    _, four = train(tmp_path / "four", multiplier="mean", num_steps=4)
+    two = {"num_stages": 2, "cuts": (2,), "multiplier": "mean", "start__optimizer": True, "num_steps": 4}
+    said, arrays = train(tmp_path / "two", start__workdir=str(tmp_path / "four"), **two)
+    assert "starting from step 4" in said
+    assert "standardisation of the interface at unit 1 of the other run is not in this one" in said
+    assert "multiplier of the interface at unit 3 of the other run is not in this one" in said
+    assert "AuxNet params beside units 0000-0002 starts fresh" in said
+    assert arrays["step"] == 4
+    same = [name for name in arrays if name.startswith(("network.", "interface.2", "key"))]
+    assert len(same) > 50
+    assert_same({name: arrays[name] for name in same}, {name: four[name] for name in same})
+    back = {"multiplier": "mean", "start__optimizer": True, "num_steps": 4}
+    said, arrays = train(tmp_path / "back", start__workdir=str(tmp_path / "two"), **back)
+    assert "multiplier of the interface at unit 1 starts fresh" in said
+    assert not arrays["interface.1.multiplier"].any()
+    assert_same({name: arrays[name] for name in same}, {name: four[name] for name in same})
+
+
+def test_another_method_and_back(tmp_path):
+    """Layer-parallel, serial fine-tuning, layer-parallel: schedules and data go on where they were."""
+    _, first = train(tmp_path / "a", num_steps=4)
+    there = {"method": "serial", "start__workdir": str(tmp_path / "a"), "start__optimizer": True}
+    said, arrays = train(tmp_path / "b", **there, num_steps=8)
+    assert "AuxNet params beside units 0000-0001 of the other run is not in this one" in said
+    assert not np.array_equal(arrays["network.params.0.conv.kernel"], first["network.params.0.conv.kernel"])
+    assert arrays["network.optimizer.2.1.count"] == 8
+    assert [line["step"] for line in metrics_of(tmp_path / "b") if line["kind"] == "train"] == [6, 8]
+    back = {"start__workdir": str(tmp_path / "b"), "start__optimizer": True}
+    said, last = train(tmp_path / "c", **back, num_steps=12)
+    assert "AuxNet params beside units 0000-0001 starts fresh" in said
+    assert last["network.optimizer.2.1.count"] == last["aux.optimizer.2.1.count"] == last["step"] == 12
+    saved, _ = checkpoint.newest_good(tmp_path / "c" / "checkpoints")
+    assert saved.meta["feed"] == [{"step": 12}]
+
+
+def test_weights_alone(tmp_path):
+    """A new run of another recipe starts at step 0 with what the network has learnt."""
+    _, first = train(tmp_path / "a", num_steps=4)
+    recipe = {"start__workdir": str(tmp_path / "a"), "optimizer": {"name": "adamw", "learning_rate": 1e-9}, "seed": 7}
+    said, arrays = train(tmp_path / "b", **recipe, batch_size=64, num_steps=1)
+    assert "fresh" not in said
+    assert arrays["step"] == 1
+    for name in ("network.params.0.conv.kernel", "network.params.4.kernel"):
+        np.testing.assert_allclose(arrays[name], first[name], atol=1e-7, err_msg=name)
+
+
+def test_the_checkpoint_to_start_from(tmp_path):
+    train(tmp_path / "a", num_steps=4, checkpoint__every_steps=2)
+    _, arrays = train(
+        tmp_path / "b", num_steps=3, start__workdir=str(tmp_path / "a"), start__step=2, start__optimizer=True
+    )
+    assert arrays["step"] == 3
+    with pytest.raises(
+        WorkdirError, match=r"the checkpoint of step 3 cannot be read .*; there are those of steps: 2, 4"
+    ):
+        train(tmp_path / "c", start__workdir=str(tmp_path / "a"), start__step=3)
+    with pytest.raises(WorkdirError, match="nothing: expected a run's workdir, there is no checkpoint in"):
+        train(tmp_path / "c", start__workdir=str(tmp_path / "nothing"))
+    with pytest.raises(WorkdirError, match=r"another network: \d+ arrays of parameters .* such as network.params"):
+        train(tmp_path / "c", start__workdir=str(tmp_path / "a"), model={"depth": 14, "width": 4})
+
+
+def test_what_contradicts_a_checkpoint_is_listed(tmp_path):
+    train(tmp_path, num_steps=1)
+    before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*")) if path.name != "lock"}
+    with pytest.raises(WorkdirError) as error:
+        train(tmp_path, num_steps=2, num_stages=2, method="serial", optimizer__learning_rate=0.2)
+    for difference in (
+        "method: 'layer_parallel' in the checkpoint, 'serial' now",
+        "num_stages: 4 in the checkpoint, 2 now",
+        "optimizer.learning_rate: 0.1 in the checkpoint, 0.2 now",
+        "cuts: [1, 2, 3] in the checkpoint, [",
+        "--restart",
+    ):
+        assert difference in str(error.value)
+    assert "num_steps" not in str(error.value), "may change"
+    assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*")) if path.name != "lock"} == before
+
+
+def test_a_run_may_not_end_before_its_checkpoint(tmp_path):
+    train(tmp_path, num_steps=3)
+    with pytest.raises(WorkdirError, match=r"num_steps=2: the checkpoint in .* is of step 3"):
+        train(tmp_path, num_steps=2)
+
+
+def test_evaluating_a_checkpoint(tmp_path):
+    run = small_run(num_steps=3)
+    result = loop.train(run, tmp_path, Console(file=io.StringIO()))
+    again = loop.evaluate(small_run(mesh__stage=1), tmp_path)
+    assert again["step"] == 3
+    assert again["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=0.01)
+    assert again == json.loads((tmp_path / "eval.json").read_text())
+
+
+def test_names_do_not_depend_on_the_cut():
+    whole = [canonical.named(small_tree(num_stages=stages)) for stages in (1, 2, 4)]
+    network = [{name: value.shape for name, value in arrays.items() if name.startswith("network")} for arrays in whole]
+    assert network[0] == network[1] == network[2]
+    for name in network[0]:
+        if ".params." in name:
+            np.testing.assert_array_equal(whole[0][name], whole[2][name], err_msg=name)
+
+
+def small_tree(**fields):
+    run = small_run(mesh__stage=1, **fields)
+    return canonical.to_tree(canonical.fetch(run.create()), run.config, run.network, run.recipe.num_examples)
+
+
+def test_versions_that_changed_are_said(tmp_path, monkeypatch):
+    train(tmp_path, num_steps=1)
+    monkeypatch.setattr(resume.tables, "versions", lambda: {"jax": "99"})
+    said, _ = train(tmp_path, num_steps=2)
+    assert f"made with other versions (jax {jax.__version__} -> 99)" in said
+    assert dataclasses.is_dataclass(resume.Start)
