@@ -32,10 +32,11 @@ from rich.console import Console
 from lpjax import checkpoint, distributed, metrics, resume, tables, workdir
 from lpjax.data.feed import TrainBatches
 from lpjax.evaluate import Evaluation
-from lpjax.report import Figures, Log, NonFiniteError, Times, check_arrays, summary
+from lpjax.report import Figures, Log, NonFiniteError, check_arrays, summary
 from lpjax.resume import Start
 from lpjax.train import Run, with_learning_rates
 from lpjax.train_state import TrainState
+from lpjax.watch import Profile, Watch, memory_line
 
 
 class StoppedError(Exception):
@@ -92,24 +93,39 @@ def train(run: Run, folder: Path, console: Console, *, restart: bool = False) ->
     """
     assert run.feed is not None, "a dry run reads no data"
     recovery, tries = run.config.recovery, Counter[int]()
-    with workdir.held(folder), _requests() as requests:
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False)
+
+    seconds = run.config.watch.heartbeat_seconds
+    watch = Watch(
+        say,
+        heartbeat_seconds=0.0 if console.is_terminal else seconds,  # there the progress bar shows it
+        stall_seconds=run.config.watch.stall_seconds,
+        more=memory_line,
+    )
+    with workdir.held(folder), _requests() as requests, watch:
         if restart and distributed.is_writer() and (earlier := metrics.set_aside(folder)):
-            console.print(f"files of an earlier run moved to {earlier}")
+            say(f"files of an earlier run moved to {earlier}")
         while True:
-            saved = resume.find(run, folder, console.print)
+            watch.phase("looking for a checkpoint")
+            saved = resume.find(run, folder, say)
             if saved and saved.step == run.num_steps and (result := _finished(run, folder)):
-                console.print(f"{folder} is finished already; nothing is left to train")
+                say(f"{folder} is finished already; nothing is left to train")
                 return result
-            start = resume.begin(run, saved, console.print)
+            watch.phase("making the state")
+            start = resume.begin(run, saved, say)
+            watch.done("the state")
             factor = start.meta.get("factor", 1.0) * recovery.factor ** tries[start.step]
-            session = _Session(run, folder, console, start, factor, requests)
+            now = run if factor == 1 else with_learning_rates(run, factor)
+            session = _Session(now, folder, start, factor, requests, Log(now, folder, console, watch, start))
             try:
                 return session.train(recovered=tries[start.step] > 0)
             except NonFiniteError as error:
                 if recovery.policy == "stop" or tries[start.step] == recovery.times:
                     raise
                 tries[start.step] += 1
-                console.print(f"{error}; going back to step {start.step} with learning rates times {recovery.factor}")
+                say(f"{error}; going back to step {start.step} with learning rates times {recovery.factor}")
 
 
 def _finished(run: Run, folder: Path) -> dict[str, Any] | None:
@@ -122,15 +138,12 @@ def _finished(run: Run, folder: Path) -> dict[str, Any] | None:
 
 
 class _Session:
-    """The steps of one process from a start, with all learning rates times `factor`."""
+    """The steps of one process from a start.  factor: that the run's learning rates are of the configuration's."""
 
-    def __init__(
-        self, run: Run, folder: Path, console: Console, start: Start, factor: float, requests: _Requests
-    ) -> None:
-        self.run = run if factor == 1 else with_learning_rates(run, factor)
-        self.folder, self.start, self.factor, self.requests = folder, start, factor, requests
+    def __init__(self, run: Run, folder: Path, start: Start, factor: float, requests: _Requests, log: Log) -> None:
+        self.run, self.folder, self.start, self.requests, self.log = run, folder, start, requests, log
+        self.factor = factor
         self.began = time.perf_counter() - start.meta.get("seconds", 0.0)
-        self.times = Times([], [])
         self.evaluation: Evaluation | None = None
         if tested := start.meta.get("evaluation"):
             self.evaluation = Evaluation(**tested)
@@ -138,7 +151,6 @@ class _Session:
         if distributed.is_writer():
             self.writer = checkpoint.Writer(resume.checkpoints(folder), run.config.checkpoint)
             metrics.write_json(folder / "config.json", asdict(run.config))
-        self.log = Log(self.run, folder, console, done=start.step, last=start.meta.get("figures", {}))
 
     @property
     def seconds(self) -> float:
@@ -166,7 +178,7 @@ class _Session:
             self.writer.close()
         self.log.close()
         evaluation = self.evaluation if ended == "finished" else None
-        result = summary(self.run, ended, self.log, evaluation, self.times, self.seconds)
+        result = summary(self.run, ended, self.log, evaluation, self.seconds)
         if distributed.is_writer():
             metrics.write_json(self.folder / "result.json", result)
         return result
@@ -179,40 +191,53 @@ class _Session:
         if self.start.feed:
             batches.set_state(self.start.feed[jax.process_index() % len(self.start.feed)])
         pending: Figures | None = None
-        clock = time.perf_counter()
-        for step in range(self.start.step + 1, run.num_steps + 1):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - asked
-            log.skipped(batches.corrupt)
-            state, figures = run.step(state, batch)
-            if pending:
-                log.step(*pending)
-            pending = Figures(step, figures, waited)
-            stop = self.requests.at(step)
-            if stop or run.tests(step) or run.saves(step):
-                log.step(*pending)
-                pending = None
-                self._test_and_save(step, state, batches, save=bool(stop) or run.saves(step))
-                if stop and step < run.num_steps:
-                    raise StoppedError(stop)
-                clock = time.perf_counter()
-                continue
-            now = time.perf_counter()
-            self.times.steps.append(now - clock)
-            self.times.data.append(waited)
-            clock = now
+        watched = run.config.watch
+        with Profile(watched.profile_first, watched.profile_last, self.folder / "profile") as profile:
+            clock = time.perf_counter()
+            for step in range(self.start.step + 1, run.num_steps + 1):
+                log.watch.phase(
+                    f"step {step}" if step > self.start.step + 1 else f"step {step}, which is compiled first"
+                )
+                profile.begin(step)
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - asked
+                log.skipped(batches.corrupt)
+                state, figures = run.step(state, batch)
+                if pending:
+                    log.step(*pending)
+                    profile.end(pending.step)
+                pending = Figures(step, figures, waited)
+                stop = self.requests.at(step)
+                if stop or run.tests(step) or run.saves(step):
+                    log.step(*pending)
+                    profile.end(step)
+                    pending = None
+                    self._test_and_save(step, state, batches, save=bool(stop) or run.saves(step))
+                    if stop and step < run.num_steps:
+                        raise StoppedError(stop)
+                    clock = time.perf_counter()
+                    continue
+                now = time.perf_counter()
+                log.times.steps.append(now - clock)
+                log.times.data.append(waited)
+                clock = now
         if self.evaluation is None:  # there was no step to take: all were taken by another run, or before a signal
             self._test_and_save(run.num_steps, state, batches, save=not self.start.meta)
 
     def _test_and_save(self, step: int, state: TrainState, batches: TrainBatches, *, save: bool) -> None:
         run = self.run
         assert run.feed is not None
-        self.evaluation = run.evaluate(state, run.feed) if run.tests(step) else None
-        if self.evaluation:
+        watch = self.log.watch
+        self.evaluation = None
+        if run.tests(step):
+            watch.phase(f"the test after step {step}")
+            self.evaluation = run.evaluate(state, run.feed)
             self.log.evaluation(step, self.evaluation)
+            watch.done(f"the test after step {step}")
         if not save:
             return
+        watch.phase(f"the checkpoint of step {step}")
         arrays = resume.snapshot(run, state)
         check_arrays(step, arrays)
         meta = {
@@ -229,6 +254,7 @@ class _Session:
             self.writer.save(step, arrays, meta, self.evaluation and self.evaluation.test_accuracy)
             if self.requests.signal or step == run.num_steps:
                 self.writer.wait()
+        watch.done(f"the checkpoint of step {step}")
 
 
 def evaluate(run: Run, folder: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from lpjax.watch import duration
+
 PARTS = ("checkpoints", "config.json", "metrics.jsonl", "result.json", "tensorboard")
 
 
@@ -113,8 +115,8 @@ class Display:
         if self._progress:
             self._progress.update(self._task, completed=step)
 
-    def show(self, step: int, epoch: float, figures: Mapping[str, Any]) -> None:
-        """The figures of a training step."""
+    def show(self, step: int, epoch: float, figures: Mapping[str, Any], seconds_left: float | None) -> None:
+        """The figures of a training step, and about how long the others will take."""
         now, (before, last) = time.perf_counter(), self._clock
         self._clock = now, step
         rate = (step - last) * self._batch_size / max(now - before, 1e-9)
@@ -123,7 +125,9 @@ class Display:
         )
         parts = [f"loss {float(figures['task_loss']):.4f}", f"accuracy {float(figures['accuracy']):.3f}"]
         parts += [f"violation {violation:.3f}"] if violation is not None else []
-        text = "  ".join([*parts, f"{rate:,.0f} examples/s"])
+        parts += [f"{rate:,.0f} examples/s"]
+        parts += [f"{duration(seconds_left)} left"] if seconds_left is not None and not self._progress else []
+        text = "  ".join(parts)
         if self._progress:
             self._progress.update(self._task, description=text)
         else:

@@ -13,15 +13,14 @@ parse and compile the program in native code, which a forged one can crash (one 
 it takes the time and memory it takes.  The sums tell damage, not forgery.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,14 @@ import jax
 import numpy as np
 from jax import export
 from jax.export import Exported
-from jax.extend.mlir import ir, passmanager
-from jax.extend.mlir.dialects import stablehlo
 from jaxtyping import Array, Float, UInt8
 
+from lpjax import program as programs
 from lpjax.chain import Shape
 from lpjax.data.source import extra_packages
 
-PROGRAM, ARRAYS, DESCRIPTION, SUMS, CARD = (
-    "model.stablehlo",
-    "model.safetensors",
-    "model.json",
-    "SHA256SUMS",
-    "README.md",
-)
+PROGRAM, ARRAYS, DESCRIPTION = "model.stablehlo", "model.safetensors", "model.json"
+SUMS, CARD = "SHA256SUMS", "README.md"
 FORMAT = "lpjax model 1"
 MAX_BYTES = {PROGRAM: 2**31, DESCRIPTION: 2**24, SUMS: 2**12}
 """Of what is read into memory.  The program's container cannot hold more than 2 GiB."""
@@ -50,10 +43,6 @@ MAX_BYTES = {PROGRAM: 2**31, DESCRIPTION: 2**24, SUMS: 2**12}
 MAX_SIDE, MAX_NAME = 2**13, 200
 _REMEDY = "copy the folder again, or export the model again"
 _EXPORT_PACKAGES = "an exported model", "export"
-_READERS = stablehlo.StablehloCompatibilityRequirement.WEEK_12  # no newer JAX is needed than one of twelve weeks ago
-REACHING_OUT = frozenset(f"stablehlo.{name}" for name in ("custom_call", "infeed", "outfeed", "send", "recv"))
-HARMLESS_CALLS = frozenset({"stablehlo.custom_call @shape_assertion"})
-"""By which `jax.export` itself checks a symbolic batch; gone before anything is compiled."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +126,11 @@ def write(
     folder = folder.resolve()
     check_free(folder)
     _check_description(asdict(description))
-    check_program(program, description)
+    programs.check(program, description.image_shape, len(description.class_names))
     with extra_packages(*_EXPORT_PACKAGES):
         from safetensors.numpy import save
 
-        serialised = _without_locations(program).serialize()
+        serialised = programs.without_locations(program).serialize()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -173,60 +162,10 @@ def load(folder: Path) -> Model:
         import flatbuffers  # noqa: F401 - JAX imports it late
     try:
         program = export.deserialize(bytearray(_read(path)))
-        check_program(program, description)
+        programs.check(program, description.image_shape, len(description.class_names))
     except Exception as error:  # a damaged file raises whatever the parser met
         raise ValueError(f"{path}: {error}; {_REMEDY}") from error
     return Model(description, program)
-
-
-def check_program(program: Exported, description: Description) -> None:
-    """Raises ValueError for a program that is not a function of images to logits, or could do more than compute."""
-    image, classes = ",".join(map(str, description.image_shape)), len(description.class_names)
-    signature = [*map(str, program.in_avals), "->", *map(str, program.out_avals)]
-    expected = [f"uint8[b,{image}]", "->", f"float32[b,{classes}]"]
-    if signature != expected:
-        raise ValueError(f"a program {' '.join(signature)}: expected {' '.join(expected)}, as {DESCRIPTION} says")
-    if str(program.in_tree) != str(jax.tree.structure(((0,), {}))) or str(program.out_tree) != str(
-        jax.tree.structure(0)
-    ):
-        raise ValueError(f"a program of {program.in_tree} to {program.out_tree}: expected one array to one array")
-    effects = (*program.ordered_effects, *program.unordered_effects)
-    if program.nr_devices != 1 or effects:
-        raise ValueError(f"a program for {program.nr_devices} devices with effects {effects}: expected 1 and none")
-    for operation in _operations(program.mlir_module_serialized) - HARMLESS_CALLS:
-        if operation.split()[0] in REACHING_OUT or not operation.startswith(("stablehlo.", "func.", "builtin.")):
-            raise ValueError(f"a program with the operation {operation}: expected one that only computes")
-
-
-def _operations(serialised: bytes) -> set[str]:
-    """Names of all operations of a StableHLO module, wherever they are; custom calls with their target."""
-    found: set[str] = set()
-
-    def visit(operation: Any) -> ir.WalkResult:
-        is_call = operation.name == "stablehlo.custom_call"
-        found.add(f"{operation.name} @{operation.attributes['call_target_name'].value}" if is_call else operation.name)
-        return ir.WalkResult.ADVANCE
-
-    with _module(serialised) as module:
-        module.operation.walk(visit)
-    return found
-
-
-@contextlib.contextmanager
-def _module(serialised: bytes) -> Iterator[ir.Module]:
-    with ir.Context() as context:
-        context.attach_diagnostic_handler(
-            lambda diagnostic: True
-        )  # else they go to stderr, with whatever is in the file
-        yield stablehlo.deserialize_portable_artifact(context, serialised)
-
-
-def _without_locations(program: Exported) -> Exported:
-    """The program without the names of the source files it was traced from, which are paths on this machine."""
-    with _module(program.mlir_module_serialized) as module:
-        passmanager.PassManager.parse("builtin.module(strip-debuginfo)").run(module.operation)
-        version = stablehlo.get_version_from_compatibility_requirement(_READERS)
-        return replace(program, mlir_module_serialized=stablehlo.serialize_portable_artifact(module, version))
 
 
 def _parse(text: bytes) -> Description:

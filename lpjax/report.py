@@ -12,7 +12,9 @@ from lpjax import distributed, metrics, tables
 from lpjax.canonical import Arrays
 from lpjax.evaluate import Evaluation
 from lpjax.partition import chain_size
+from lpjax.resume import Start
 from lpjax.train import Run
+from lpjax.watch import Watch, time_left
 
 _REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.clip_norm, or recovery.policy=reduce"
 
@@ -43,12 +45,15 @@ class Log:
     done: the last step read.  last: its figures.  corrupt: image files skipped.
     """
 
-    def __init__(self, run: Run, workdir: Path, console: Console, *, done: int, last: dict[str, Any]) -> None:
+    def __init__(self, run: Run, workdir: Path, console: Console, watch: Watch, start: Start) -> None:
+        done = start.step
         self._run = run
         self._display = metrics.Display(console, run.num_steps, run.config.batch_size, done)
         self.done = done
-        self.last = last
+        self.last: dict[str, Any] = start.meta.get("figures", {})
         self.corrupt = 0
+        self.times = Times([], [])
+        self.watch = watch
 
         def stays(line: dict[str, Any]) -> bool:
             due = {"train": run.logs, "eval": run.tests}
@@ -66,12 +71,15 @@ class Log:
         read = jax.device_get(figures)
         check_finite(step, read)
         self.last, self.done = {name: metrics.plain(value) for name, value in read.items()}, step
+        self.watch.done(f"step {step}")
+        distributed.reached(f"after step {step}")
         self._display.advance(step)
         if self._run.logs(step):
             epoch = step / self._run.recipe.steps_per_epoch
             host = {"learning_rate": float(self._run.recipe.learning_rate(step - 1)), "data_seconds": waited}
             self._writer.write("train", step, epoch, self.last | host | {"corrupt_images": self.corrupt})
-            self._display.show(step, epoch, self.last)
+            self._display.show(step, epoch, self.last, time_left(step, self._run.num_steps, self.times.steps))
+            self.watch.printed()
 
     def skipped(self, corrupt: list[str]) -> None:
         """Say which image files could not be decoded since the last call."""
@@ -93,6 +101,7 @@ class Log:
 
     def say(self, text: str) -> None:
         self._display.say(text)
+        self.watch.printed()
 
     def sync(self) -> None:
         """Until what was written is on disk."""
@@ -124,9 +133,7 @@ def _place(name: str, index: int) -> str:
     return f"stage {index}" if name in ("stage_loss", "gradient_norm") else f"interface {index + 1}"
 
 
-def summary(
-    run: Run, ended: str, log: Log, evaluation: Evaluation | None, times: Times, seconds_total: float
-) -> dict[str, Any]:
+def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None, seconds_total: float) -> dict[str, Any]:
     """result.json.
 
     test_*, aux_*: see `Evaluation`; null if the run did not finish.  relative_violation: per interface, of the last
@@ -135,7 +142,7 @@ def summary(
     evaluation, checkpoints and the first (compiling) steps.
     """
     config, network = run.config, run.network
-    per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in times)
+    per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
     figures = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
     pieces = network.aux_net if config.method == "layer_parallel" else ()
     return {

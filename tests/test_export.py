@@ -20,6 +20,7 @@ from test_main import ROOT, environment
 
 from lpjax import export as lpjax_export
 from lpjax import fold, model_file
+from lpjax import program as programs
 from lpjax.chain import Mode
 from lpjax.config import DataConfig
 from lpjax.data import SOURCES, prepare
@@ -199,7 +200,7 @@ def test_other_networks(fields):
     trees = random_trees(run)
     program = lpjax_export.make_program(run, *trees)
     close(jax.jit(program.call)(images(run, 4)), logits(run, *trees, images(run, 4)))
-    model_file.check_program(program, lpjax_export.describe(run))
+    programs.check(program, (8, 8, 1), 10)
 
 
 def test_bfloat16(run):
@@ -543,6 +544,7 @@ def test_mistakes_exit_with_2(arguments, message, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_from_training_to_a_model(tmp_path):
     fields = [f"--config.{f}" for f in ("model.depth=8", "model.width=4", "num_steps=3", "method=serial")]
     workdir, model = tmp_path / "run", tmp_path / "model"
