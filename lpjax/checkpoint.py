@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class Writer:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        _quieten()
         self._folder = folder
         best = policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=config.keep_best,
                               keep_checkpoints_without_metrics=False)  # fmt: skip
@@ -160,8 +162,13 @@ def read(folder: Path, step: int) -> Saved:
 
 @functools.cache
 def _quieten() -> None:
-    """Where orbax fails to read one array it leaves the others under way; asyncio would report the end of each."""
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    """What orbax cannot read or write it says in many places and tracebacks, before we say it in one line.
+
+    Where it fails at one array it leaves the others under way; asyncio would report the end of each.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     report = sys.unraisablehook
 
     def report_others(unraisable: Any) -> None:

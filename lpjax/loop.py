@@ -107,6 +107,7 @@ def train(run: Run, folder: Path, console: Console, *, restart: bool = False) ->
     with workdir.held(folder), _requests() as requests, watch:
         if restart and distributed.is_writer() and (earlier := metrics.set_aside(folder)):
             say(f"files of an earlier run moved to {earlier}")
+        failed: NonFiniteError | None = None
         while True:
             watch.phase("looking for a checkpoint")
             saved = resume.find(run, folder, say)
@@ -116,16 +117,20 @@ def train(run: Run, folder: Path, console: Console, *, restart: bool = False) ->
             watch.phase("making the state")
             start = resume.begin(run, saved, say)
             watch.done("the state")
+            if failed:
+                if tries[start.step] == recovery.times:
+                    raise failed
+                tries[start.step] += 1
+                say(f"{failed}; going back to step {start.step} with learning rates times {recovery.factor}")
             factor = start.meta.get("factor", 1.0) * recovery.factor ** tries[start.step]
             now = run if factor == 1 else with_learning_rates(run, factor)
             session = _Session(now, folder, start, factor, requests, Log(now, folder, console, watch, start))
             try:
                 return session.train(recovered=tries[start.step] > 0)
             except NonFiniteError as error:
-                if recovery.policy == "stop" or tries[start.step] == recovery.times:
+                if recovery.policy == "stop":
                     raise
-                tries[start.step] += 1
-                say(f"{error}; going back to step {start.step} with learning rates times {recovery.factor}")
+                failed = error
 
 
 def _finished(run: Run, folder: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Where the figures of a run go: metrics.jsonl, TensorBoard events, the terminal; result.json at the end."""
 
+import contextlib
 import json
 import math
 import os
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from lpjax.watch import duration
 
@@ -62,22 +65,35 @@ class Writer:
 
     def __init__(self, workdir: Path, step: int) -> None:
         self._lines = (workdir / "metrics.jsonl").open("a", buffering=1)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # Not a SummaryWriter: that writes in a thread, and waits for it for ever where the disk is full.
+        self._events = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _event(self, step: int, **what: Any) -> None:
+        self._events.write_event(Event(step=step, wall_time=time.time(), **what))
 
     def write(self, kind: str, step: int, epoch: float, figures: Mapping[str, Any]) -> None:
         figures = {name: plain(value) for name, value in figures.items() if value is not None}
         self._lines.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **figures}) + "\n")
-        for name, value in figures.items():
-            for suffix, number in enumerate(value) if isinstance(value, list) else [("", value)]:
-                self._events.add_scalar(f"{kind}/{name}" + (f"/{suffix}" if suffix != "" else ""), number, step)
+        scalars = [
+            Summary.Value(tag=f"{kind}/{name}{suffix}", simple_value=number)
+            for name, value in figures.items()
+            for suffix, number in (
+                [(f"/{i}", x) for i, x in enumerate(value)] if isinstance(value, list) else [("", value)]
+            )
+        ]
+        self._event(step, summary=Summary(value=scalars))
 
     def sync(self) -> None:
-        """Until the lines are on disk, not only with the system."""
+        """Until what was written is on disk, not only with the system."""
         os.fsync(self._lines.fileno())
+        self._events.flush()
 
     def close(self) -> None:
-        self._lines.close()
-        self._events.close()
+        with contextlib.closing(self._lines), contextlib.closing(self._events):
+            pass
 
 
 class Nowhere:

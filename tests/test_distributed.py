@@ -164,3 +164,65 @@ def test_devices_of_a_process():
     assert devices_of_a_process((4, 2), 2) == 4
     with pytest.raises(ValueError, match="= 4 devices on 3 processes: expected a multiple"):
         devices_of_a_process((4, 1), 3)
+
+
+def lpjax(folder, *, steps, join=(), **variables):
+    """`lpjax.main` on a small network, in double precision so that every way there gives the same numbers."""
+    fields = ("model.blocks=4", "model.width=8", "log_every=1", "eval.every_epochs=0", "checkpoint.every_steps=4")
+    command = [sys.executable, "-m", "lpjax.main", "--config=configs/digits_mlp.py", f"--workdir={folder}"]
+    command += [f"--config.{field}" for field in (*fields, f"num_steps={steps}")]
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    exact = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *join], cwd=TESTS.parent, env=clean | exact | variables, **pipes)
+
+
+def is_taken(port):
+    with socket.socket() as one:
+        return one.connect_ex(("localhost", port)) == 0
+
+
+def by_slurm(folder, **options):
+    """Two processes as srun starts them; JAX makes the port of the job's number."""
+    port = next(port for port in range(61440, 65536) if not is_taken(port))
+    job = {"SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    return [
+        lpjax(folder, join=["--distributed"], SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **job, **options)
+        for i in range(2)
+    ]
+
+
+def by_flags(folder, **options):
+    where = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", "--heartbeat_seconds=3"]
+    return [lpjax(folder, join=[*where, f"--process_id={i}"], **options) for i in range(2)]
+
+
+def lines(folder):
+    """Of metrics.jsonl, without times."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "data_seconds"} for line in found]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_a_lost_process(tmp_path):
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [process.kill() for process in (alone, *first, *second)])
+        first = second = ()
+        alone = lpjax(tmp_path / "alone", steps=40)
+        codes, errors = finish([alone])
+        assert codes == [0], errors
+        first = by_flags(tmp_path / "both", steps=40)
+        assert any(line.startswith("step 10/") for line in first[0].stdout)
+        first[1].kill()
+        codes, errors = finish(first)
+        assert codes == [distributed.EXIT_LOST_PROCESS, -9], errors
+        assert "lost another process after step 1" in lost_line(errors[0])
+        second = by_slurm(tmp_path / "both", steps=40)
+        (out, error), (other_out, _) = (process.communicate(timeout=240) for process in second)
+        assert [process.returncode for process in second] == [0, 0], error
+    assert "going on from the checkpoint of step 8" in out
+    assert "step " not in other_out, "only process 0 prints"
+    for ours, expected in zip(lines(tmp_path / "both"), lines(tmp_path / "alone"), strict=True):
+        assert ours.keys() == expected.keys()
+        for name, value in expected.items():
+            assert ours[name] == (value if name == "kind" else pytest.approx(value, rel=1e-9, abs=1e-9)), name
