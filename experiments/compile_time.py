@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 
 from experiments.digits_policies import commit, cpu_name
-from lpjax import tables, train
+from lpjax import runs, tables
 from lpjax.config import AuxConfig, Config, DataConfig, Method, ModelConfig
 from lpjax.main import provide_devices
 from lpjax.metrics import write_json
@@ -26,7 +26,7 @@ def compile_seconds(config: Config) -> dict[str, float]:
     """Seconds to trace and lower, and to compile, the step of a configuration."""
     jax.clear_caches()
     start = time.perf_counter()
-    lowered = train.lower(train.prepare(config))
+    lowered = runs.lower(runs.prepare(config))
     middle = time.perf_counter()
     lowered.compile()
     return {"trace": middle - start, "compile": time.perf_counter() - middle}

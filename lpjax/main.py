@@ -104,14 +104,14 @@ def main(argv: list[str]) -> int:
         fields, folder = parse(argv)
         config = from_config_dict(fields)
         provide_devices(devices_of_a_process(config.mesh_shape, join()))
-        from lpjax import distributed, loop, report, tables, train, workdir
+        from lpjax import distributed, report, runs, tables, train, workdir
         from lpjax.data.source import CorruptDataError
 
         console.quiet = not distributed.is_writer()
-        run = train.prepare(config)
+        run = runs.prepare(config)
         tables.print_tables(console, run.network, config, run.mesh, run.spec.num_train)
         if config.dry_run:
-            train.dry_run(run, console)
+            runs.dry_run(run, console)
             return 0
     except (ValueError, OSError) as error:
         errors.print(f"lpjax: {error}")
@@ -121,10 +121,10 @@ def main(argv: list[str]) -> int:
         return EXIT_INTERRUPTED
     try:
         if _MODE.value == "eval":
-            result = loop.evaluate(run, folder)
+            result = train.evaluate(run, folder)
             console.print(f"step {result['step']}: test accuracy {result['test_accuracy']:.4f}; {folder}/eval.json")
         else:
-            result = loop.train(run, folder, console, restart=_RESTART.value)
+            result = train.train(run, folder, console, restart=_RESTART.value)
             seconds = f"{result['seconds_total']:.0f} s; {folder}/result.json"
             console.print(f"test accuracy {result['test_accuracy']:.4f}, {seconds}")
     except report.NonFiniteError as error:
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> int:
     except (CorruptDataError, workdir.WorkdirError) as error:
         errors.print(f"lpjax: {error}")
         return EXIT_BAD_INPUT
-    except loop.StoppedError as stopped:
+    except train.StoppedError as stopped:
         errors.print(f"lpjax: {stopped}; the same command goes on from there")
         return EXIT_INTERRUPTED if stopped.signal == signal.SIGINT else EXIT_STOPPED
     except KeyboardInterrupt:

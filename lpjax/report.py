@@ -13,7 +13,7 @@ from lpjax.canonical import Arrays
 from lpjax.evaluate import Evaluation
 from lpjax.partition import chain_size
 from lpjax.resume import Start
-from lpjax.train import Run
+from lpjax.runs import Run
 from lpjax.watch import Watch, time_left
 
 _REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.clip_norm, or recovery.policy=reduce"

@@ -18,7 +18,7 @@ import numpy as np
 from lpjax import canonical, checkpoint, distributed, tables
 from lpjax.canonical import Arrays
 from lpjax.checkpoint import Saved
-from lpjax.train import Run
+from lpjax.runs import Run
 from lpjax.train_state import TrainState
 from lpjax.workdir import WorkdirError
 
@@ -47,7 +47,7 @@ class Start:
     """What the first step of a process finds.
 
     step: steps done.  feed: where each process's training batches are, or None for their beginning.
-    meta: of the checkpoint, see `loop`; empty without one.
+    meta: of the checkpoint, see `train`; empty without one.
     """
 
     state: TrainState

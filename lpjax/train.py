@@ -1,152 +1,276 @@
-"""A run, made from a checked configuration."""
+"""The training loop, from a prepared run to result.json.
 
+A checkpoint holds the arrays of `canonical` and, as JSON, its `meta`:
+
+    identity     what decides the run's numbers, see `resume`
+    feed         where the training batches of each process are
+    evaluation   test figures of this state, if it was tested
+    figures      those of the last step
+    factor       of all learning rates, smaller than 1 after a recovery
+    seconds      that the run took so far
+    versions     of the packages
+
+What was read from the devices, found finite, written to metrics.jsonl and put on disk comes before the checkpoint
+that says so; a resumed run takes back the lines of later steps and writes them again.
+"""
+
+import contextlib
+import json
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
-from jax.stages import Lowered
-from jaxtyping import Array
+from jax.experimental import multihost_utils
 from rich.console import Console
 
-from lpjax import named, serial, stage_parallel, train_state
-from lpjax.config import Config, OptimizerConfig
-from lpjax.data import SOURCES
-from lpjax.data.feed import Batch, Feed, make_feed, steps_per_epoch
-from lpjax.data.source import Spec, Stream
-from lpjax.evaluate import Evaluation, make_evaluate
-from lpjax.mesh import make_mesh
-from lpjax.network import Network, build
-from lpjax.recipe import Recipe, make_recipe
+from lpjax import checkpoint, distributed, metrics, resume, tables, workdir
+from lpjax.data.feed import TrainBatches
+from lpjax.evaluate import Evaluation
+from lpjax.report import Figures, Log, NonFiniteError, check_arrays, summary
+from lpjax.resume import Start
+from lpjax.runs import Run, with_learning_rates
 from lpjax.train_state import TrainState
-
-METHODS = {"layer_parallel": stage_parallel.make_step, "serial": serial.make_step}
-"""Makers of a step, by `config.method`: (network, config, mesh, recipe) -> step."""
+from lpjax.watch import Profile, Watch, memory_line
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Everything a run needs, checked, before anything is compiled.
+class StoppedError(Exception):
+    """The run was asked to stop by `signal`, and its state was saved."""
 
-    spec: of the data set.  moments: its mean and standard deviation per channel [C].
-    num_steps: steps to take.
-    create: () -> the state before the first step.  step: (state, batch) -> (state, figures), the state donated.
-    evaluate: (state, feed) -> test figures.
-    feed: the data; None in a dry run, which reads none.
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}: saved")
+        self.signal = number
+
+
+@dataclass
+class _Requests:
+    """signal: the number of the first one that asked the run to stop."""
+
+    signal: int | None = None
+
+    def at(self, step: int) -> int | None:
+        """The signal after which to stop now; several processes stop after the same step, which JAX agrees on."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
+        return self.signal
+
+
+@contextlib.contextmanager
+def _requests() -> Iterator[_Requests]:
+    """SIGTERM and the first Ctrl-C ask for a stop after the step under way; a second Ctrl-C is a KeyboardInterrupt."""
+    requests = _Requests()
+
+    def ask(number: int, frame: Any) -> None:
+        if requests.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        requests.signal = requests.signal or number
+
+    # Only in the main thread Python takes handlers; with several processes JAX has its own.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield requests
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(run: Run, folder: Path, console: Console, *, restart: bool = False) -> dict[str, Any]:
+    """Train to the run's last step from wherever `folder` has got, test, and write result.json; returns the result.
+
+    restart: move what is in the folder aside first.
+
+    Raises WorkdirError where the folder holds another run, is in use, or none of its checkpoints is whole;
+    NonFiniteError; CheckpointError; StoppedError.  On any of them, and on KeyboardInterrupt, result.json says how it
+    ended.
     """
+    assert run.feed is not None, "a dry run reads no data"
+    recovery, tries = run.config.recovery, Counter[int]()
 
-    config: Config
-    spec: Spec
-    network: Network
-    mesh: Mesh
-    moments: tuple[np.ndarray, np.ndarray]
-    recipe: Recipe
-    num_steps: int
-    create: Callable[[], TrainState]
-    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
-    evaluate: Callable[[TrainState, Feed], Evaluation]
-    feed: Feed | None
+    def say(text: str) -> None:
+        console.print(text, highlight=False)
 
-    def logs(self, step: int) -> bool:
-        """Whether the figures of a step are written."""
-        return step % self.config.log_every == 0 or step in (1, self.num_steps)
-
-    def tests(self, step: int) -> bool:
-        """Whether the network is tested after a step."""
-        every = self.config.eval.every_epochs * self.recipe.steps_per_epoch
-        return step == self.num_steps or (bool(every) and step % every == 0)
-
-    def saves(self, step: int) -> bool:
-        """Whether there is a checkpoint after a step."""
-        chosen = self.config.checkpoint.every_steps
-        every = self.recipe.steps_per_epoch if chosen is None else chosen
-        return step == self.num_steps or (bool(every) and step % every == 0)
-
-
-def build_network(config: Config, spec: Spec) -> Network:
-    """The network of a configuration on the images of a data set."""
-    return build(
-        named.call(config.model.function, "model.function", config.model.arguments, classes=spec.classes),
-        spec.image_shape,
-        num_stages=config.num_stages,
-        cuts=config.cuts,
-        standardise=config.standardise,
-        dtype="bfloat16" if config.bfloat16 else None,
-        remat=config.remat,
-        aux_function=named.load(config.aux.function, "aux.function"),
-        aux_blocks=config.aux.blocks_per_stage,
-        aux_width=config.aux.width,
+    seconds = run.config.watch.heartbeat_seconds
+    watch = Watch(
+        say,
+        heartbeat_seconds=0.0 if console.is_terminal else seconds,  # there the progress bar shows it
+        stall_seconds=run.config.watch.stall_seconds,
+        more=memory_line,
     )
+    with workdir.held(folder), _requests() as requests, watch:
+        if restart and distributed.is_writer() and (earlier := metrics.set_aside(folder)):
+            say(f"files of an earlier run moved to {earlier}")
+        failed: NonFiniteError | None = None
+        while True:
+            watch.phase("looking for a checkpoint")
+            saved = resume.find(run, folder, say)
+            if saved and saved.step == run.num_steps and (result := _finished(run, folder)):
+                say(f"{folder} is finished already; nothing is left to train")
+                return result
+            watch.phase("making the state")
+            start = resume.begin(run, saved, say)
+            watch.done("the state")
+            if failed:
+                if tries[start.step] == recovery.times:
+                    raise failed
+                tries[start.step] += 1
+                say(f"{failed}; going back to step {start.step} with learning rates times {recovery.factor}")
+            factor = start.meta.get("factor", 1.0) * recovery.factor ** tries[start.step]
+            now = run if factor == 1 else with_learning_rates(run, factor)
+            session = _Session(now, folder, start, factor, requests, Log(now, folder, console, watch, start))
+            try:
+                return session.train(recovered=tries[start.step] > 0)
+            except NonFiniteError as error:
+                if recovery.policy == "stop":
+                    raise
+                failed = error
 
 
-def prepare(config: Config) -> Run:
-    """Build a run.
+def _finished(run: Run, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that came to its end."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return result if (result.get("ended"), result.get("steps")) == ("finished", run.num_steps) else None
 
-    Raises ValueError (or OSError, from reading data) naming the setting or the file at fault; compiles nothing.
+
+class _Session:
+    """The steps of one process from a start.  factor: that the run's learning rates are of the configuration's."""
+
+    def __init__(self, run: Run, folder: Path, start: Start, factor: float, requests: _Requests, log: Log) -> None:
+        self.run, self.folder, self.start, self.requests, self.log = run, folder, start, requests, log
+        self.factor = factor
+        self.began = time.perf_counter() - start.meta.get("seconds", 0.0)
+        self.evaluation: Evaluation | None = None
+        if tested := start.meta.get("evaluation"):
+            self.evaluation = Evaluation(**tested)
+        self.writer: checkpoint.Writer | None = None
+        if distributed.is_writer():
+            self.writer = checkpoint.Writer(resume.checkpoints(folder), run.config.checkpoint)
+            metrics.write_json(folder / "config.json", asdict(run.config))
+
+    @property
+    def seconds(self) -> float:
+        """That the run took so far."""
+        return time.perf_counter() - self.began
+
+    def train(self, recovered: bool) -> dict[str, Any]:
+        """To the end.  recovered: from a step that was gone back to."""
+        ended = "error"
+        try:
+            if recovered:
+                self.log.recovery(self.start.step, self.factor)
+            self._steps()
+            ended = "finished"
+        except (KeyboardInterrupt, StoppedError):
+            ended = "interrupted"
+            raise
+        finally:
+            with contextlib.suppress(OSError) if ended == "error" else contextlib.nullcontext():  # such as a full disk
+                result = self._end(ended)
+        return result
+
+    def _end(self, ended: str) -> dict[str, Any]:
+        if self.writer:
+            self.writer.close()
+        self.log.close()
+        evaluation = self.evaluation if ended == "finished" else None
+        result = summary(self.run, ended, self.log, evaluation, self.seconds)
+        if distributed.is_writer():
+            metrics.write_json(self.folder / "result.json", result)
+        return result
+
+    def _steps(self) -> None:
+        """The figures of step n-1 are read after step n is dispatched, so the host never holds the devices up."""
+        run, log = self.run, self.log
+        assert run.feed is not None
+        state, batches = self.start.state, run.feed.train()
+        if self.start.feed:
+            batches.set_state(self.start.feed[jax.process_index() % len(self.start.feed)])
+        pending: Figures | None = None
+        watched = run.config.watch
+        with Profile(watched.profile_first, watched.profile_last, self.folder / "profile") as profile:
+            clock = time.perf_counter()
+            for step in range(self.start.step + 1, run.num_steps + 1):
+                log.watch.phase(
+                    f"step {step}" if step > self.start.step + 1 else f"step {step}, which is compiled first"
+                )
+                profile.begin(step)
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - asked
+                log.skipped(batches.corrupt)
+                state, figures = run.step(state, batch)
+                if pending:
+                    log.step(*pending)
+                    profile.end(pending.step)
+                pending = Figures(step, figures, waited)
+                stop = self.requests.at(step)
+                if stop or run.tests(step) or run.saves(step):
+                    log.step(*pending)
+                    profile.end(step)
+                    pending = None
+                    self._test_and_save(step, state, batches, save=bool(stop) or run.saves(step))
+                    if stop and step < run.num_steps:
+                        raise StoppedError(stop)
+                    clock = time.perf_counter()
+                    continue
+                now = time.perf_counter()
+                log.times.steps.append(now - clock)
+                log.times.data.append(waited)
+                clock = now
+        if self.evaluation is None:  # there was no step to take: all were taken by another run, or before a signal
+            self._test_and_save(run.num_steps, state, batches, save=not self.start.meta)
+
+    def _test_and_save(self, step: int, state: TrainState, batches: TrainBatches, *, save: bool) -> None:
+        run = self.run
+        assert run.feed is not None
+        watch = self.log.watch
+        self.evaluation = None
+        if run.tests(step):
+            watch.phase(f"the test after step {step}")
+            self.evaluation = run.evaluate(state, run.feed)
+            self.log.evaluation(step, self.evaluation)
+            watch.done(f"the test after step {step}")
+        if not save:
+            return
+        watch.phase(f"the checkpoint of step {step}")
+        arrays = resume.snapshot(run, state)
+        check_arrays(step, arrays)
+        meta = {
+            "identity": resume.identity(run),
+            "feed": distributed.gather(batches.get_state()),
+            "evaluation": self.evaluation and self.evaluation._asdict(),
+            "figures": self.log.last,
+            "factor": self.factor,
+            "seconds": self.seconds,
+            "versions": tables.versions(),
+        }
+        if self.writer:
+            self.log.sync()
+            self.writer.save(step, arrays, meta, self.evaluation and self.evaluation.test_accuracy)
+            if self.requests.signal or step == run.num_steps:
+                self.writer.wait()
+        watch.done(f"the checkpoint of step {step}")
+
+
+def evaluate(run: Run, folder: Path) -> dict[str, Any]:
+    """Test figures of the run's newest good checkpoint; also written to eval.json.
+
+    Raises WorkdirError where there is no such checkpoint.
     """
-    if config.data.name not in SOURCES:
-        raise ValueError(f"data.name={config.data.name!r}: expected one of {', '.join(SOURCES)}")
-    source = SOURCES[config.data.name]
-    spec = source.published(config.data) if config.dry_run and source.published else source.describe(config.data)
-    network = build_network(config, spec)
-    per_epoch = steps_per_epoch(spec.num_train, config.batch_size)
-    mesh = make_mesh(*config.mesh_shape)
-    if config.dry_run:
-        feed, mean, std = None, np.zeros(spec.image_shape[-1]), np.ones(spec.image_shape[-1])
-    else:
-        data = source.load(config.data)
-        if isinstance(data, Stream) and config.multiplier == "per_example":
-            raise ValueError(
-                f"multiplier=per_example with data.name={config.data.name}, whose images are cropped at random: a "
-                f"multiplier stored per example needs the example to be the same each time; choose another multiplier"
-            )
-        feed, mean, std = make_feed(data, config, mesh), data.mean, data.std
-    recipe = make_recipe(config, mean, std, num_examples=spec.num_train, steps_per_epoch=per_epoch)
-    total = config.num_epochs * per_epoch
-    return Run(
-        config=config,
-        spec=spec,
-        network=network,
-        mesh=mesh,
-        moments=(mean, std),
-        recipe=recipe,
-        num_steps=total if config.num_steps is None else min(config.num_steps, total),
-        create=partial(train_state.create, config, network, mesh, recipe),
-        step=METHODS[config.method](network, config, mesh, recipe),
-        evaluate=make_evaluate(network, config, mesh, recipe),
-        feed=feed,
-    )
-
-
-def with_learning_rates(run: Run, factor: float) -> Run:
-    """The run with all learning rates times `factor`; its step is compiled anew."""
-
-    def scaled(optimizer: OptimizerConfig) -> OptimizerConfig:
-        return replace(optimizer, learning_rate=optimizer.learning_rate * factor)
-
-    config, recipe = run.config, run.recipe
-    config = replace(config, optimizer=scaled(config.optimizer), aux_optimizer=scaled(config.aux_optimizer))
-    recipe = make_recipe(config, *run.moments, num_examples=recipe.num_examples, steps_per_epoch=recipe.steps_per_epoch)
-    return replace(run, recipe=recipe, step=METHODS[config.method](run.network, config, run.mesh, recipe))
-
-
-def lower(run: Run) -> Lowered:
-    """The step, traced and lowered for the run's shapes."""
-    B, shape = run.config.batch_size, run.spec.image_shape
-    index = jax.ShapeDtypeStruct((B,), jnp.int32)
-    batch = Batch(image=jax.ShapeDtypeStruct((B, *shape), jnp.uint8), label=index, index=index)
-    return run.step.lower(jax.eval_shape(run.create), batch)  # type: ignore[attr-defined]
-
-
-def dry_run(run: Run, console: Console) -> None:
-    """Compile the step and say what it takes; nothing is trained."""
-    start = time.perf_counter()
-    memory = lower(run).compile().memory_analysis()
-    console.print(f"compiled in {time.perf_counter() - start:.1f} s")
-    if memory is not None:
-        held, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-        console.print(f"a device holds {held / 1e6:,.1f} MB and needs {temporary / 1e6:,.1f} MB more in a step")
+    assert run.feed is not None, "a dry run reads no data"
+    state, step, _ = resume.load(run, folder)
+    evaluation = run.evaluate(state, run.feed)
+    result = {"step": step, **evaluation._asdict(), "versions": tables.versions(), "device": tables.device_name()}
+    if distributed.is_writer():
+        metrics.write_json(folder / "eval.json", result)
+    return result

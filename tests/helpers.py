@@ -9,7 +9,7 @@ import numpy as np
 from lpjax.config import Config
 from lpjax.config_dict import from_config_dict
 from lpjax.data import SOURCES
-from lpjax.train import Run, prepare
+from lpjax.runs import Run, prepare
 
 SMALL = {
     "num_stages": 4,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import small_config
 
-from lpjax import tables, train
+from lpjax import runs, tables
 from lpjax.config import Config
 from lpjax.config_dict import default_config, from_config_dict
 from lpjax.data import SOURCES
@@ -29,7 +29,7 @@ def test_every_config_builds(path):
     assert f"--config=configs/{path.name}" in module.__doc__, "the header gives the command"
     config = from_config_dict(module.get_config().to_dict())
     spec = SOURCES[config.data.name].published(config.data)
-    network = train.build_network(config, spec)
+    network = runs.build_network(config, spec)
     assert network.num_stages == config.num_stages
     assert network.stages[-1].out_shape == (spec.classes,)
     assert tables.cut_table(network, config).row_count == config.num_stages + len(network.aux_net)
@@ -136,7 +136,7 @@ def test_mistakes_are_refused(values, message):
 )
 def test_what_does_not_fit_network_data_or_machine(fields, message):
     with pytest.raises(ValueError, match=message):
-        train.prepare(small_config(**fields))
+        runs.prepare(small_config(**fields))
 
 
 def test_the_first_penalty_coefficient_goes_by_the_policy():

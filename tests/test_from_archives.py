@@ -10,7 +10,7 @@ from rich.console import Console
 from test_config import load
 from test_main import ROOT, lpjax
 
-from lpjax import loop, tables, train
+from lpjax import runs, tables, train
 from lpjax.config_dict import from_config_dict
 from lpjax.data import prepare
 
@@ -23,10 +23,10 @@ def one_epoch(config, workdir, fields):
     values = load(ROOT / f"configs/{config}.py").get_config()
     values.update_from_flattened_dict(ONE_EPOCH | fields)
     console = Console(file=io.StringIO(), width=200)
-    run = train.prepare(from_config_dict(values.to_dict()))
+    run = runs.prepare(from_config_dict(values.to_dict()))
     tables.print_tables(console, run.network, run.config, run.mesh, run.spec.num_train)
     workdir.mkdir(exist_ok=True)
-    return loop.train(run, workdir, console), console.file.getvalue()
+    return train.train(run, workdir, console), console.file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_close, on_host, small_run
 from rich.console import Console
 
-from lpjax import canonical, checkpoint, loop, resume
+from lpjax import canonical, checkpoint, resume, train
 from lpjax.workdir import WorkdirError
 
 POLICIES = {
@@ -28,12 +28,12 @@ def settings(name):
     return POLICIES[name] | ({"multiplier": name} if name in ("mean", "per_example") else {})
 
 
-def train(workdir, **fields):
+def trained(workdir, **fields):
     """What is said, and the arrays of the last checkpoint."""
     console = Console(file=io.StringIO(), width=1000)
     run = small_run(**{"batch_size": 128, "log_every": 2, "eval__every_epochs": 1} | fields)
     workdir.mkdir(exist_ok=True)
-    loop.train(run, workdir, console)
+    train.train(run, workdir, console)
     saved, _ = checkpoint.newest_good(workdir / "checkpoints")
     return console.file.getvalue(), saved.arrays
 
@@ -69,11 +69,11 @@ def test_arrays_and_back(name):
 @pytest.mark.parametrize("name", ["coarse_tail", "per_example", "serial"])
 def test_two_halves_are_the_whole(name, tmp_path):
     """In every array and every line, whether the first half ends at a test, a logged step or neither."""
-    _, expected = train(tmp_path / "whole", **settings(name), num_steps=13)
+    _, expected = trained(tmp_path / "whole", **settings(name), num_steps=13)
     for half in (7, 11):
         workdir = tmp_path / str(half)
-        train(workdir, **settings(name), num_steps=half)
-        said, arrays = train(workdir, **settings(name), num_steps=13)
+        trained(workdir, **settings(name), num_steps=half)
+        said, arrays = trained(workdir, **settings(name), num_steps=13)
         assert f"going on from the checkpoint of step {half}" in said
         assert_same(arrays, expected)
         assert metrics_of(workdir) == metrics_of(tmp_path / "whole")
@@ -117,9 +117,9 @@ def test_another_mesh(mesh, x64):
 
 def test_another_number_of_stages(tmp_path):
     """From interfaces 1, 2, 3 to interface 2 and back: what is beside it carries over, and the rest is said."""
-    _, four = train(tmp_path / "four", multiplier="mean", num_steps=4)
+    _, four = trained(tmp_path / "four", multiplier="mean", num_steps=4)
     two = {"num_stages": 2, "cuts": (2,), "multiplier": "mean", "start__optimizer": True, "num_steps": 4}
-    said, arrays = train(tmp_path / "two", start__workdir=str(tmp_path / "four"), **two)
+    said, arrays = trained(tmp_path / "two", start__workdir=str(tmp_path / "four"), **two)
     assert "starting from step 4" in said
     assert "standardisation of the interface at unit 1 of the other run is not in this one" in said
     assert "multiplier of the interface at unit 3 of the other run is not in this one" in said
@@ -129,7 +129,7 @@ def test_another_number_of_stages(tmp_path):
     assert len(same) > 50
     assert_same({name: arrays[name] for name in same}, {name: four[name] for name in same})
     back = {"multiplier": "mean", "start__optimizer": True, "num_steps": 4}
-    said, arrays = train(tmp_path / "back", start__workdir=str(tmp_path / "two"), **back)
+    said, arrays = trained(tmp_path / "back", start__workdir=str(tmp_path / "two"), **back)
     assert "multiplier of the interface at unit 1 starts fresh" in said
     assert not arrays["interface.1.multiplier"].any()
     assert_same({name: arrays[name] for name in same}, {name: four[name] for name in same})
@@ -137,15 +137,15 @@ def test_another_number_of_stages(tmp_path):
 
 def test_another_method_and_back(tmp_path):
     """Layer-parallel, serial fine-tuning, layer-parallel: schedules and data go on where they were."""
-    _, first = train(tmp_path / "a", num_steps=4)
+    _, first = trained(tmp_path / "a", num_steps=4)
     there = {"method": "serial", "start__workdir": str(tmp_path / "a"), "start__optimizer": True}
-    said, arrays = train(tmp_path / "b", **there, num_steps=8)
+    said, arrays = trained(tmp_path / "b", **there, num_steps=8)
     assert "AuxNet params beside units 0000-0001 of the other run is not in this one" in said
     assert not np.array_equal(arrays["network.params.0.conv.kernel"], first["network.params.0.conv.kernel"])
     assert arrays["network.optimizer.2.1.count"] == 8
     assert [line["step"] for line in metrics_of(tmp_path / "b") if line["kind"] == "train"] == [6, 8]
     back = {"start__workdir": str(tmp_path / "b"), "start__optimizer": True}
-    said, last = train(tmp_path / "c", **back, num_steps=12)
+    said, last = trained(tmp_path / "c", **back, num_steps=12)
     assert "AuxNet params beside units 0000-0001 starts fresh" in said
     assert last["network.optimizer.2.1.count"] == last["aux.optimizer.2.1.count"] == last["step"] == 12
     saved, _ = checkpoint.newest_good(tmp_path / "c" / "checkpoints")
@@ -154,9 +154,9 @@ def test_another_method_and_back(tmp_path):
 
 def test_weights_alone(tmp_path):
     """A new run of another recipe starts at step 0 with what the network has learnt."""
-    _, first = train(tmp_path / "a", num_steps=4)
+    _, first = trained(tmp_path / "a", num_steps=4)
     recipe = {"start__workdir": str(tmp_path / "a"), "optimizer": {"name": "adamw", "learning_rate": 1e-9}, "seed": 7}
-    said, arrays = train(tmp_path / "b", **recipe, batch_size=64, num_steps=1)
+    said, arrays = trained(tmp_path / "b", **recipe, batch_size=64, num_steps=1)
     assert "fresh" not in said
     assert arrays["step"] == 1
     for name in ("network.params.0.conv.kernel", "network.params.4.kernel"):
@@ -164,26 +164,26 @@ def test_weights_alone(tmp_path):
 
 
 def test_the_checkpoint_to_start_from(tmp_path):
-    train(tmp_path / "a", num_steps=4, checkpoint__every_steps=2)
-    _, arrays = train(
+    trained(tmp_path / "a", num_steps=4, checkpoint__every_steps=2)
+    _, arrays = trained(
         tmp_path / "b", num_steps=3, start__workdir=str(tmp_path / "a"), start__step=2, start__optimizer=True
     )
     assert arrays["step"] == 3
     with pytest.raises(
         WorkdirError, match=r"the checkpoint of step 3 cannot be read .*; there are those of steps: 2, 4"
     ):
-        train(tmp_path / "c", start__workdir=str(tmp_path / "a"), start__step=3)
+        trained(tmp_path / "c", start__workdir=str(tmp_path / "a"), start__step=3)
     with pytest.raises(WorkdirError, match="nothing: expected a run's workdir, there is no checkpoint in"):
-        train(tmp_path / "c", start__workdir=str(tmp_path / "nothing"))
+        trained(tmp_path / "c", start__workdir=str(tmp_path / "nothing"))
     with pytest.raises(WorkdirError, match=r"another network: \d+ arrays of parameters .* such as network.params"):
-        train(tmp_path / "c", start__workdir=str(tmp_path / "a"), model={"depth": 14, "width": 4})
+        trained(tmp_path / "c", start__workdir=str(tmp_path / "a"), model={"depth": 14, "width": 4})
 
 
 def test_what_contradicts_a_checkpoint_is_listed(tmp_path):
-    train(tmp_path, num_steps=1)
+    trained(tmp_path, num_steps=1)
     before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*")) if path.name != "lock"}
     with pytest.raises(WorkdirError) as error:
-        train(tmp_path, num_steps=2, num_stages=2, method="serial", optimizer__learning_rate=0.2)
+        trained(tmp_path, num_steps=2, num_stages=2, method="serial", optimizer__learning_rate=0.2)
     for difference in (
         "method: 'layer_parallel' in the checkpoint, 'serial' now",
         "num_stages: 4 in the checkpoint, 2 now",
@@ -197,15 +197,15 @@ def test_what_contradicts_a_checkpoint_is_listed(tmp_path):
 
 
 def test_a_run_may_not_end_before_its_checkpoint(tmp_path):
-    train(tmp_path, num_steps=3)
+    trained(tmp_path, num_steps=3)
     with pytest.raises(WorkdirError, match=r"num_steps=2: the checkpoint in .* is of step 3"):
-        train(tmp_path, num_steps=2)
+        trained(tmp_path, num_steps=2)
 
 
 def test_evaluating_a_checkpoint(tmp_path):
     run = small_run(num_steps=3)
-    result = loop.train(run, tmp_path, Console(file=io.StringIO()))
-    again = loop.evaluate(small_run(mesh__stage=1), tmp_path)
+    result = train.train(run, tmp_path, Console(file=io.StringIO()))
+    again = train.evaluate(small_run(mesh__stage=1), tmp_path)
     assert again["step"] == 3
     assert again["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=0.01)
     assert again == json.loads((tmp_path / "eval.json").read_text())
@@ -226,8 +226,8 @@ def small_tree(**fields):
 
 
 def test_versions_that_changed_are_said(tmp_path, monkeypatch):
-    train(tmp_path, num_steps=1)
+    trained(tmp_path, num_steps=1)
     monkeypatch.setattr(resume.tables, "versions", lambda: {"jax": "99"})
-    said, _ = train(tmp_path, num_steps=2)
+    said, _ = trained(tmp_path, num_steps=2)
     assert f"made with other versions (jax {jax.__version__} -> 99)" in said
     assert dataclasses.is_dataclass(resume.Start)

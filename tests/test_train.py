@@ -9,7 +9,7 @@ import pytest
 from helpers import small_config, small_run, take_steps
 from rich.console import Console
 
-from lpjax import loop, metrics, report, tables, train, train_state
+from lpjax import metrics, report, runs, tables, train, train_state
 from lpjax.data import SOURCES
 from lpjax.lagrangian import POLICIES
 from lpjax.partition import chain_size
@@ -30,7 +30,7 @@ def lines(workdir, kind="train"):
 def test_a_run_leaves_what_it_promises(tmp_path):
     run = small_run(num_steps=25, log_every=5, batch_size=128, eval__every_epochs=1)
     console = quiet()
-    result = loop.train(run, tmp_path, console)
+    result = train.train(run, tmp_path, console)
     assert result == json.loads((tmp_path / "result.json").read_text())
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert result["ended"] == "finished"
@@ -53,13 +53,13 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 
 def test_restart_keeps_the_earlier_run(tmp_path):
-    loop.train(small_run(num_steps=1), tmp_path, quiet())
+    train.train(small_run(num_steps=1), tmp_path, quiet())
     before = (tmp_path / "metrics.jsonl").read_text()
-    loop.train(small_run(num_steps=2, seed=1), tmp_path, quiet(), restart=True)
+    train.train(small_run(num_steps=2, seed=1), tmp_path, quiet(), restart=True)
     assert (tmp_path / "previous-1" / "metrics.jsonl").read_text() == before
     assert (tmp_path / "previous-1" / "checkpoints" / "1").is_dir()
     assert len(lines(tmp_path)) == 2
-    loop.train(small_run(num_steps=1), tmp_path, quiet(), restart=True)
+    train.train(small_run(num_steps=1), tmp_path, quiet(), restart=True)
     assert json.loads((tmp_path / "previous-2" / "result.json").read_text())["seed"] == 1
 
 
@@ -93,7 +93,7 @@ def test_meshes_write_the_same_metrics(tmp_path, x64):
     runs = {}
     for stage in (1, 2, 4):
         (tmp_path / str(stage)).mkdir()
-        loop.train(small_run(mesh__stage=stage, num_steps=10, log_every=1), tmp_path / str(stage), quiet())
+        train.train(small_run(mesh__stage=stage, num_steps=10, log_every=1), tmp_path / str(stage), quiet())
         runs[stage] = lines(tmp_path / str(stage))
     for stage in (2, 4):
         for one, other in zip(runs[1], runs[stage], strict=True):
@@ -105,7 +105,7 @@ def test_meshes_write_the_same_metrics(tmp_path, x64):
 def test_non_finite_names_figure_stage_and_step(tmp_path):
     run = small_run(optimizer__learning_rate=1e12, optimizer__schedule="constant", num_steps=20)
     with pytest.raises(report.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
-        loop.train(run, tmp_path, quiet())
+        train.train(run, tmp_path, quiet())
     assert json.loads((tmp_path / "result.json").read_text())["ended"] == "error"
 
 
@@ -133,7 +133,7 @@ def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(metrics.Display, "show", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(run, tmp_path, quiet())
+        train.train(run, tmp_path, quiet())
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["ended"], result["steps"], result["test_accuracy"]) == ("interrupted", 4, None)
     assert [entry["step"] for entry in lines(tmp_path)] == [1, 2, 3, 4]
@@ -152,7 +152,7 @@ def test_tables_say_what_is_cut_where():
 
 def test_a_per_example_tables_size_is_said_before_it_is_made():
     config = small_config(multiplier="per_example", data__crop=0)
-    run = train.prepare(config)
+    run = runs.prepare(config)
     stated = train_state.multiplier_bytes(config, run.network, 1437)
     assert stated == sum(table.nbytes for table in run.create().multiplier)
     console = quiet()
@@ -165,7 +165,7 @@ def test_the_memory_estimate_is_about_what_the_compiler_says():
     for settings in ({}, {"method": "serial", "mesh__stage": 4}, {"remat": True, "multiplier": "adjoint"}):
         run = small_run(model={"depth": 20, "width": 16}, batch_size=256, dry_run=True, **settings)
         estimate = sum(tables.device_bytes(run.network, run.config, run.spec.num_train).values())
-        memory = train.lower(run).compile().memory_analysis()
+        memory = runs.lower(run).compile().memory_analysis()
         needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         assert 0.4 * needed < estimate < 2.5 * needed, (settings, estimate, needed)
 
@@ -181,6 +181,6 @@ def test_a_dry_run_reads_no_data(monkeypatch):
 
 def test_dry_run_compiles_and_says_what_a_device_needs():
     console = quiet()
-    train.dry_run(small_run(dry_run=True), console)
+    runs.dry_run(small_run(dry_run=True), console)
     assert "compiled in" in console.file.getvalue()
     assert "a device holds" in console.file.getvalue()
