@@ -75,6 +75,17 @@ def figures(workdir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "data_seconds"} for line in lines]
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of the README."""
+    lines = ["| kills | while saving | before the first checkpoint | arrays | that differ | lines of figures | equal |"]
+    lines.append("|---" * 7 + "|")
+    for row in rows:
+        counts = [row["kills"], row["kills_while_saving"], row["kills_before_the_first_checkpoint"], row["arrays"]]
+        counts += [len(row["arrays_that_differ"]), row["metrics_lines"], "yes" if row["metrics_equal"] else "no"]
+        lines.append(f"| {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
@@ -107,7 +118,10 @@ def main() -> int:
         different = [name for name, value in expected.items() if not np.array_equal(arrays[name], value)]
         same_lines, lines = figures(killed) == figures(whole), len(figures(whole))
         damaged = [path.name for path in killed.glob("damaged-*")]
-    outcome = {
+    row = {
+        "n": 1,
+        "seed": args.seed,
+        "steps": args.steps,
         "kills": len(kills),
         "kills_while_saving": sum(event["while_saving"] for event in kills),
         "kills_before_the_first_checkpoint": sum(event["last_checkpoint"] is None for event in kills),
@@ -122,11 +136,9 @@ def main() -> int:
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "hardware": cpu_name(),
-        "seed": args.seed,
-        "steps": args.steps,
     }
-    write_json(args.out, header | outcome | {"events": kills})
-    print(outcome)
+    write_json(args.out, header | {"rows": [row], "events": kills})
+    print(markdown([row]))
     return 0 if same_lines and not different else 1
 
 

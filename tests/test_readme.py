@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compile_time, digits_policies, fashion_mnist_epoch, feed_rate, mesh_agreement
+from experiments import compile_time, digits_policies, fashion_mnist_epoch, feed_rate, kill_loop, mesh_agreement
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text()
         ("compile", compile_time),
         ("mesh", mesh_agreement),
         ("feed", feed_rate),
+        ("kills", kill_loop),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -40,5 +41,5 @@ def test_files_it_names_exist():
 def test_every_exit_code_is_documented():
     from lpjax import main
 
-    for code in (main.EXIT_BAD_INPUT, main.EXIT_NON_FINITE, main.EXIT_INTERRUPTED):
+    for code in (main.EXIT_BAD_INPUT, main.EXIT_NON_FINITE, main.EXIT_STOPPED, main.EXIT_INTERRUPTED):
         assert f"{code} " in README
