@@ -63,7 +63,9 @@ def make_calibrate(
         return composed(network, trees, old, recipe.normalised(batch.image), mode)[1]
 
     def mean(state: TrainState, feed: Feed) -> tuple[PyTree, ...]:
-        stats = [calibrate(state, batch) for batch in feed.sample(config.eval.calibration_batches)]
+        # One by one: several CPU processes with many collectives under way were seen to wait for each other forever.
+        batches = feed.sample(config.eval.calibration_batches)
+        stats = [jax.block_until_ready(calibrate(state, batch)) for batch in batches]
         return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
 
     return mean

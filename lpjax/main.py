@@ -148,4 +148,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     from lpjax.distributed import run
 
-    sys.exit(run(main, sys.argv))
+    sys.exit(run(main, sys.argv, agreed=(0, EXIT_NON_FINITE, EXIT_STOPPED)))

@@ -505,3 +505,25 @@ def test_an_imagenet_record_that_is_damaged(imagenet, tmp_path):
     with pytest.raises(OSError, match=r"5\.1\.0, split 'train': example 3 cannot be read"):
         train[3]
     assert train.name(3).endswith("5.1.0, split 'train', example 3")
+
+
+def test_members_that_lead_out_of_the_folder(capsys, tmp_path):
+    """Archives are read, never extracted: whatever their members are called, no file comes of them."""
+    source, data_dir = tmp_path / "source", tmp_path / "data"
+    source.mkdir()
+    files, train, _ = cifar10_files()
+    hostile = {"../../up.bin": b"x", f"{tmp_path}/absolute.bin": b"x", "link/inside.bin": b"x"}
+    archive = write_tar(source / "cifar-10-binary.tar", {**hostile, **files})
+    with tarfile.open(archive, "a") as tar:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+    packed = source / "cifar-10-binary.tar.gz"
+    packed.write_bytes(gzip.compress(archive.read_bytes()))
+    before = set(tmp_path.rglob("*"))
+    code, _, err = run(capsys, *arguments("cifar10", packed, data_dir))
+    assert code == 0, err
+    made = set(tmp_path.rglob("*")) - before
+    assert made
+    assert all(path.is_relative_to(data_dir) for path in made), made
+    assert len(tfds.data_source("cifar10", data_dir=data_dir, split="train")) == len(train.labels)

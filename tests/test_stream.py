@@ -239,43 +239,54 @@ def test_batches_lie_over_the_mesh():
         np.testing.assert_array_equal(batch.index, whole.index)
 
 
-class Host:
-    """`jax` as `stream` sees it on one of several hosts."""
-
-    def __init__(self, index, count):
-        self.process_index, self.process_count = lambda: index, lambda: count
-
-
 NAMES = "image", "label", "index"
+OWN = [0, 1, 4, 5], [2, 3, 6, 7]
+"""Which examples of a batch of 8 two processes have, on a mesh whose columns cross them both."""
 
 
-def on_hosts(monkeypatch, read):
-    """What each of two hosts hands to JAX, and what one alone does: {name: array} of each batch."""
+def on_processes(monkeypatch, read):
+    """What each of two processes hands to JAX, and what one alone does: {name: array} of each batch."""
     monkeypatch.setattr(stream, "_on_mesh", lambda local, mesh: Batch(**local))
     shares = []
-    for index, count in ((0, 2), (1, 2), (0, 1)):
-        monkeypatch.setattr(stream, "jax", Host(index, count))
+    for own in (*OWN, range(8)):
+        monkeypatch.setattr(stream, "own_examples", lambda mesh, batch_size, own=own: np.array(own))
         shares.append([{name: getattr(batch, name) for name in NAMES} for batch in read()])
     return shares
 
 
-@pytest.mark.parametrize("num_train", [40, 13])
-def test_two_hosts_read_one_row(num_train, monkeypatch):
+@pytest.mark.parametrize(
+    "num_train, read",
+    [
+        (40, lambda feed: take(feed.train(), 7)),
+        (13, lambda feed: take(feed.train(), 7)),
+        (40, lambda feed: list(feed.test())),
+        (40, lambda feed: list(feed.sample(2))),
+    ],
+    ids=["train", "train-across-epochs", "test", "sample"],
+)
+def test_two_processes_read_the_batches_of_one(num_train, read, monkeypatch):
     feed = streamed(make_stream(num_train))
-    left, right, whole = on_hosts(monkeypatch, lambda: take(feed.train(), 7))
-    for a, b, both in zip(left, right, whole, strict=True):
-        for name in NAMES:
-            assert len(a[name]) == len(b[name]) == 4
-            np.testing.assert_array_equal(np.stack([a[name], b[name]], 1).reshape(both[name].shape), both[name])
+    *parts, whole = on_processes(monkeypatch, lambda: read(feed))
+    for part, own in zip(parts, OWN, strict=True):
+        for some, batch in zip(part, whole, strict=True):
+            for name in NAMES:
+                np.testing.assert_array_equal(some[name], batch[name][own])
 
 
-@pytest.mark.parametrize("split", ["test", "sample"])
-def test_two_hosts_read_a_half_of_each_batch(split, monkeypatch):
+def test_going_on_with_another_number_of_processes(monkeypatch):
     feed = streamed(make_stream())
-    left, right, whole = on_hosts(monkeypatch, lambda: list(feed.test() if split == "test" else feed.sample(2)))
-    for a, b, both in zip(left, right, whole, strict=True):
-        for name in NAMES:
-            np.testing.assert_array_equal(np.concatenate([a[name], b[name]]), both[name])
+    rest = take(feed.train(), 5)[3:]
+    with monkeypatch.context() as two:
+        two.setattr(stream, "own_examples", lambda mesh, batch_size: np.array(OWN[0]))
+        two.setattr(stream, "_on_mesh", lambda local, mesh: Batch(**local))
+        part = feed.train()
+        take(part, 3)
+        state = json.loads(json.dumps(part.get_state()))
+    whole = feed.train()
+    whole.set_state(state)
+    for a, b in zip(take(whole, 2), rest, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.index, b.index)
 
 
 def test_imagenet_from_its_archives_to_batches(tmp_path, capsys):
