@@ -55,9 +55,10 @@ class Log:
         self.times = Times([], [])
         self.watch = watch
 
+        not_last = [] if done == run.num_steps else start.meta.get("last_lines", [])
+
         def stays(line: dict[str, Any]) -> bool:
-            due = {"train": run.logs, "eval": run.tests}
-            return line["step"] < done or (line["step"] == done and line["kind"] in due and due[line["kind"]](done))
+            return line["step"] < done or (line["step"] == done and line["kind"] not in ("recovery", *not_last))
 
         if distributed.is_writer():
             metrics.prune(workdir, stays)

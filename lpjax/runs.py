@@ -53,12 +53,23 @@ class Run:
 
     def logs(self, step: int) -> bool:
         """Whether the figures of a step are written."""
-        return step % self.config.log_every == 0 or step in (1, self.num_steps)
+        return step == self.num_steps or self._logs(step)
+
+    def _logs(self, step: int) -> bool:
+        return step == 1 or step % self.config.log_every == 0
 
     def tests(self, step: int) -> bool:
         """Whether the network is tested after a step."""
+        return step == self.num_steps or self._tests(step)
+
+    def _tests(self, step: int) -> bool:
         every = self.config.eval.every_epochs * self.recipe.steps_per_epoch
-        return step == self.num_steps or (bool(every) and step % every == 0)
+        return bool(every) and step % every == 0
+
+    def last_lines(self, step: int) -> list[str]:
+        """Kinds of lines that are written because the step is the last one, and that a longer run has not."""
+        due = {"train": self._logs(step), "eval": self._tests(step)}
+        return [kind for kind in due if step == self.num_steps and not due[kind]]
 
     def saves(self, step: int) -> bool:
         """Whether there is a checkpoint after a step."""

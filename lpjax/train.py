@@ -6,6 +6,7 @@ A checkpoint holds the arrays of `canonical` and, as JSON, its `meta`:
     feed         where the training batches of each process are
     evaluation   test figures of this state, if it was tested
     figures      those of the last step
+    last_lines   kinds of lines of metrics.jsonl that were written because this was the run's last step
     factor       of all learning rates, smaller than 1 after a recovery
     seconds      that the run took so far
     versions     of the packages
@@ -250,6 +251,7 @@ class _Session:
             "feed": distributed.gather(batches.get_state()),
             "evaluation": self.evaluation and self.evaluation._asdict(),
             "figures": self.log.last,
+            "last_lines": run.last_lines(step),
             "factor": self.factor,
             "seconds": self.seconds,
             "versions": tables.versions(),

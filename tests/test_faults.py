@@ -212,6 +212,7 @@ def test_killed_at_any_moment(uninterrupted, tmp_path):
     assert_same_end(folder, uninterrupted)
 
 
+@pytest.mark.slow
 def test_sigterm_saves(uninterrupted, tmp_path):
     """Sent while the first step compiles: the step is done and saved."""
     folder = tmp_path / "run"
@@ -251,6 +252,7 @@ def fill(path, leave):
         file.truncate(file.tell() - leave)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave", [0, 65536], ids=["from the start", "in a save"])
 def test_full_disk(leave, uninterrupted, disk):
     folder = copy(uninterrupted, disk / "run", 3)
@@ -366,6 +368,7 @@ def test_back_to_the_newest_good_checkpoint(uninterrupted, tmp_path):
     assert_same_end(folder, uninterrupted)
 
 
+@pytest.mark.slow
 def test_every_checkpoint_damaged_and_a_restart(uninterrupted, tmp_path):
     folder = copy(uninterrupted, tmp_path / "run", 6)
     for step in (3, 6):

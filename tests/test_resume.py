@@ -62,7 +62,10 @@ def test_arrays_and_back(name):
     assert [leaf.sharding for leaf in jax.tree.leaves(restored)] == [leaf.sharding for leaf in jax.tree.leaves(state)]
 
 
-@pytest.mark.parametrize("name, half", [("coarse_tail", 7), ("per_example", 11), ("serial", 8)])
+@pytest.mark.parametrize(
+    "name, half",
+    [("coarse_tail", 7), ("serial", 8), pytest.param("per_example", 11, marks=pytest.mark.slow)],
+)
 def test_two_halves_are_the_whole(name, half, tmp_path):
     """In every array and every line, whether the first half ends at a test, a logged step or neither."""
     _, expected = trained(tmp_path / "whole", **settings(name), num_steps=13)
@@ -129,6 +132,7 @@ def test_another_number_of_stages(tmp_path):
     assert_same({name: arrays[name] for name in same}, {name: four[name] for name in same})
 
 
+@pytest.mark.slow
 def test_another_method_and_back(tmp_path):
     """Layer-parallel, serial fine-tuning, layer-parallel: schedules and data go on where they were."""
     _, first = trained(tmp_path / "a", num_steps=4)
@@ -146,6 +150,7 @@ def test_another_method_and_back(tmp_path):
     assert saved.meta["feed"] == [{"step": 12}]
 
 
+@pytest.mark.slow
 def test_weights_alone(tmp_path):
     """A new run of another recipe starts at step 0 with what the network has learnt."""
     _, first = trained(tmp_path / "a", num_steps=4)
@@ -157,6 +162,7 @@ def test_weights_alone(tmp_path):
         np.testing.assert_allclose(arrays[name], first[name], atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_to_start_from(tmp_path):
     trained(tmp_path / "a", num_steps=4, checkpoint__every_steps=2)
     _, arrays = trained(
