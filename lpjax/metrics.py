@@ -18,7 +18,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from lpjax.watch import duration
 
-PARTS = ("checkpoints", "config.json", "metrics.jsonl", "result.json", "tensorboard")
+PARTS = ("checkpoints", "config.json", "eval.json", "metrics.jsonl", "profile", "result.json", "tensorboard")
 
 
 def plain(value: Any) -> Any:
