@@ -47,7 +47,9 @@ def helpers(options):
     workdir = Path(options["workdir"])
     distributed.check_shared(workdir)
     distributed.gather(None)
-    assert not os.listdir(workdir), "the file is gone"
+    left = os.listdir(workdir)
+    distributed.gather(None)  # the other one has looked too
+    assert not left, "the file is gone"
     own = workdir / str(me)
     own.mkdir()
     with raises("process 1 (", "does not see the files of process 0") if count > 1 else contextlib.nullcontext():
