@@ -441,6 +441,7 @@ def test_ctrl_c_saves_and_a_second_one_stops_at_once(presses, steps, short, tmp_
     """Pressed during step 3."""
     run, whole = short
     folder = tmp_path / "run"
+    before = signal.getsignal(signal.SIGINT)
 
     def press(state, batch):
         if int(state.step) + 1 == 3:
@@ -450,7 +451,7 @@ def test_ctrl_c_saves_and_a_second_one_stops_at_once(presses, steps, short, tmp_
 
     with pytest.raises(train.StoppedError if presses == 1 else KeyboardInterrupt):
         train.train(dataclasses.replace(run, step=press), folder, quiet())
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert checkpoint.steps(checkpoints(folder)) == steps
     assert json.loads((folder / "result.json").read_text())["ended"] == "interrupted"
     train.train(run, folder, quiet())
