@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from lpjax import canonical, checkpoint, distributed, tables
 from lpjax.canonical import Arrays
@@ -183,15 +184,21 @@ def from_other(run: Run, say: Say) -> Start:
         return Start(state)
     state = dataclasses.replace(state, penalty_coef=jax.jit(run.recipe.penalty_coef)(state.step))
     if not any(name.startswith("aux.params.") for name in saved.arrays):
-        # Its schedule is of the run's steps, whenever the AuxNet joins.
-        count = saved.step * run.config.aux.inner_steps
-        integers = lambda leaf: jnp.full_like(leaf, count) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf  # noqa: E731
-        state = dataclasses.replace(state, aux_opt=jax.tree.map(integers, state.aux_opt))
+        state = dataclasses.replace(state, aux_opt=_counted(state.aux_opt, saved.step * run.config.aux.inner_steps))
     was, now = saved.meta["identity"], identity(run)
     same_data = all(was.get(name) == now[name] for name in ("batch_size", "data.name", "data set: num_train"))
     if not same_data:
         say("other data or batch size: the row of batches starts at its beginning")
     return Start(state, saved.step, saved.meta["feed"] if same_data else None)
+
+
+def _counted(optimizer: PyTree, count: int) -> PyTree:
+    """An optimiser's state with its counters set: the AuxNet's schedule is of the run's steps, whenever it joins."""
+
+    def counted(leaf: jax.Array) -> jax.Array:
+        return jnp.full_like(leaf, count) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
+
+    return jax.tree.map(counted, optimizer)
 
 
 def _is_weight(name: str) -> bool:
