@@ -17,7 +17,7 @@ import jax
 
 from experiments.digits_policies import commit, cpu_name
 from lpjax import runs, tables
-from lpjax.config import AuxConfig, Config, DataConfig, Method, ModelConfig
+from lpjax.config import AuxConfig, Config, DataConfig, ModelConfig
 from lpjax.main import provide_devices
 from lpjax.metrics import write_json
 
@@ -41,7 +41,7 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def case(method: Method, depth: int, num_stages: int = 4) -> Config:
+def case(method: str, depth: int, num_stages: int = 4) -> Config:
     """A step of a CIFAR ResNet, as `configs/cifar10_resnet110.py` and its like have it."""
     return Config(
         method=method,

@@ -1,6 +1,6 @@
 """The AuxNet's part of a step: its forward pass, the correction of what it emitted, and its fit to the correction.
 
-Runs on the device's own examples (steps 2 and 7 of `stage_parallel`).
+Runs on the device's own examples (steps 2 and 7 of `methods.layer_parallel`).
 """
 
 from collections.abc import Callable

@@ -8,6 +8,7 @@
     interface.CUT.stats.NAME, interface.CUT.multiplier   of the interface in front of unit CUT
     aux.params.START-STOP.RUN.PATH, aux.stats, ..        of the AuxNet's piece beside units START .. STOP - 1
     aux.optimizer.WHERE.START-STOP.RUN.PATH              and of its optimiser
+    carry.METHOD-CUTS.WHERE                              what a method carries of its own, for just these cuts
 
 So a checkpoint can be read by a run of another mesh, another K or another method: what has the same name and shape
 there carries over.  Everything here is in host memory.
@@ -67,6 +68,7 @@ def to_tree(state: TrainState, config: Config, network: Network, num_examples: i
             {**interface, "multiplier": kappa[real]}
             for interface, kappa in zip(interfaces, state.multiplier, strict=True)
         ]
+    carry = {_carry_name(config, network): state.carry} if jax.tree.leaves(state.carry) else {}
     pieces, aux_structure = _pieces(network, state), jax.tree.structure(state.aux_params)
 
     def is_aux(part: Any) -> bool:
@@ -88,6 +90,7 @@ def to_tree(state: TrainState, config: Config, network: Network, num_examples: i
                 is_leaf=_is_dict,
             ),
         },
+        "carry": carry,
         "interface": dict(zip(network.cuts, interfaces, strict=True)),
         "aux": {
             "params": by_piece(state.aux_params),
@@ -133,7 +136,12 @@ def from_tree(tree: dict[str, Any], config: Config, network: Network) -> TrainSt
             lambda part: tuple(part.values()) if _is_dict(part) else part, aux["optimizer"], is_leaf=_is_dict
         ),
         multiplier=tuple(stored),
+        carry=tree["carry"].get(_carry_name(config, network), ()),
     )
+
+
+def _carry_name(config: Config, network: Network) -> str:
+    return "-".join(map(str, (config.method, *network.cuts)))
 
 
 def _is_dict(part: Any) -> bool:

@@ -4,18 +4,20 @@ These dataclasses are the only thing lpjax itself reads; `config_dict` makes the
 line.
 """
 
+import difflib
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lpjax.lagrangian import Policy
-
-Method = Literal["layer_parallel", "serial"]
+from lpjax.methods import METHODS
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices.  stage: devices along 'stage', must divide num_stages (unset: num_stages; 1 for method=serial).
+    """Devices.  stage: devices along 'stage', must divide num_stages where each holds its stages (unset: num_stages; 1
+    for method=serial).
     data: devices along 'data'; each stage column trains on batch_size / data examples."""
 
     stage: int | None = None
@@ -29,6 +31,8 @@ class DataConfig:
     name: see `lpjax.data.SOURCES`.  dir: folder of the data, for sources that need one.
     image_size: side in pixels of the square crop, for sources of image files of all sizes.
     channels: 3 or 1, what image files are decoded to, for `folder`.
+    shrink: images of a set in memory are averaged over shrink x shrink pixels and rounded; 1 for none.
+    train_examples: the first so many of the training set of a set in memory (unset: all).
     crop: pixels of zero padding for the random crop, 0 for none.  flip: random left-right flip.
     cutout: side in pixels of the square set to the mean, 0 for none (arXiv:1708.04552).
     threads: that read and decode image files.  prefetch: images decoded ahead.
@@ -39,6 +43,8 @@ class DataConfig:
     dir: str | None = None
     image_size: int = 224
     channels: int = 3
+    shrink: int = 1
+    train_examples: int | None = None
     crop: int = 1
     flip: bool = False
     cutout: int = 0
@@ -125,6 +131,44 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class PipelineConfig:
+    """micro_batches: M, that a stage column's batch is cut into; see `methods.pipeline`."""
+
+    micro_batches: int = 4
+
+
+@dataclass(frozen=True)
+class DelayedConfig:
+    """See `methods.delayed`.
+
+    variant: "fdg", where neither forward nor backward passes wait, or "ddg", where only the backward passes do not.
+    shrink: factor on a gradient each time it goes to the stage before, in (0, 1]; 1 for none.
+    """
+
+    variant: Literal["fdg", "ddg"] = "fdg"
+    shrink: float = 1.0
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """blocks: of the stage's own units in each local classifier, before the network's head; see `methods.local`."""
+
+    blocks: int = 1
+
+
+@dataclass(frozen=True)
+class PhasesConfig:
+    """Methods one after another, such as layer_parallel and then serial: the state carries over (`canonical`).
+
+    methods: in order, instead of `method` (empty: that alone).  epochs: when each but the first begins.
+    All are trained on one mesh, so a phase of `serial` is data-parallel where another one has several devices.
+    """
+
+    methods: tuple[str, ...] = ()
+    epochs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """every_epochs: evaluate on the test set this often (0: only at the end).
     calibration_batches: training batches that recalibrate the batch-norm statistics of the composed network."""
@@ -191,7 +235,7 @@ class WatchConfig:
 class Config:
     """One run.
 
-    method: "layer_parallel", or "serial" backprop of the same network.
+    method: how the network is trained, one of `methods.METHODS`; see also `phases`.
     num_stages: K.  cuts: positions in the chain where stages 1..K-1 start (unset: even by cost).
     standardise: parameter-free standardisation at the interfaces.
     multiplier: policy, see `lagrangian.Policy`.
@@ -202,10 +246,11 @@ class Config:
     num_steps: ends training after so many steps, when set; schedules still run over num_epochs.
     batch_size: examples of one step over the whole mesh; must divide by mesh.stage * mesh.data.
     log_every: steps between lines of metrics.jsonl.
+    diagnose_every: steps between comparisons of each stage's gradient with backprop's (`diagnosis`); 0: never.
     dry_run: print the tables, compile, and stop; no data is read.
     """
 
-    method: Method = "layer_parallel"
+    method: str = "layer_parallel"
     num_stages: int = 4
     cuts: tuple[int, ...] | None = None
     standardise: bool = True
@@ -217,6 +262,7 @@ class Config:
     num_steps: int | None = None
     batch_size: int = 64
     log_every: int = 10
+    diagnose_every: int = 0
     dry_run: bool = False
     mesh: MeshConfig = field(default_factory=MeshConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -225,6 +271,10 @@ class Config:
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     aux_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    delayed: DelayedConfig = field(default_factory=DelayedConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
+    phases: PhasesConfig = field(default_factory=PhasesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
@@ -234,8 +284,14 @@ class Config:
     @property
     def mesh_shape(self) -> tuple[int, int]:
         """(S, D): devices along 'stage' and 'data'."""
-        default = self.num_stages if self.method == "layer_parallel" else 1
+        names = self.phases.methods or (self.method,)
+        default = 1 if all(METHODS[name].devices == "one" for name in names) else self.num_stages
         return (default if self.mesh.stage is None else self.mesh.stage), self.mesh.data
+
+    @property
+    def staged(self) -> bool:
+        """Whether each device along 'stage' holds its stages only; otherwise every device holds the whole network."""
+        return METHODS[self.method].staged
 
     @property
     def initial_penalty_coef(self) -> float:
@@ -251,6 +307,14 @@ def check(config: Config) -> None:
         if not ok:
             raise ValueError(message)
 
+    for name, methods in (("method", (config.method,)), ("phases.methods", config.phases.methods)):
+        for method in methods:
+            close = difflib.get_close_matches(method, METHODS, n=1)
+            require(
+                method in METHODS,
+                f"{name}={method!r}: expected one of {', '.join(METHODS)}"
+                + (f"; did you mean {close[0]}?" if close else ""),
+            )
     at_least = {
         "num_stages": (config.num_stages, 1),
         "seed": (config.seed, 0),
@@ -258,11 +322,16 @@ def check(config: Config) -> None:
         "num_steps": (1 if config.num_steps is None else config.num_steps, 1),
         "batch_size": (config.batch_size, 1),
         "log_every": (config.log_every, 1),
+        "diagnose_every": (config.diagnose_every, 0),
+        "pipeline.micro_batches": (config.pipeline.micro_batches, 1),
+        "local.blocks": (config.local.blocks, 0),
         "mesh.stage": (config.mesh_shape[0], 1),
         "mesh.data": (config.mesh.data, 1),
         "data.crop": (config.data.crop, 0),
         "data.cutout": (config.data.cutout, 0),
         "data.image_size": (config.data.image_size, 1),
+        "data.shrink": (config.data.shrink, 1),
+        "data.train_examples": (1 if config.data.train_examples is None else config.data.train_examples, 1),
         "data.threads": (config.data.threads, 1),
         "data.prefetch": (config.data.prefetch, 1),
         "data.max_corrupt": (config.data.max_corrupt, 0),
@@ -323,7 +392,7 @@ def check(config: Config) -> None:
         )
     stage, data = config.mesh_shape
     divisors = [s for s in range(1, config.num_stages + 1) if config.num_stages % s == 0]
-    if config.method == "layer_parallel":
+    if config.staged:
         require(
             config.num_stages % stage == 0,
             f"mesh.stage={stage}: expected a divisor of num_stages={config.num_stages}, so that every device holds "
@@ -334,6 +403,27 @@ def check(config: Config) -> None:
         f"batch_size={config.batch_size}: expected a multiple of mesh.stage * mesh.data = {stage} * {data} = "
         f"{stage * data}, so that every device owns equally many examples; the nearest above is "
         f"{-(-config.batch_size // (stage * data)) * stage * data}",
+    )
+    column, micro = config.batch_size // data, config.pipeline.micro_batches
+    require(
+        config.method != "pipeline" or column % micro == 0,
+        f"pipeline.micro_batches={micro}: expected a divisor of batch_size / mesh.data = {column}, so that "
+        f"micro-batches are equal; choose another number",
+    )
+    require(
+        0 < config.delayed.shrink <= 1, f"delayed.shrink={config.delayed.shrink}: expected 0 < shrink <= 1; 1 is none"
+    )
+    phases = config.phases
+    require(
+        len(phases.epochs) == max(len(phases.methods) - 1, 0)
+        and all(a < b for a, b in itertools.pairwise((0.0, *phases.epochs, float(config.num_epochs)))),
+        f"phases.methods={phases.methods}, phases.epochs={phases.epochs}: expected the epoch at which each method but "
+        f"the first begins, increasing, between 0 and num_epochs={config.num_epochs}",
+    )
+    require(
+        not (phases.methods and config.start.optimizer),
+        "start.optimizer=True with phases.methods: the other run's step would be in the middle of a phase; start from "
+        "its weights alone, or name the phases' methods one run after the other",
     )
     require(
         config.method != "layer_parallel"
@@ -348,3 +438,5 @@ def check(config: Config) -> None:
         f"multiplier=adjoint with aux.task_weight={config.aux.task_weight}: the multiplier is the adjoint of the "
         f"AuxNet's own cross entropy, which must be trained; set aux.task_weight > 0",
     )
+    for method in phases.methods:
+        check(replace(config, method=method, mesh=MeshConfig(*config.mesh_shape), phases=PhasesConfig()))

@@ -21,9 +21,8 @@ from lpjax import mesh as meshes
 from lpjax.chain import Mode
 from lpjax.config import Config
 from lpjax.data.feed import Batch, Feed
-from lpjax.network import Network
+from lpjax.network import Network, composed
 from lpjax.recipe import Recipe
-from lpjax.serial import composed
 from lpjax.train_state import TrainState
 
 
@@ -73,7 +72,7 @@ def make_calibrate(
 
 def replicated(state: TrainState, mesh: Mesh) -> TrainState:
     """What an evaluation needs of a state, on every device."""
-    state = replace(state, stage_opt=(), aux_opt=(), multiplier=())
+    state = replace(state, stage_opt=(), aux_opt=(), multiplier=(), carry=())
     return jax.device_put(state, NamedSharding(mesh, meshes.REPLICATED))
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from lpjax.chain import Shape
 from lpjax.lagrangian import Interface, InterfaceMultiplier
@@ -120,3 +120,16 @@ def to_owners(packets: Float[Array, "slots column l"], num_devices: int) -> Floa
     packets = packets.reshape(slots, num_devices, column // num_devices, length).swapaxes(0, 1)
     packets = lax.all_to_all(packets, "stage", split_axis=0, concat_axis=0)  # [stage device, slot, b, l]
     return packets.reshape(num_devices * slots, column // num_devices, length)
+
+
+def shift(packets: Shaped[Array, "slots *n"], num_devices: int, *, forward: bool) -> Shaped[Array, "slots *n"]:
+    """What each stage has goes to the next one (forward) or to the one before; zeros come in at the end.
+
+    One ppermute over 'stage' of one slot, of `num_devices` = S devices.
+    """
+    edge = packets[-1:] if forward else packets[:1]
+    step = 1 if forward else -1
+    pairs = [(s, s + step) for s in range(num_devices) if 0 <= s + step < num_devices]
+    edge = lax.ppermute(edge, "stage", pairs) if pairs else jnp.zeros_like(edge)
+    kept = packets[:-1] if forward else packets[1:]
+    return jnp.concatenate([edge, kept] if forward else [kept, edge])

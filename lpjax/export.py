@@ -27,8 +27,8 @@ from lpjax.config_dict import from_config_dict
 from lpjax.data import images
 from lpjax.data.feed import Resident
 from lpjax.model_file import Description
+from lpjax.network import composed
 from lpjax.runs import Run, prepare
-from lpjax.serial import composed
 from lpjax.train_state import TrainState
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -104,14 +104,17 @@ def main(argv: list[str]) -> int:
         fields, folder = parse(argv)
         config = from_config_dict(fields)
         provide_devices(devices_of_a_process(config.mesh_shape, join()))
-        from lpjax import distributed, report, runs, tables, train, workdir
+        from lpjax import cost, distributed, metrics, report, runs, tables, train, workdir
         from lpjax.data.source import CorruptDataError
 
         console.quiet = not distributed.is_writer()
         run = runs.prepare(config)
         tables.print_tables(console, run.network, config, run.mesh, run.spec.num_train)
         if config.dry_run:
-            runs.dry_run(run, console)
+            needs = cost.dry_run(run, console)
+            if _WORKDIR.value and distributed.is_writer():
+                folder.mkdir(parents=True, exist_ok=True)
+                metrics.write_json(folder / "cost.json", needs)
             return 0
     except (ValueError, OSError) as error:
         errors.print(f"lpjax: {error}")

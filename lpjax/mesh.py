@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 EXAMPLES = P(("data", "stage"))
 """Examples of a batch over the whole mesh: a column of stage devices (one 'data' index) owns consecutive ones."""
@@ -63,3 +63,22 @@ def on_stages(run: Callable[..., Any], num_stages: int, num_devices: int, *opera
         index = lax.axis_index("stage") if num_devices > 1 else 0
         results.append(lax.switch(index, branches, *mine))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def by_stage(mine: Array, num_stages: int) -> Array:
+    """Sums over the mesh by stage, [..., K], from each device's share for its own stages, [..., K/S]: one psum."""
+    place = lax.axis_index("stage") * mine.shape[-1]
+    rows = lax.dynamic_update_slice_in_dim(jnp.zeros((*mine.shape[:-1], num_stages)), mine, place, axis=-1)
+    return lax.psum(rows, ALL_AXES)
+
+
+def jit_step(step: Callable[..., Any], mesh: Mesh, specs: PyTree) -> Callable[..., Any]:
+    """A device's `step` (state, batch) -> (state, figures) over the mesh, jitted; the state (`specs`) is donated."""
+    sharded = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(specs, EXAMPLES),
+        out_specs=(specs, REPLICATED),
+        check_vma=False,  # the gradients' collectives are written out, not inferred
+    )
+    return jax.jit(sharded, donate_argnums=0)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
+from jaxtyping import Array, Float, PyTree
 
 from lpjax import chain
 from lpjax.aux_net import PieceUnits, convolutions, make_aux_net
-from lpjax.chain import Chain, Shape, Unit, make_chain
+from lpjax.chain import Chain, Mode, Shape, Unit, make_chain
 from lpjax.packing import Packing
 from lpjax.partition import split
 
@@ -74,3 +75,17 @@ def build(
         params=Packing.of([params for params, _ in trees]),
         stats=Packing.of([stats for _, stats in trees]),
     )
+
+
+def composed(
+    network: Network, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], x: Float[Array, "b ..."], mode: Mode
+) -> tuple[Float[Array, "b classes"], tuple[PyTree, ...]]:
+    """Logits of the composed network F_{K-1} o .. o F_0, and its statistics; `params` and `stats` are one tree a stage.
+
+    On the real image and without AuxNet: every accuracy reported as the network's is its own.
+    """
+    new_stats = []
+    for stage, stage_params, stage_stats in zip(network.stages, params, stats, strict=True):
+        x, out = chain.apply(stage, stage_params, stage_stats, x, mode)
+        new_stats.append(out)
+    return x, tuple(new_stats)

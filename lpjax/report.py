@@ -131,7 +131,7 @@ def check_arrays(step: int, arrays: Arrays) -> None:
 
 def _place(name: str, index: int) -> str:
     """What entry `index` of a figure is of: stages count from 0, interface j is the input of stage j >= 1."""
-    return f"stage {index}" if name in ("stage_loss", "gradient_norm") else f"interface {index + 1}"
+    return f"stage {index}" if name == "stage_loss" or name.startswith("gradient_") else f"interface {index + 1}"
 
 
 def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None, seconds_total: float) -> dict[str, Any]:
@@ -145,11 +145,12 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None, secon
     config, network = run.config, run.network
     per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
     figures = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
-    pieces = network.aux_net if config.method == "layer_parallel" else ()
+    names = config.phases.methods or (config.method,)
+    pieces = network.aux_net if "layer_parallel" in names else ()
     return {
         "ended": ended,
-        "method": config.method,
-        "multiplier": config.multiplier if config.method == "layer_parallel" else None,
+        "method": ", ".join(names),
+        "multiplier": config.multiplier if "layer_parallel" in names else None,
         "num_stages": config.num_stages,
         "mesh": dict(zip(("stage", "data"), config.mesh_shape, strict=True)),
         "seed": config.seed,

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from lpjax import canonical, checkpoint, distributed, tables
 from lpjax.canonical import Arrays
 from lpjax.checkpoint import Saved
-from lpjax.runs import Run
+from lpjax.runs import Run, with_method
 from lpjax.train_state import TrainState
 from lpjax.workdir import WorkdirError
 
@@ -67,6 +67,8 @@ def identity(run: Run) -> dict[str, Any]:
     free = tuple(f"{name}." for name in FREE)
     config = {name: value for name, value in _flat(dataclasses.asdict(run.config)) if not f"{name}.".startswith(free)}
     spec = {f"data set: {name}": value for name, value in dataclasses.asdict(run.spec).items() if name != "class_names"}
+    if run.config.phases.methods:
+        del config["method"]  # it is the phase's
     found = {**config, **spec, "cuts": run.network.cuts, "precision": str(jnp.result_type(float))}
     return json.loads(json.dumps(found))
 
@@ -137,8 +139,13 @@ def begin(run: Run, saved: Saved | None, say: Say) -> Start:
     if versions:
         changed = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in versions.items())
         say(f"the checkpoint was made with other versions ({changed}): the numbers may part by rounding")
-    state, fresh, _ = restore(run, saved.arrays)
-    assert not fresh, f"not in the checkpoint: {fresh}"
+    state, fresh, left = restore(run, saved.arrays)
+    if saved.meta["method"] != run.config.method:  # another phase
+        say(f"from {saved.meta['method']} to {run.config.method} after step {saved.step}")
+        _say_news(fresh, left, say)
+        state = _at_step(run, state, saved)
+    else:
+        assert not fresh, f"not in the checkpoint: {fresh}"
     return Start(state, saved.step, saved.meta["feed"], saved.meta)
 
 
@@ -176,20 +183,26 @@ def from_other(run: Run, say: Say) -> Start:
             f"other shapes, such as {others[0]}; expected the same model ({run.config.model.function})"
         )
     say(f"starting from step {saved.step} of {workdir}")
-    for text in _news([name for name in fresh if config.optimizer or _is_weight(name)], "starts fresh"):
-        say(text)
-    for text in _news(left, "of the other run is not in this one"):
-        say(text)
+    _say_news([name for name in fresh if config.optimizer or _is_weight(name)], left, say)
     if not config.optimizer:
         return Start(state)
-    state = dataclasses.replace(state, penalty_coef=jax.jit(run.recipe.penalty_coef)(state.step))
-    if not any(name.startswith("aux.params.") for name in saved.arrays):
-        state = dataclasses.replace(state, aux_opt=_counted(state.aux_opt, saved.step * run.config.aux.inner_steps))
+    state = _at_step(run, state, saved)
     was, now = saved.meta["identity"], identity(run)
     same_data = all(was.get(name) == now[name] for name in ("batch_size", "data.name", "data set: num_train"))
     if not same_data:
         say("other data or batch size: the row of batches starts at its beginning")
     return Start(state, saved.step, saved.meta["feed"] if same_data else None)
+
+
+def _at_step(run: Run, state: TrainState, saved: Saved) -> TrainState:
+    """A state of another method's checkpoint with what goes by the step as this method would have it."""
+    count = saved.step * run.config.aux.inner_steps
+    state = dataclasses.replace(state, penalty_coef=jax.jit(run.recipe.penalty_coef)(state.step))
+    if not any(name.startswith("aux.params.") for name in saved.arrays):
+        state = dataclasses.replace(state, aux_opt=_counted(state.aux_opt, count))
+    if hasattr(state.carry, "opt") and not any(name.startswith(f"carry.{run.config.method}-") for name in saved.arrays):
+        state = dataclasses.replace(state, carry=state.carry.replace(opt=_counted(state.carry.opt, count)))
+    return state
 
 
 def _counted(optimizer: PyTree, count: int) -> PyTree:
@@ -217,6 +230,11 @@ def _read(folder: Path, step: int | None) -> Saved | None:
         raise WorkdirError(f"{folder}: {at}{error}; there are those of steps: {there}") from error
 
 
+def _say_news(fresh: list[str], left: list[str], say: Say) -> None:
+    for text in (*_news(fresh, "starts fresh"), *_news(left, "of the other run is not in this one")):
+        say(text)
+
+
 def _news(names: list[str], what: str) -> list[str]:
     """A line for each part of a state among the names of its arrays."""
     parts: dict[str, None] = {}
@@ -242,7 +260,7 @@ def load(run: Run, workdir: Path, step: int | None = None) -> tuple[TrainState, 
     if saved is None:
         raise WorkdirError(f"workdir={workdir}: expected a run's workdir, there is no checkpoint in {folder}")
     check_same(saved.meta["identity"], run, workdir)
-    state, _, _ = restore(run, saved.arrays)
+    state, _, _ = restore(with_method(run, saved.meta["method"]), saved.arrays)
     return state, saved.step, saved.meta
 
 

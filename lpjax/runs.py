@@ -1,6 +1,5 @@
 """A run, made from a checked configuration."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,23 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.stages import Lowered
+from jax.stages import Lowered, Traced
 from jaxtyping import Array
-from rich.console import Console
 
-from lpjax import named, serial, stage_parallel, train_state
-from lpjax.config import Config, OptimizerConfig
+from lpjax import methods, named, train_state
+from lpjax.config import Config, MeshConfig, OptimizerConfig
 from lpjax.data import SOURCES
 from lpjax.data.feed import Batch, Feed, make_feed, steps_per_epoch
-from lpjax.data.source import Spec, Stream
+from lpjax.data.source import Spec, Stream, reduced, reduced_spec
 from lpjax.evaluate import Evaluation, make_evaluate
 from lpjax.mesh import make_mesh
 from lpjax.network import Network, build
 from lpjax.recipe import Recipe, make_recipe
 from lpjax.train_state import TrainState
-
-METHODS = {"layer_parallel": stage_parallel.make_step, "serial": serial.make_step}
-"""Makers of a step, by `config.method`: (network, config, mesh, recipe) -> step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +51,12 @@ class Run:
         return step == self.num_steps or self._logs(step)
 
     def _logs(self, step: int) -> bool:
-        return step == 1 or step % self.config.log_every == 0
+        return step == 1 or step % self.config.log_every == 0 or self.diagnoses(step)
+
+    def diagnoses(self, step: int) -> bool:
+        """Whether the stages' gradients are compared with backprop's."""
+        every = self.config.diagnose_every
+        return bool(every) and step % every == 0
 
     def tests(self, step: int) -> bool:
         """Whether the network is tested after a step."""
@@ -103,13 +103,14 @@ def prepare(config: Config) -> Run:
         raise ValueError(f"data.name={config.data.name!r}: expected one of {', '.join(SOURCES)}")
     source = SOURCES[config.data.name]
     spec = source.published(config.data) if config.dry_run and source.published else source.describe(config.data)
+    spec = reduced_spec(spec, config.data)
     network = build_network(config, spec)
     per_epoch = steps_per_epoch(spec.num_train, config.batch_size)
     mesh = make_mesh(*config.mesh_shape)
     if config.dry_run:
         feed, mean, std = None, np.zeros(spec.image_shape[-1]), np.ones(spec.image_shape[-1])
     else:
-        data = source.load(config.data)
+        data = reduced(source.load(config.data), config.data)
         if isinstance(data, Stream) and config.multiplier == "per_example":
             raise ValueError(
                 f"multiplier=per_example with data.name={config.data.name}, whose images are cropped at random: a "
@@ -118,6 +119,8 @@ def prepare(config: Config) -> Run:
         feed, mean, std = make_feed(data, config, mesh), data.mean, data.std
     recipe = make_recipe(config, mean, std, num_examples=spec.num_train, steps_per_epoch=per_epoch)
     total = config.num_epochs * per_epoch
+    if config.phases.methods:
+        config = replace(config, method=config.phases.methods[0], mesh=MeshConfig(*config.mesh_shape))
     return Run(
         config=config,
         spec=spec,
@@ -127,10 +130,28 @@ def prepare(config: Config) -> Run:
         recipe=recipe,
         num_steps=total if config.num_steps is None else min(config.num_steps, total),
         create=partial(train_state.create, config, network, mesh, recipe),
-        step=METHODS[config.method](network, config, mesh, recipe),
+        step=methods.module(config.method).make_step(network, config, mesh, recipe),
         evaluate=make_evaluate(network, config, mesh, recipe),
         feed=feed,
     )
+
+
+def with_method(run: Run, method: str) -> Run:
+    """The run by another method: other state and step, all else the same."""
+    config = replace(run.config, method=method)
+    parts = config, run.network, run.mesh, run.recipe
+    step = methods.module(method).make_step(run.network, config, run.mesh, run.recipe)
+    return replace(run, config=config, create=partial(train_state.create, *parts), step=step)
+
+
+def in_phase(run: Run, step: int) -> Run:
+    """The run in the phase that comes after `step` steps (`config.phases`), to the phase's last step."""
+    phases = run.config.phases
+    if not phases.methods:
+        return run
+    ends = [min(round(epoch * run.recipe.steps_per_epoch), run.num_steps) for epoch in phases.epochs] + [run.num_steps]
+    number = next((i for i, end in enumerate(ends) if step < end), len(ends) - 1)
+    return replace(with_method(run, phases.methods[number]), num_steps=ends[number])
 
 
 def with_learning_rates(run: Run, factor: float) -> Run:
@@ -142,22 +163,19 @@ def with_learning_rates(run: Run, factor: float) -> Run:
     config, recipe = run.config, run.recipe
     config = replace(config, optimizer=scaled(config.optimizer), aux_optimizer=scaled(config.aux_optimizer))
     recipe = make_recipe(config, *run.moments, num_examples=recipe.num_examples, steps_per_epoch=recipe.steps_per_epoch)
-    return replace(run, recipe=recipe, step=METHODS[config.method](run.network, config, run.mesh, recipe))
+    return replace(
+        run, recipe=recipe, step=methods.module(config.method).make_step(run.network, config, run.mesh, recipe)
+    )
+
+
+def trace(run: Run) -> Traced:
+    """The step, traced for the run's shapes."""
+    B, shape = run.config.batch_size, run.spec.image_shape
+    index = jax.ShapeDtypeStruct((B,), jnp.int32)
+    batch = Batch(image=jax.ShapeDtypeStruct((B, *shape), jnp.uint8), label=index, index=index)
+    return run.step.trace(jax.eval_shape(run.create), batch)  # type: ignore[attr-defined]
 
 
 def lower(run: Run) -> Lowered:
     """The step, traced and lowered for the run's shapes."""
-    B, shape = run.config.batch_size, run.spec.image_shape
-    index = jax.ShapeDtypeStruct((B,), jnp.int32)
-    batch = Batch(image=jax.ShapeDtypeStruct((B, *shape), jnp.uint8), label=index, index=index)
-    return run.step.lower(jax.eval_shape(run.create), batch)  # type: ignore[attr-defined]
-
-
-def dry_run(run: Run, console: Console) -> None:
-    """Compile the step and say what it takes; nothing is trained."""
-    start = time.perf_counter()
-    memory = lower(run).compile().memory_analysis()
-    console.print(f"compiled in {time.perf_counter() - start:.1f} s")
-    if memory is not None:
-        held, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-        console.print(f"a device holds {held / 1e6:,.1f} MB and needs {temporary / 1e6:,.1f} MB more in a step")
+    return trace(run).lower()

@@ -1,6 +1,7 @@
 """Forward and backward pass of one stage on its local loss: what all stages do at the same time.
 
-Pure, and free of the mesh but for the names of the axes a batch is spread over; `stage_parallel` runs it on devices.
+Pure, and free of the mesh but for the names of the axes a batch is spread over; `methods.layer_parallel` runs it on
+devices.
 """
 
 from functools import partial

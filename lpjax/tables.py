@@ -9,10 +9,12 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
+from lpjax import flow
 from lpjax.aux_net import aux_share
 from lpjax.chain import Chain
 from lpjax.config import Config
 from lpjax.exchange import Exchange
+from lpjax.methods import delayed
 from lpjax.network import Network
 from lpjax.partition import activation_bytes, chain_flops, chain_size
 from lpjax.train_state import multiplier_bytes
@@ -91,17 +93,29 @@ def device_bytes(network: Network, config: Config, num_examples: int) -> dict[st
     parameters: rows of its stages and the AuxNet, with gradients and optimiser state (SGD's momentum, or Adam's two).
     activations: what the backward pass keeps, of its fullest stage (they run one after another) with the coarse tail
     behind it, and of the AuxNet; see `partition.activation_bytes`.  packets: what the exchanges send and receive.
-    multipliers: its share of the stored ones.
+    multipliers: its share of the stored ones.  Kept inputs and weights of `delayed` count as packets and parameters.
     """
     S, D = config.mesh_shape
     width = jnp.dtype(jnp.result_type(float)).itemsize
     batch = config.batch_size // (S * D)
     copies = 4 if config.optimizer.name == "adamw" else 3
     rows = sum(network.params.lengths.values()) * network.num_stages
-    if config.method == "serial":
+    if not config.staged:
         whole = sum(activation_bytes(stage, batch) for stage in network.stages)
         return {"parameters": copies * rows * width, "activations": whole, "packets": 0, "multipliers": 0}
     column, pieces = config.batch_size // D, network.aux_net
+    if config.method != "layer_parallel":
+        micro = config.pipeline.micro_batches if config.method == "pipeline" else 1
+        kept = [activation_bytes(stage, column // micro) for stage in network.stages]
+        slots, packet = network.num_stages // S, width * column * flow.length(network)
+        rings = slots * (max(delayed.staleness(config)) + 1) if config.method == "delayed" else 0
+        per_device = [sum(kept[i : i + slots]) for i in range(0, network.num_stages, slots)]
+        return {
+            "parameters": width * (copies * rows // S + rings * sum(network.params.lengths.values())),
+            "activations": max(per_device if config.method == "pipeline" else kept),
+            "packets": packet * (rings + 3 * slots),
+            "multipliers": 0,
+        }
     aux = [activation_bytes(piece, column) for piece in pieces]
     tails = config.multiplier == "coarse_tail"
     stages = [

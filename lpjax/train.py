@@ -6,6 +6,7 @@ A checkpoint holds the arrays of `canonical` and, as JSON, its `meta`:
     feed         where the training batches of each process are
     evaluation   test figures of this state, if it was tested
     figures      those of the last step
+    method       that the state is of (a phase's)
     last_lines   kinds of lines of metrics.jsonl that were written because this was the run's last step
     factor       of all learning rates, smaller than 1 after a recovery
     seconds      that the run took so far
@@ -32,10 +33,11 @@ from rich.console import Console
 
 from lpjax import checkpoint, distributed, metrics, resume, tables, workdir
 from lpjax.data.feed import TrainBatches
+from lpjax.diagnosis import Diagnosis
 from lpjax.evaluate import Evaluation
 from lpjax.report import Figures, Log, NonFiniteError, check_arrays, summary
 from lpjax.resume import Start
-from lpjax.runs import Run, with_learning_rates
+from lpjax.runs import Run, in_phase, with_learning_rates
 from lpjax.train_state import TrainState
 from lpjax.watch import Profile, Watch, memory_line
 
@@ -116,7 +118,8 @@ def train(run: Run, folder: Path, console: Console, *, restart: bool = False) ->
                 say(f"{folder} is finished already; nothing is left to train")
                 return result
             watch.phase("making the state")
-            start = resume.begin(run, saved, say)
+            phase = in_phase(run, saved.step if saved else 0)
+            start = resume.begin(phase, saved, say)
             watch.done("the state")
             if failed:
                 if tries[start.step] == recovery.times:
@@ -124,10 +127,14 @@ def train(run: Run, folder: Path, console: Console, *, restart: bool = False) ->
                 tries[start.step] += 1
                 say(f"{failed}; going back to step {start.step} with learning rates times {recovery.factor}")
             factor = start.meta.get("factor", 1.0) * recovery.factor ** tries[start.step]
-            now = run if factor == 1 else with_learning_rates(run, factor)
+            now = phase if factor == 1 else with_learning_rates(phase, factor)
             session = _Session(now, folder, start, factor, requests, Log(now, folder, console, watch, start))
+            last = now.num_steps == run.num_steps
             try:
-                return session.train(recovered=tries[start.step] > 0)
+                result = session.train(recovered=tries[start.step] > 0, ends="finished" if last else "phase")
+                if last:
+                    return result
+                failed = None
             except NonFiniteError as error:
                 if recovery.policy == "stop":
                     raise
@@ -163,14 +170,14 @@ class _Session:
         """That the run took so far."""
         return time.perf_counter() - self.began
 
-    def train(self, recovered: bool) -> dict[str, Any]:
-        """To the end.  recovered: from a step that was gone back to."""
+    def train(self, recovered: bool, ends: str) -> dict[str, Any]:
+        """To the end, which result.json calls `ends`.  recovered: from a step that was gone back to."""
         ended = "error"
         try:
             if recovered:
                 self.log.recovery(self.start.step, self.factor)
             self._steps()
-            ended = "finished"
+            ended = ends
         except (KeyboardInterrupt, StoppedError):
             ended = "interrupted"
             raise
@@ -196,6 +203,7 @@ class _Session:
         state, batches = self.start.state, run.feed.train()
         if self.start.feed:
             batches.set_state(self.start.feed[jax.process_index() % len(self.start.feed)])
+        diagnosis = Diagnosis(run) if run.config.diagnose_every else None
         pending: Figures | None = None
         watched = run.config.watch
         with Profile(watched.profile_first, watched.profile_last, self.folder / "profile") as profile:
@@ -209,7 +217,7 @@ class _Session:
                 batch = next(batches)
                 waited = time.perf_counter() - asked
                 log.skipped(batches.corrupt)
-                state, figures = run.step(state, batch)
+                state, figures = diagnosis.step(step, state, batch) if diagnosis else run.step(state, batch)
                 if pending:
                     log.step(*pending)
                     profile.end(pending.step)
@@ -251,6 +259,7 @@ class _Session:
             "feed": distributed.gather(batches.get_state()),
             "evaluation": self.evaluation and self.evaluation._asdict(),
             "figures": self.log.last,
+            "method": run.config.method,
             "last_lines": run.last_lines(step),
             "factor": self.factor,
             "seconds": self.seconds,

@@ -8,7 +8,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from lpjax import aux_net, chain, optim
+from lpjax import aux_net, chain, methods, optim
 from lpjax import mesh as meshes
 from lpjax.config import Config
 from lpjax.network import Network
@@ -27,15 +27,18 @@ class TrainState:
 
     step: steps done; replicated.
     key: the run's random key; never changes: what is random derives from it, the step and the example.
-    stage_params: {"kernel": [K, P], "other": [K, Q]}, rows sharded over 'stage' (method serial: replicated).
+    stage_params: {"kernel": [K, P], "other": [K, Q]}, rows sharded over 'stage' (methods
+        that are not staged: replicated).
     stage_opt: their optimiser state, every leaf [K, ...], likewise.
     stage_stats: {"other": [K, R]}, running batch-norm statistics of the stages' inputs in training,
         likewise.  Under layer-parallel training these belong to the AuxNet's inputs, not to the composed network.
-    aux_params, aux_stats: one tree a piece of the AuxNet; replicated.  Empty for serial and for K = 1.
+    aux_params, aux_stats: one tree a piece of the AuxNet; replicated.  Empty for K = 1 and for other methods.
     aux_opt: optimiser state of aux_params; replicated.
     multiplier: K-1 arrays, what the policy stores: `mean` [H, W, C], replicated; `per_example` [rows, H, W, C] with
         rows >= training examples, sharded over the whole mesh; otherwise none.
     penalty_coef: beta of this step; replicated.
+    carry: what the method alone needs from step to step, see its file; every leaf leads with the K stages, sharded over
+        'stage'.  () for most.
     """
 
     step: PyTree
@@ -48,11 +51,13 @@ class TrainState:
     aux_stats: PyTree
     multiplier: PyTree
     penalty_coef: PyTree
+    carry: PyTree
 
 
 def specs(config: Config) -> TrainState:
     """Partition spec of every field (a prefix of the state's tree)."""
-    rows = meshes.STAGES if config.method == "layer_parallel" else meshes.REPLICATED
+    rows = meshes.STAGES if config.staged else meshes.REPLICATED
+    method = methods.module(config.method)
     return TrainState(
         step=meshes.REPLICATED,
         key=meshes.REPLICATED,
@@ -64,6 +69,7 @@ def specs(config: Config) -> TrainState:
         aux_stats=meshes.REPLICATED,
         multiplier=meshes.TABLE if config.multiplier == "per_example" else meshes.REPLICATED,
         penalty_coef=meshes.REPLICATED,
+        carry=method.carry_specs(config) if hasattr(method, "carry_specs") else (),
     )
 
 
@@ -74,7 +80,7 @@ def table_rows(num_examples: int, devices: int) -> int:
 
 def multiplier_bytes(config: Config, network: Network, num_examples: int) -> int:
     """Memory of the stored multipliers over the whole mesh, in bytes."""
-    if config.method == "serial" or config.multiplier not in ("mean", "per_example"):
+    if config.method != "layer_parallel" or config.multiplier not in ("mean", "per_example"):
         return 0
     stage, data = config.mesh_shape
     rows = table_rows(num_examples, stage * data) if config.multiplier == "per_example" else 1
@@ -84,6 +90,7 @@ def multiplier_bytes(config: Config, network: Network, num_examples: int) -> int
 def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> TrainState:
     """The state before the first step, made on the devices where it will live."""
     layer_parallel = config.method == "layer_parallel"
+    init_carry = getattr(methods.module(config.method), "init_carry", None)
     stored: tuple[tuple[int, ...], ...] = ()
     if layer_parallel and config.multiplier == "mean":
         stored = network.interfaces[1:]
@@ -96,7 +103,7 @@ def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> Trai
             params, stats = chain.init(network.stages[k], jax.random.fold_in(key, 0))
             return network.params.pack(params), network.stats.pack(stats)
 
-        devices = mesh.shape["stage"] if layer_parallel else 1
+        devices = mesh.shape["stage"] if config.staged else 1
         params, stats = meshes.on_stages(init_stage, network.num_stages, devices)
         pieces = network.aux_net if layer_parallel else ()
         aux_params, aux_stats = aux_net.init(pieces, jax.random.fold_in(key, 1))
@@ -111,6 +118,7 @@ def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> Trai
             aux_stats=aux_stats,
             multiplier=tuple(jnp.zeros(shape) for shape in stored),
             penalty_coef=jnp.asarray(config.initial_penalty_coef, float),
+            carry=init_carry(network, config, recipe, jax.random.fold_in(key, 3)) if init_carry else (),
         )
 
     key = jax.random.key(config.seed)

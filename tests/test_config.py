@@ -69,7 +69,10 @@ BAD = [
     ({"mesh": {"stages": 2}}, r"mesh.stages: no such field; did you mean mesh.stage\?"),
     ({"zzz": 1}, "zzz: no such field; known here: method, num_stages"),
     ({"mesh": 4}, "mesh=4: expected a section with fields"),
-    ({"method": "seriel"}, r"method='seriel': expected one of layer_parallel, serial; did you mean serial\?"),
+    (
+        {"method": "seriel"},
+        r"method='seriel': expected one of layer_parallel, serial, data_parallel, .*; did you mean serial\?",
+    ),
     ({"multiplier": "exact"}, "multiplier='exact': expected one of none, mean"),
     ({"num_stages": "4"}, "num_stages='4': expected int, got str"),
     ({"num_stages": True}, "num_stages=True: expected int, got bool"),

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import small_config
+from helpers import small_config, small_run
 
 from lpjax.config import DataConfig
 from lpjax.data import SOURCES, augment, feed
 from lpjax.data.feed import epoch_order, make_feed, padded_order, sample_order, steps_per_epoch
-from lpjax.data.source import channel_moments
+from lpjax.data.source import Dataset, Spec, Stream, channel_moments, reduced, reduced_spec
 from lpjax.mesh import EXAMPLES, make_mesh
 from lpjax.recipe import example_keys
 
@@ -202,3 +202,66 @@ def test_augmentation_depends_on_the_example_and_the_step_not_on_its_place(chang
 def test_no_augmentation_is_the_image_itself():
     images = jnp.asarray(DIGITS.test_images[:4])
     assert augment.augment(images, keys(range(4)), DataConfig(crop=0)) is images
+
+
+class NoFiles(tuple):
+    """A split of no image files."""
+
+    def name(self, position):
+        return ""
+
+
+def test_a_reduced_set():
+    config = DataConfig(shrink=2, train_examples=3)
+    images = np.arange(5 * 4 * 6 * 2).reshape(5, 4, 6, 2).astype(np.uint8)
+    labels = np.arange(5, dtype=np.int32)
+    data = reduced(Dataset(images, labels, images[3:], labels[3:], np.zeros(2), np.ones(2)), config)
+    assert data.train_images.shape == (3, 2, 3, 2)
+    assert data.train_images.dtype == np.uint8
+    for n, i, j, c in np.ndindex(3, 2, 3, 2):
+        block = images[n, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        assert data.train_images[n, i, j, c] == round(float(block.mean()))
+    np.testing.assert_array_equal(data.train_labels, [0, 1, 2])
+    np.testing.assert_array_equal(data.test_labels, [3, 4])
+    assert data.test_images.shape == (2, 2, 3, 2)
+    scaled = data.train_images / 255
+    np.testing.assert_allclose(data.mean, scaled.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(data.std, scaled.std((0, 1, 2)), rtol=1e-6)
+    assert reduced_spec(Spec((4, 6, 2), 5, 5, 2), config) == Spec((2, 3, 2), 5, 3, 2)
+
+
+def test_a_set_that_is_not_reduced_is_left_alone():
+    assert reduced(DIGITS, DataConfig()) is DIGITS
+    stream = Stream(NoFiles(), NoFiles(), np.zeros(1), np.ones(1))
+    assert reduced(stream, DataConfig()) is stream
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_run_on_a_reduced_set(dry_run):
+    run = small_run(data={"shrink": 2, "train_examples": 100, "crop": 1}, num_stages=2, dry_run=dry_run)
+    assert run.spec.image_shape == (4, 4, 1)
+    assert (run.recipe.num_examples, run.recipe.steps_per_epoch) == (100, 6)
+    if not dry_run:
+        assert next(run.feed.train()).image.shape == (16, 4, 4, 1)
+        np.testing.assert_allclose(run.moments[0], reduced(DIGITS, run.config.data).mean)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"shrink": 3}, r"data\.shrink=3: expected a divisor of the sides of the 8 x 8 images"),
+        ({"train_examples": 1438}, r"data\.train_examples=1438: expected at most the 1437 examples"),
+        ({"shrink": 0}, r"data\.shrink=0: expected at least 1"),
+        ({"train_examples": 0}, r"data\.train_examples=0: expected at least 1"),
+    ],
+)
+def test_reductions_that_do_not_fit_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        small_run(data=data)
+
+
+@pytest.mark.parametrize("fields", [{"shrink": 2}, {"train_examples": 1}])
+def test_a_stream_is_not_reduced(fields):
+    stream = Stream(NoFiles(), NoFiles(), np.zeros(1), np.ones(1))
+    with pytest.raises(ValueError, match=r"data\.name=folder: expected 1 and unset.*set data\.image_size"):
+        reduced(stream, DataConfig(name="folder", **fields))

@@ -26,7 +26,7 @@ from lpjax.config import DataConfig
 from lpjax.data import SOURCES, prepare
 from lpjax.data.source import Spec
 from lpjax.models import imagenet_resnet, layers, preact_resnet, resnet
-from lpjax.serial import composed
+from lpjax.network import composed
 
 PREACT = {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 10, "widen": 1}
 MLP = {"function": "configs.digits_mlp:residual_mlp", "blocks": 3, "width": 8}

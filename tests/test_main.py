@@ -42,7 +42,18 @@ def test_dry_run(tmp_path):
     done = lpjax(*SMALL, "--config.dry_run=True", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert "compiled in" in done.stdout
-    assert not (tmp_path / "run").exists()
+    cost = json.loads((tmp_path / "run" / "cost.json").read_text())
+    assert f"a device sends {cost['exchanged_bytes_total'] / 1e6:,.3f} MB in a step (" in done.stdout
+    assert min(cost["exchanged_bytes_total"], cost["held_bytes"], cost["temporary_bytes"]) > 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["cost.json"]
+
+
+def test_a_dry_run_without_a_workdir_writes_nothing(tmp_path):
+    arguments = (*SMALL, "--config.dry_run=True", "--config.method=serial")
+    done = lpjax(*arguments, config=ROOT / "configs/digits.py", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert "a device sends 0.000 MB in a step" in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lpjax import aux_net, chain, lagrangian
 from lpjax.chain import Mode
 from lpjax.lagrangian import POLICIES
 from lpjax.mesh import ALL_AXES, EXAMPLES, make_mesh
-from lpjax.serial import composed
+from lpjax.network import composed
 from lpjax.stage import stage_pass
 
 pytestmark = pytest.mark.usefixtures("x64")

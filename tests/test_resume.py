@@ -231,3 +231,30 @@ def test_versions_that_changed_are_said(tmp_path, monkeypatch):
     said, _ = trained(tmp_path, num_steps=2)
     assert f"made with other versions (jax {jax.__version__} -> 99)" in said
     assert dataclasses.is_dataclass(resume.Start)
+
+
+PHASES = {
+    "phases__methods": ("layer_parallel", "serial", "local"),
+    "phases__epochs": (0.4, 0.8),  # after steps 4 and 9 of 11
+    "num_epochs": 1,
+}
+
+
+def test_phases_are_one_run(tmp_path):
+    """The state carries over from method to method; parts that end between two or inside one are the whole."""
+    said, whole = trained(tmp_path / "whole", **PHASES)
+    assert "from layer_parallel to serial after step 4" in said
+    assert "from serial to local after step 9" in said
+    assert "carry local-1-2-3 starts fresh" in said
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert (result["ended"], result["steps"]) == ("finished", 11)
+    assert result["method"] == "layer_parallel, serial, local"
+    assert whole["network.optimizer.2.1.count"] == 11
+    assert whole["carry.local-1-2-3.opt.2.1.count"].tolist() == [11] * 4, "the classifiers' schedule is the run's"
+    for step in (4, 6):
+        trained(tmp_path / "half", **PHASES, num_steps=step)
+    _, arrays = trained(tmp_path / "half", **PHASES)
+    assert_same(arrays, whole)
+    assert metrics_of(tmp_path / "half") == metrics_of(tmp_path / "whole")
+    with pytest.raises(WorkdirError, match=r"phases\.epochs"):
+        trained(tmp_path / "half", **PHASES | {"phases__epochs": (0.4, 0.9)})

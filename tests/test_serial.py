@@ -8,7 +8,7 @@ from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_st
 
 from lpjax import aux_net, chain, lagrangian
 from lpjax.chain import Mode
-from lpjax.serial import composed
+from lpjax.network import composed
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -40,7 +40,7 @@ def test_a_step_descends_the_composed_networks_gradient():
 @pytest.mark.parametrize("shape", [(1, 4), (2, 2), (8, 1)])
 def test_data_parallel_gives_the_same_numbers(shape):
     one = take_steps(small_run(method="serial"), 3)
-    many = take_steps(small_run(method="serial", mesh__stage=shape[0], mesh__data=shape[1]), 3)
+    many = take_steps(small_run(method="data_parallel", mesh__stage=shape[0], mesh__data=shape[1]), 3)
     assert_close(many[0], one[0])
     assert_close(many[1], one[1])
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import small_config, small_run, take_steps
 from rich.console import Console
 
-from lpjax import metrics, report, runs, tables, train, train_state
+from lpjax import cost, metrics, report, runs, tables, train, train_state
 from lpjax.data import SOURCES
 from lpjax.lagrangian import POLICIES
 from lpjax.partition import chain_size
@@ -181,6 +181,6 @@ def test_a_dry_run_reads_no_data(monkeypatch):
 
 def test_dry_run_compiles_and_says_what_a_device_needs():
     console = quiet()
-    runs.dry_run(small_run(dry_run=True), console)
+    cost.dry_run(small_run(dry_run=True), console)
     assert "compiled in" in console.file.getvalue()
     assert "a device holds" in console.file.getvalue()

@@ -7,7 +7,7 @@ image files by position).  `feed` makes batches of either.
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -117,6 +117,53 @@ def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
     mean = shares @ values
     return mean, np.sqrt(np.maximum(shares @ values**2 - mean**2, 0.0))
+
+
+def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
+    """The `Spec` after `data.shrink` and `data.train_examples`; raises ValueError where they do not fit the set."""
+    (height, width, channels), factor, count = spec.image_shape, config.shrink, config.train_examples
+    if height % factor or width % factor:
+        raise ValueError(
+            f"data.shrink={factor}: expected a divisor of the sides of the {height} x {width} images; choose another"
+        )
+    if count is not None and count > spec.num_train:
+        raise ValueError(
+            f"data.train_examples={count}: expected at most the {spec.num_train} examples of the training set; lower "
+            f"it, or leave it unset for all"
+        )
+    shape = (height // factor, width // factor, channels)
+    return replace(spec, image_shape=shape, num_train=spec.num_train if count is None else count)
+
+
+def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
+    """The set after `data.shrink` and `data.train_examples`, which fit it (`reduced_spec`).
+
+    Raises ValueError where it is a `Stream` and either is set.
+    """
+    if config.shrink == 1 and config.train_examples is None:
+        return data
+    if isinstance(data, Stream):
+        raise ValueError(
+            f"data.shrink={config.shrink}, data.train_examples={config.train_examples} with data.name={config.name}: "
+            f"expected 1 and unset, as its image files are read while training; set data.image_size for smaller images"
+        )
+    train = _shrunk(data.train_images[: config.train_examples], config.shrink)
+    return Dataset(
+        train,
+        data.train_labels[: config.train_examples],
+        _shrunk(data.test_images, config.shrink),
+        data.test_labels,
+        *channel_moments(train),
+    )
+
+
+def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 images [N, H, W, C], averaged over factor x factor pixels and rounded."""
+    if factor == 1:
+        return images
+    n, height, width, channels = images.shape
+    blocks = images.reshape(n, height // factor, factor, width // factor, factor, channels)
+    return np.round(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
 
 
 def check_labels(labels: np.ndarray, classes: int, where: str) -> None:

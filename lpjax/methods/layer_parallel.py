@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
@@ -201,12 +200,10 @@ class _Step:
         B, K = self.config.batch_size, self.network.num_stages
         S, D = self.config.mesh_shape
         squares = jnp.square(optim.row_norms(grads)) / D  # they are already summed over 'data'
-        mine = jnp.stack([done.loss, done.correct, done.violation, done.output, squares], axis=1)
-        place = lax.axis_index("stage") * len(mine), jnp.zeros((), jnp.int32)
-        rows = lax.dynamic_update_slice(jnp.zeros((K, mine.shape[1])), mine, place)
+        mine = jnp.stack([done.loss, done.correct, done.violation, done.output, squares])
         norms = jnp.array([jnp.square(kappa).mean() / (S * D) for kappa in multipliers or [jnp.zeros(1)] * (K - 1)])
-        rows, norms, aux_loss = lax.psum((rows, norms, aux_loss), meshes.ALL_AXES)
-        loss, correct, violation, output, squares = rows.T
+        norms, aux_loss = lax.psum((norms, aux_loss), meshes.ALL_AXES)
+        loss, correct, violation, output, squares = meshes.by_stage(mine, K)
         return {
             "task_loss": loss[-1],
             "accuracy": correct[-1] / B,
@@ -231,12 +228,4 @@ def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> S
     """
     per_example = config.multiplier in ("per_example", "adjoint")
     step = _Step(network, config, recipe, Exchange(network.interfaces, mesh.shape["stage"], per_example))
-    specs = train_state.specs(config)
-    sharded = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(specs, meshes.EXAMPLES),
-        out_specs=(specs, meshes.REPLICATED),
-        check_vma=False,  # the gradients' collectives are written out above, not inferred
-    )
-    return jax.jit(sharded, donate_argnums=0)
+    return meshes.jit_step(step, mesh, train_state.specs(config))

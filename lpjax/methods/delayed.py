@@ -1,0 +1,245 @@
+r"""Delayed gradients: a stage's backward pass uses what the stage behind computed one step ago, on the matching batch.
+
+    DDG  Huo, Gu, Yang, Huang, "Decoupled Parallel Backpropagation with Convergence Guarantee", arXiv:1804.10574
+    FDG  Zhuang, Wang, Liu, Lin, "Fully Decoupled Neural Network Learning Using Delayed Gradients", arXiv:1906.09108
+
+In step t (K = 3; F m, B m: forward and backward pass of the batch of step m):
+
+    FDG  stage 0  F t     B t-4  |         DDG  stage 0  F t              B t-2  |
+         stage 1  F t-1   B t-3  | shift        stage 1       F t         B t-1  | shift
+         stage 2  F t-2   B t-2  |              stage 2            F t    B t    |
+
+FDG runs all stages at the same time: what a stage sends arrives in the next step.  DDG only takes the wait out of the
+backward passes (its forward pass is the serial one, a stage after the other).  W_k^t being the weights of stage k
+before step t, a batch m is differentiated exactly, but through weights of several steps, and the result comes late:
+
+    FDG   g_k(m) = d/dW_k phi(F_{K-1}(.. F_0(x_m; W_0^m) .. ; W_{K-1}^{m+K-1}), y)     used in step m + 2(K-1) - k
+    DDG   g_k(m) = d/dW_k phi(F_{K-1}(.. F_0(x_m; W_0^m) .. ; W_{K-1}^m), y)           used in step m + (K-1) - k
+
+So the weights that are updated are this many steps newer than those of the gradient, the `staleness`:
+
+    FDG   2 (K-1-k)                DDG   K-1-k                0 for the last stage, and for K = 1 (backprop)
+
+Gradient shrinking (FDG): each time a gradient goes to the stage before it is multiplied by `delayed.shrink`.  A stage
+whose first gradient has not come yet has gradient 0.
+
+Each stage keeps its inputs and weights for as long as they are stale, and computes its forward pass again for the
+backward pass (the authors' codes keep the activations instead): FDG costs one more forward pass, of all stages but the
+last, than backprop, and much less memory.  Batch norm uses the batch's statistics both times.
+
+Collectives of a step: two all_gathers over 'stage' (input and tags); ppermutes over 'stage' of outputs, tags and
+gradients (DDG: K-1 of outputs); psum over 'data' of the stages' gradients, psum over the mesh of the figures; batch
+norm's over 'data'.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from lpjax import chain, exchange, flow, lagrangian, optim, train_state
+from lpjax import mesh as meshes
+from lpjax.chain import Mode
+from lpjax.config import Config
+from lpjax.data.feed import Batch
+from lpjax.network import Network
+from lpjax.packing import Row
+from lpjax.recipe import Recipe
+from lpjax.train_state import TrainState
+
+
+@struct.dataclass
+class Carry:
+    """What is under way.  H = largest staleness + 1; position t mod H of a ring is of step t.
+
+    forward, tags: [K, B, L], [K, B, 3], the stages' inputs of this step (FDG) and whose they are.
+    backward: [K, B, L], gradients at the stages' outputs, for their backward passes of this step.
+    inputs, input_tags: rings [K, H, B, L], [K, H, B, 3] of the stages' inputs.
+    weights: rings {kind: [K, H, length]} of the stages' parameters.
+    """
+
+    forward: PyTree
+    tags: PyTree
+    backward: PyTree
+    inputs: PyTree
+    input_tags: PyTree
+    weights: PyTree
+
+
+def staleness(config: Config) -> list[int]:
+    """By how many steps each stage's weights are newer than those of the gradient that updates them."""
+    once = 2 if config.delayed.variant == "fdg" else 1
+    return [once * (config.num_stages - 1 - k) for k in range(config.num_stages)]
+
+
+def lags(config: Config) -> list[int]:
+    """How many steps ago the batch of each stage's gradient entered the network."""
+    arrived = range(config.num_stages) if config.delayed.variant == "fdg" else [0] * config.num_stages
+    return [a + stale for a, stale in zip(arrived, staleness(config), strict=True)]
+
+
+def carry_specs(config: Config) -> Carry:
+    """Where the carry lies on the mesh."""
+    packets, rings = P("stage", "data"), P("stage", None, "data")
+    return Carry(packets, packets, packets, rings, rings, meshes.STAGES)
+
+
+def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Carry:
+    """Nothing is under way."""
+    slots, depth = network.num_stages // config.mesh_shape[0], max(staleness(config)) + 1
+    packets, tags = flow.empty(network, config, slots)
+    weights = {kind: jnp.zeros((slots, depth, size)) for kind, size in network.params.lengths.items()}
+    rings = jnp.repeat(packets[:, None], depth, 1), jnp.repeat(tags[:, None], depth, 1)
+    return Carry(packets, tags, packets, *rings, weights)
+
+
+class _Passes(NamedTuple):
+    """What a stage makes of a step, in shapes that are the same for all stages."""
+
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    real: Array
+    grads: Row
+    stats: Row
+    adjoint: Float[Array, "b l"]
+    output: Float[Array, "b l"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    network: Network
+    config: Config
+    recipe: Recipe
+
+    def on_stages(self, run: Callable[..., Any], *operands: PyTree) -> Any:
+        """See `mesh.on_stages`."""
+        return meshes.on_stages(run, self.network.num_stages, self.config.mesh_shape[0], *operands)
+
+    def forward(
+        self, state: TrainState, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], tags: flow.Tags
+    ) -> Float[Array, "b l"]:
+        """X_k as a packet; the last stage sends none."""
+        network = self.network
+        if k == network.num_stages - 1:
+            return jnp.zeros_like(packet)
+        mode = Mode(train=True, axes=("data",), keys=flow.opened(state, tags).keys)
+        trees = network.params.unpack(k, params), network.stats.unpack(k, stats)
+        output, _ = chain.apply(network.stages[k], *trees, flow.unpack(packet, network.interfaces[k]), mode)
+        return flow.pack(network, output)
+
+    def sequential_forward(self, state: TrainState, x: Float[Array, "b l"], tags: Array) -> Array:
+        """DDG's forward pass: every stage's input, one stage after the other."""
+        inputs = flow.entering(x, jnp.zeros_like(state.carry.forward))
+        for turn in range(self.network.num_stages - 1):
+
+            def run(k: int, *args: Any, turn: int = turn) -> Array:
+                return self.forward(state, k, *args) if k == turn else jnp.zeros_like(args[2])
+
+            outputs = self.on_stages(run, state.stage_params, state.stage_stats, inputs, tags)
+            inputs = inputs + exchange.shift(outputs, self.config.mesh_shape[0], forward=True)
+        return inputs
+
+    def backward(
+        self, state: TrainState, k: int, params: Row, stats: Row, packet: Array, tags: flow.Tags, gradient: Array
+    ) -> tuple[Array, Array, Array, Row, Row, Array]:
+        """Loss, correct, whether there was a batch, gradient, statistics and adjoint of a batch's backward pass."""
+        network, examples = self.network, flow.opened(state, tags)
+        mode = Mode(train=True, axes=("data",), keys=examples.keys)
+        old, lam = network.stats.unpack(k, stats), flow.unpack(packet, network.interfaces[k])
+
+        def run(params: PyTree, lam: Array) -> tuple[Array, tuple[Array, PyTree]]:
+            output, new = chain.apply(network.stages[k], params, old, lam, mode)
+            if k < network.num_stages - 1:
+                return output, (jnp.zeros(()), new)
+            loss = jnp.where(examples.real, lagrangian.task_loss(output, examples.labels).sum(), 0.0)
+            correct = lagrangian.correct(output, examples.labels).astype(float).sum()
+            return loss / self.config.batch_size, (jnp.where(examples.real, correct, 0.0), new)
+
+        output, pullback, (correct, new) = jax.vjp(run, network.params.unpack(k, params), lam, has_aux=True)
+        last = k == network.num_stages - 1
+        grads, adjoint = pullback(jnp.ones_like(output) if last else flow.unpack(gradient, output.shape[1:]))
+        adjoint = flow.pack(network, self.config.delayed.shrink * adjoint) if k > 0 else jnp.zeros_like(packet)
+        rows = network.params.pack(grads), network.stats.pack(new)
+        return output if last else jnp.zeros(()), correct, examples.real, *rows, adjoint
+
+    def run_stage(
+        self, k: int, params: Row, stats: Row, packet: Array, tags: flow.Tags, carry: Carry, *, state: TrainState
+    ) -> _Passes:
+        """Stage k's passes of this step; `packet` and `tags` are its input's, already in the rings of `carry`."""
+        stale = staleness(self.config)[k]
+        output = jnp.zeros_like(packet)
+        if self.config.delayed.variant == "fdg":
+            output = self.forward(state, k, params, stats, packet, tags)
+        if stale > 0:
+            position = (state.step - stale) % carry.inputs.shape[0]
+            params, packet, tags = jax.tree.map(
+                lambda ring: lax.dynamic_index_in_dim(ring, position, keepdims=False),
+                (carry.weights, carry.inputs, carry.input_tags),
+            )
+        return _Passes(*self.backward(state, k, params, stats, packet, tags, carry.backward), output)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """One step as one device sees it."""
+        network, config, carry = self.network, self.config, state.carry
+        S = config.mesh_shape[0]
+        x, tags = flow.column_batch(self.recipe, state, batch)
+        x = flow.pack(network, x)
+        if config.delayed.variant == "fdg":
+            inputs, tags = flow.entering(x, carry.forward), flow.entering(tags, carry.tags)
+        else:
+            tags = jnp.repeat(tags[None], len(carry.forward), 0)
+            inputs = self.sequential_forward(state, x, tags)
+        position = state.step % carry.inputs.shape[1]
+        inputs_ring, tags_ring, weights = jax.tree.map(
+            lambda ring, new: lax.dynamic_update_index_in_dim(ring, new[:, None], position, 1),
+            (carry.inputs, carry.input_tags, carry.weights),
+            (inputs, tags, state.stage_params),
+        )
+        carry = replace(carry, inputs=inputs_ring, input_tags=tags_ring, weights=weights)
+
+        def run(k: int, *args: Any) -> _Passes:
+            return self.run_stage(k, *args, state=state)
+
+        done: _Passes = self.on_stages(run, state.stage_params, state.stage_stats, inputs, tags, carry)
+        grads = lax.psum(done.grads, "data")
+        stage_params, stage_opt = optim.update_rows(self.recipe.optimizer, grads, state.stage_opt, state.stage_params)
+        stats = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
+        new_state = replace(
+            state,
+            step=state.step + 1,
+            stage_params=stage_params,
+            stage_opt=stage_opt,
+            stage_stats=flow.averaged(state.stage_stats, stats, done.real),
+            carry=replace(
+                carry,
+                forward=exchange.shift(done.output, S, forward=True),
+                tags=exchange.shift(tags, S, forward=True),
+                backward=exchange.shift(done.adjoint, S, forward=False),
+            ),
+        )
+        squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
+        loss, correct, squares = meshes.by_stage(jnp.stack([done.loss, done.correct, squares]), network.num_stages)
+        figures = {
+            "task_loss": loss[-1],
+            "accuracy": correct[-1] / config.batch_size,
+            "gradient_norm": jnp.sqrt(squares),
+        }
+        return new_state, figures
+
+
+def make_step(
+    network: Network, config: Config, mesh: Mesh, recipe: Recipe
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The jitted step (state, batch) -> (state, figures); the state is donated.
+
+    Figures: task_loss [] and accuracy [] of the batch that the last stage had (0 in FDG's first K-1 steps, where it
+    has none); gradient_norm [K].
+    """
+    return meshes.jit_step(_Step(network, config, recipe), mesh, train_state.specs(config))

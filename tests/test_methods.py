@@ -1,0 +1,312 @@
+"""Every method against a plain route: no mesh, no packets, no switch; composed functions and autodiff."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, dataset, detach, on_host, plain_sgd, small_config, small_run, take_steps, trees
+from jax.sharding import PartitionSpec as P
+
+from lpjax import chain, lagrangian, methods, resume
+from lpjax.chain import Mode
+from lpjax.methods import delayed, local
+from lpjax.network import composed
+
+TRAIN = Mode(train=True)
+RATE = 0.3
+RANDOM = {
+    "model": {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
+    "data__cutout": 3,
+}
+STAGED = {
+    "pipeline": {"method": "pipeline", "pipeline__micro_batches": 2},
+    "fdg": {"method": "delayed", "delayed__shrink": 0.9},
+    "ddg": {"method": "delayed", "delayed__variant": "ddg"},
+    "local": {"method": "local"},
+}
+
+
+def plain_batches(run, count):
+    """Un-augmented inputs and labels of the first batches."""
+    batches = run.feed.train()
+    found = [next(batches) for _ in range(count)]
+    mean, std = dataset(run).mean[0], dataset(run).std[0]
+    return [detach(((b.image.astype(float) / 255 - mean) / std, b.label)) for b in found]
+
+
+def after(run, count):
+    """The stages' parameters after each of `count` steps."""
+    state, batches, history = run.create(), run.feed.train(), []
+    for _ in range(count):
+        state, _ = run.step(state, next(batches))
+        history.append(detach(run.network.params.unpack_all(state.stage_params)))
+    return history
+
+
+def descended(params, grads):
+    return jax.tree.map(lambda p, g: p - RATE * g, params, grads)
+
+
+def loss_of(run, stats, x, labels):
+    """Of the composed network at parameters of the stages, a sum over the examples / B."""
+
+    def loss(params):
+        logits, _ = composed(run.network, params, stats, x, TRAIN)
+        return lagrangian.task_loss(logits, labels).sum() / run.config.batch_size
+
+    return loss
+
+
+# every mesh -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STAGED)
+@pytest.mark.parametrize("shape", [(2, 2), pytest.param((4, 1), marks=pytest.mark.slow)], ids=str)
+def test_every_mesh_gives_the_same_numbers(name, shape, x64):
+    """With augmentation, dropout, momentum and clipping, and longer than it takes to fill the pipeline."""
+    fields = STAGED[name] | RANDOM | {"optimizer__clip_norm": 0.5}
+    expected, expected_figures = take_steps(small_run(**fields, mesh__stage=1), 7)
+    state, figures = take_steps(small_run(**fields, mesh__stage=shape[0], mesh__data=shape[1]), 7)
+    assert_close(figures, expected_figures)
+    assert_close(state, expected)
+    assert figures[-1]["task_loss"] > 0
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_a_stage_lives_on_its_device_and_waits_for_no_other_inside_its_branch(name):
+    run = small_run(**STAGED[name], mesh__stage=4, mesh__data=2)
+    state = run.create()
+    batch = next(run.feed.train())
+    branches = str(jax.make_jaxpr(run.step)(state, batch).pretty_print(use_color=False))
+    state, _ = run.step(state, batch)
+    for leaf in jax.tree.leaves((state.stage_params, state.stage_opt, state.carry)):
+        assert leaf.sharding.spec[0] == "stage"
+        assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {1}, "one stage a device"
+    assert branches.count("cond[") >= 1
+    for eqn in conditionals(jax.make_jaxpr(run.step)(state, batch).jaxpr):
+        assert len(eqn.params["branches"]) >= 4
+        axes = {str(inner.params[key]) for branch in eqn.params["branches"] for inner in equations(branch.jaxpr)
+                for key in ("axes", "axis_name") if key in inner.params and "p" in inner.primitive.name[:2]
+                and inner.primitive.name.startswith(("psum", "ppermute", "all_", "pmean"))}  # fmt: skip
+        assert not any("stage" in axis for axis in axes), axes
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def conditionals(jaxpr):
+    return [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "cond"]
+
+
+# pipeline -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_pipeline_is_gradient_accumulation(micro_batches, x64):
+    run = small_run(method="pipeline", pipeline__micro_batches=micro_batches, data__crop=0, **plain_sgd(RATE))
+    params, stats, *_ = trees(run)
+    ((x, labels),) = plain_batches(run, 1)
+    grads, logits_stats = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, stats)
+    for m in range(micro_batches):
+        some = x[m::micro_batches], labels[m::micro_batches]
+        grads = jax.tree.map(jnp.add, grads, jax.grad(loss_of(run, stats, *some))(params))
+        logits_stats = jax.tree.map(jnp.add, logits_stats, composed(run.network, params, stats, some[0], TRAIN)[1])
+    state, figures = run.step(run.create(), next(run.feed.train()))
+    assert_close(detach(run.network.params.unpack_all(state.stage_params)), descended(params, grads))
+    running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new / micro_batches, stats, logits_stats)
+    assert_close(detach(run.network.stats.unpack_all(state.stage_stats)), running)
+    losses = [loss_of(run, stats, x[m::micro_batches], labels[m::micro_batches])(params) for m in range(micro_batches)]
+    np.testing.assert_allclose(figures["task_loss"], sum(losses), rtol=1e-9)
+
+
+# delayed --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["fdg", "ddg"])
+def test_delayed_with_one_stage_is_backprop(variant, x64):
+    state, _ = take_steps(small_run(num_stages=1, method="delayed", delayed__variant=variant), 3)
+    serial, _ = take_steps(small_run(num_stages=1, method="serial"), 3)
+    assert_close(state.stage_params, serial.stage_params)
+    assert_close(state.stage_stats, serial.stage_stats)
+
+
+@pytest.mark.parametrize("variant, shrink", [("fdg", 0.5), ("ddg", 1.0)])
+def test_delayed_is_backprop_through_the_stated_weights_used_the_stated_steps_later(variant, shrink, x64):
+    """The equations of `methods.delayed`, with a history of all weights and ordinary autodiff."""
+    steps, K = 9, 4
+    run = small_run(method="delayed", delayed__variant=variant, delayed__shrink=shrink, data__crop=0, **plain_sgd(RATE))
+    params, stats, *_ = trees(run)
+    batches = plain_batches(run, steps)
+    stale = delayed.staleness(run.config)
+    assert stale == ([6, 4, 2, 0] if variant == "fdg" else [3, 2, 1, 0])
+    seen = list(range(K)) if variant == "fdg" else [0] * K  # steps from a batch's entry to its forward pass in a stage
+    history = [params]  # of all stages, before each step
+    due: dict[int, list] = {}  # step -> (stage, gradient)
+    for t in range(steps):
+        m = t - seen[-1]  # the batch whose loss becomes known in this step: all weights of its way are history
+        if m >= 0:
+            way = tuple(history[m + seen[k]][k] for k in range(K))
+            grads = jax.grad(loss_of(run, stats, *batches[m]))(way)
+            for k in range(K):
+                due.setdefault(m + seen[k] + stale[k], []).append((k, grads[k]))
+        new = list(history[-1])
+        for k, gradient in due.get(t, []):
+            new[k] = descended(new[k], jax.tree.map(lambda g, k=k: shrink ** (K - 1 - k) * g, gradient))
+        history.append(tuple(new))
+    for ours, expected in zip(after(run, steps), history[1:], strict=True):
+        assert_close(ours, expected)
+    first = jax.tree.leaves(history[-1][0])[0]
+    assert not np.array_equal(first, jax.tree.leaves(params[0])[0]), "stage 0 has learnt something"
+
+
+# local ----------------------------------------------------------------------------------------------------------------
+
+
+def test_local_is_every_stage_by_itself_on_inputs_of_the_step_before(x64):
+    steps, K = 6, 4
+    run = small_run(method="local", data__crop=0, **plain_sgd(RATE))
+    params, stats, *_ = trees(run)
+    own = local.classifiers(run.network, 1)
+    assert [len(c.units) for c in own.chains] == [2 if k else 1 for k in range(3)] + [0] or own.chains[-1].units == ()
+    carry = run.create().carry
+    heads, head_stats = detach((own.params.unpack_all(carry.params), own.stats.unpack_all(carry.stats)))
+    batches = plain_batches(run, steps)
+    params, heads = list(params), list(heads)
+    lam = {}  # (stage, step of the batch) -> input
+    history = []
+    for t in range(steps):
+        lam[0, t] = batches[t][0]
+        for k in range(K):  # in any order: nothing of this step is read by another stage in it
+            m = t - k
+            if m < 0:
+                continue
+
+            def loss(p, c, k=k, m=m):
+                output, _ = chain.apply(run.network.stages[k], p, stats[k], lam[k, m], TRAIN)
+                logits, _ = chain.apply(own.chains[k], c, head_stats[k], output, TRAIN)
+                return lagrangian.task_loss(logits, batches[m][1]).mean(), output
+
+            (_, output), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params[k], heads[k])
+            params[k], heads[k] = descended(params[k], grads[0]), descended(heads[k], grads[1])
+            lam[k + 1, m] = output
+        history.append(tuple(params))
+    for ours, expected in zip(after(run, steps), history, strict=True):
+        assert_close(ours, expected)
+
+
+def test_local_gradients_do_not_cross_stages(x64):
+    """Changing W_i leaves the next update of every other stage exactly as it was; and so does its classifier."""
+    run = small_run(method="local", **plain_sgd())
+    batches = run.feed.train()
+    arrays = None
+    state = run.create()
+    for _ in range(4):
+        state, _ = run.step(state, next(batches))
+    batch, arrays = next(batches), resume.snapshot(run, state)
+
+    def updates(i):
+        state, _, _ = resume.restore(run, arrays)
+        if i is not None:
+            kernel = state.stage_params["kernel"].at[i].mul(1.5)
+            state = state.replace(stage_params=state.stage_params | {"kernel": kernel})
+        before = jax.device_get(state.stage_params["kernel"])
+        return jax.device_get(run.step(state, batch)[0].stage_params["kernel"]) - before
+
+    base = updates(None)
+    for i in range(4):
+        for k, (changed, was) in enumerate(zip(updates(i), base, strict=True)):
+            assert np.array_equal(changed, was) == (k != i), f"stage {k}, weights of {i}"
+
+
+def test_local_needs_a_head_that_fits():
+    with pytest.raises(ValueError, match="method=local: the network's head does not fit behind stage 0"):
+        small_run(
+            method="local",
+            model={"function": "test_methods:narrow_head"},
+            aux__function="lpjax.aux_net:own_units",
+            num_stages=2,
+            cuts=(1,),
+        )
+
+
+def narrow_head(*, classes):
+    """A network whose head takes exactly the features before it."""
+    from lpjax.chain import Unit
+    from lpjax.models import layers
+
+    def linear(inputs, outputs):
+        def init(key, in_shape):
+            if in_shape[-1] != inputs:
+                raise ValueError(f"{in_shape[-1]} features: expected {inputs}")
+            return layers.init_linear(key, inputs, outputs), {}
+
+        return Unit(f"linear-{outputs}", init, lambda p, s, x, mode: (layers.linear(p, x), s))
+
+    flat = Unit("flat", lambda key, shape: ({}, {}), lambda p, s, x, mode: (x.reshape(len(x), -1), s))
+    return [flat, linear(64, 8), linear(8, classes)]
+
+
+# state ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fdg", "local"])
+def test_what_is_under_way_goes_on_on_another_mesh(name, x64):
+    run, other = (small_run(**STAGED[name], mesh__stage=s) for s in (4, 2))
+    batches = run.feed.train()
+    state = run.create()
+    for _ in range(4):
+        state, _ = run.step(state, next(batches))
+    restored, fresh, left = resume.restore(other, resume.snapshot(run, state))
+    assert (fresh, left) == ([], [])
+    assert_close(on_host(restored), on_host(state))
+    others = other.feed.train()
+    others.set_state(batches.get_state())
+    state, figures = run.step(state, next(batches))
+    restored, other_figures = other.step(restored, next(others))
+    assert_close(on_host(restored), on_host(state))
+    assert_close(jax.device_get(other_figures), jax.device_get(figures))
+
+
+def test_every_method_has_its_file():
+    for name, entry in methods.METHODS.items():
+        file = methods.module(name)
+        assert callable(file.make_step)
+        config = small_config(method=name)
+        assert config.mesh_shape == ((1 if entry.devices == "one" else 4), 1)
+        assert hasattr(file, "carry_specs") == hasattr(file, "init_carry")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"method": "pipeline", "pipeline__micro_batches": 3}, "pipeline.micro_batches=3: expected a divisor of"),
+        ({"delayed__shrink": 0.0}, "delayed.shrink=0.0: expected 0 < shrink <= 1"),
+        ({"local__blocks": -1}, "local.blocks=-1: expected at least 0"),
+        ({"method": "local", "mesh__stage": 3}, "mesh.stage=3: expected a divisor of num_stages=4"),
+        (
+            {"phases__methods": ("serial", "nothing"), "phases__epochs": (1.0,)},
+            "phases.methods='nothing': expected one",
+        ),
+        ({"phases__methods": ("serial", "local")}, r"phases.epochs=\(\): expected the epoch at which each method"),
+        ({"phases__methods": ("serial", "local"), "phases__epochs": (2.0,)}, "increasing, between 0 and num_epochs=2"),
+    ],
+)
+def test_bad_settings(fields, message):
+    with pytest.raises(ValueError, match=message):
+        small_config(**fields)
+
+
+def test_phases_share_a_mesh():
+    phases = {"phases__methods": ("serial", "layer_parallel"), "phases__epochs": (1.0,)}
+    assert small_config(method="serial", **phases).mesh_shape == (4, 1)
+
+
+def test_state_of_data_parallel_is_replicated():
+    state = small_run(method="data_parallel", mesh__data=2).create()
+    assert {leaf.sharding.spec for leaf in jax.tree.leaves(state)} == {P()}
