@@ -29,6 +29,7 @@ FREE = (
     "data.max_corrupt",
     "data.prefetch",
     "data.threads",
+    "diagnose_every",
     "dry_run",
     "eval",
     "log_every",

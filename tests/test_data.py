@@ -213,7 +213,7 @@ class NoFiles(tuple):
 
 def test_a_reduced_set():
     config = DataConfig(shrink=2, train_examples=3)
-    images = np.arange(5 * 4 * 6 * 2).reshape(5, 4, 6, 2).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 2), dtype=np.uint8)
     labels = np.arange(5, dtype=np.int32)
     data = reduced(Dataset(images, labels, images[3:], labels[3:], np.zeros(2), np.ones(2)), config)
     assert data.train_images.shape == (3, 2, 3, 2)
