@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compile_time, digits_policies, fashion_mnist_epoch, feed_rate, kill_loop, mesh_agreement
+from experiments import (
+    compare,
+    compile_time,
+    digits_policies,
+    fashion_mnist_epoch,
+    feed_rate,
+    kill_loop,
+    mesh_agreement,
+)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,6 +29,7 @@ README = (ROOT / "README.md").read_text()
         ("mesh", mesh_agreement),
         ("feed", feed_rate),
         ("kills", kill_loop),
+        ("compare", compare),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
