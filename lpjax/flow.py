@@ -5,13 +5,12 @@ the stage's column, and `tags` [b, 3]: label, position in the training set (-1 w
 step in which the batch entered the network.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from lpjax import exchange
 from lpjax.chain import Shape
@@ -77,6 +76,6 @@ def empty(network: Network, config: Config, slots: int) -> tuple[Float[Array, "k
     return jnp.zeros((slots, column, length(network))), jnp.full((slots, column, 3), -1, jnp.int32)
 
 
-def averaged(old: Row, new: Row, real: Sequence[Array] | Array) -> Row:
+def averaged(old: Row, new: Row, real: Bool[Array, " slots"]) -> Row:
     """Rows [slots, ..]: `new` where the stage had a batch."""
-    return jax.tree.map(lambda o, n: jnp.where(jnp.asarray(real)[:, None], n, o), old, new)
+    return jax.tree.map(lambda o, n: jnp.where(real[:, None], n, o), old, new)

@@ -196,7 +196,7 @@ class _Step:
         multipliers: list[InterfaceMultiplier] | None,
         aux_loss: Array,
     ) -> dict[str, Array]:
-        """The figures of `make_step` from every device's share: one psum over the mesh."""
+        """The figures of `make_step` from every device's share: two psums over the mesh."""
         B, K = self.config.batch_size, self.network.num_stages
         S, D = self.config.mesh_shape
         squares = jnp.square(optim.row_norms(grads)) / D  # they are already summed over 'data'
