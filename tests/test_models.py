@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from lpjax.chain import Mode, make_chain
 from lpjax.mesh import ALL_AXES, EXAMPLES, make_mesh
-from lpjax.models import layers
+from lpjax.models import conv, layers
 from lpjax.models.resnet import resnet
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -19,7 +19,10 @@ pytestmark = pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (4, 9)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (7, 5)])
-def test_canonical_gradients_are_autodiffs(size, stride, kernel):
+@pytest.mark.parametrize("chunk_bytes", [conv.CHUNK_BYTES, 0])
+def test_gradients_are_autodiffs(size, stride, kernel, chunk_bytes, monkeypatch):
+    """All examples of the kernel's gradient at once, and one at a time."""
+    monkeypatch.setattr(conv, "CHUNK_BYTES", chunk_bytes)
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (3, *size, 2))
     w = jax.random.normal(keys[1], (*kernel, 2, 4))
@@ -28,7 +31,7 @@ def test_canonical_gradients_are_autodiffs(size, stride, kernel):
         pads = [(n // 2, n // 2) for n in kernel]
         return lax.conv_general_dilated(x, w, (stride,) * 2, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    y, pullback = jax.vjp(lambda x, w: layers.conv(x, w, stride), x, w)
+    y, pullback = jax.vjp(lambda x, w: conv.conv(x, w, stride), x, w)
     y2, pullback2 = jax.vjp(plain, x, w)
     g = jax.random.normal(keys[2], y.shape)
     assert_close((y, pullback(g)), (y2, pullback2(g)))

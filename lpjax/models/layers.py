@@ -7,7 +7,6 @@ input, to which it casts its weights; statistics and sums over many values are t
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,9 +15,9 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lpjax.chain import Mode, Shape, Unit
+from lpjax.models.conv import conv
 
 BATCH_NORM_EPSILON = 1e-5
-_NHWC = ("NHWC", "HWIO", "NHWC")
 
 Stats = dict[str, Float[Array, " c"]]
 
@@ -35,60 +34,6 @@ def check_stride(in_shape: Shape, stride: int) -> None:
             f"a map of {in_shape[0]}x{in_shape[1]} cannot be taken at stride {stride}: expected at least "
             f"{stride}x{stride}; use larger images or a network that halves them less often"
         )
-
-
-def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c f"], stride: int) -> Float[Array, "b h2 w2 f"]:
-    """2-D convolution of odd kernel size k, (k-1)/2 zeros padded on each side: output size ceil(size / stride)."""
-    return _conv(x, kernel.astype(x.dtype), stride)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: Array, kernel: Array, stride: int) -> Array:
-    """`conv` with gradients for the platform.
-
-    On CPU they are written as convolutions in canonical layout: XLA rewrites the ones that autodiff makes only at the
-    top level of a program, and inside `scan` or `switch` they fall to a loop 15 to 35 times slower.  Elsewhere
-    autodiff's own form is kept.
-    """
-    return _plain_conv(x, kernel, stride)
-
-
-def _plain_conv(x: Array, kernel: Array, stride: int) -> Array:
-    pads = [(size // 2, size // 2) for size in kernel.shape[:2]]
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_NHWC)
-
-
-def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _plain_conv(x, kernel, stride), (x, kernel)
-
-
-def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    if jax.default_backend() != "cpu":
-        return jax.vjp(lambda x, kernel: _plain_conv(x, kernel, stride), x, kernel)[1](g)
-    size = [(x.shape[i + 1], kernel.shape[i], (g.shape[i + 1] - 1) * stride) for i in range(2)]
-    # Input: the cotangent, dilated by the stride, through the flipped kernel with its channel axes swapped.
-    dx = lax.conv_general_dilated(
-        g,
-        kernel[::-1, ::-1].swapaxes(2, 3),
-        (1, 1),
-        [(k // 2, n - 1 - span + k // 2) for n, k, span in size],
-        lhs_dilation=(stride, stride),
-        dimension_numbers=_NHWC,
-    )
-    # Filter: the channels of x as the batch, the cotangent as a kernel over the examples, dilated by the stride.
-    dk = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        g.transpose(1, 2, 0, 3),
-        (1, 1),
-        [(k // 2, k - n - k // 2 + span) for n, k, span in size],
-        rhs_dilation=(stride, stride),
-        dimension_numbers=_NHWC,
-    )
-    return dx, dk.transpose(1, 2, 0, 3)
-
-
-_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

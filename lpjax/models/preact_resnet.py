@@ -14,6 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from lpjax.chain import Mode, Shape, Unit
 from lpjax.models import layers
+from lpjax.models.conv import conv
 from lpjax.models.imagenet_resnet import PARTS, Kind, basic, bottleneck
 from lpjax.models.resnet import blocks_per_group, check_sizes, classifier, groups
 
@@ -29,7 +30,7 @@ def stem(features: int) -> Unit:
         return _init_conv(key, 3, in_shape[-1], features), {}
 
     def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
-        return layers.conv(x, params["kernel"], 1), stats
+        return conv(x, params["kernel"], 1), stats
 
     return Unit(f"stem-{features}", init, apply)
 
@@ -60,8 +61,8 @@ def block(kind: Kind, features: int, stride: int, dropout: float) -> Unit:
             if layer > 0:
                 y = layers.dropout(y, dropout, mode, layer)
             elif "shortcut" in params:
-                x = layers.conv(y, params["shortcut"]["conv"]["kernel"], stride)
-            y = layers.conv(y, params[part]["conv"]["kernel"], part_stride)
+                x = conv(y, params["shortcut"]["conv"]["kernel"], stride)
+            y = conv(y, params[part]["conv"]["kernel"], part_stride)
         return x + y, new
 
     return Unit(f"preact-{kind.__name__}-{features}" + (f"/{stride}" if stride > 1 else ""), init, apply)
