@@ -53,6 +53,28 @@ def test_a_constant_channel_stays_finite():
     assert float(stats["var"][0]) >= 0
 
 
+def test_the_gradient_of_batch_norm_is_autodiffs():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (8, 3, 3, 5))
+    params = {"scale": jnp.arange(1.0, 6.0), "bias": jnp.arange(5.0)}
+
+    def ours(params, x):
+        return (layers.batch_norm(params, layers.init_stats(5), x, Mode(train=True))[0] ** 3).sum()
+
+    def plain(params, x):
+        xhat = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + layers.BATCH_NORM_EPSILON)
+        return ((xhat * params["scale"] + params["bias"]) ** 3).sum()
+
+    with jax.numpy_rank_promotion("allow"):
+        assert_close(jax.grad(ours, (0, 1))(params, x), jax.grad(plain, (0, 1))(params, x))
+
+
+def test_batch_norm_keeps_one_array_for_the_backward_pass():
+    x = jnp.zeros((8, 3, 3, 5))
+    params, stats = layers.init_batch_norm(5)
+    pullback = jax.vjp(lambda x: layers.batch_norm(params, stats, x, Mode(train=True))[0], x)[1]
+    assert [leaf.shape for leaf in jax.tree.leaves(pullback) if leaf.size >= x.size] == [x.shape]
+
+
 def test_batch_norm_over_a_mesh_sees_the_whole_batch():
     x = jax.random.normal(jax.random.key(0), (8, 3, 3, 2)) * jnp.arange(1.0, 9.0)[:, None, None, None]
     params, stats = layers.init_batch_norm(2)

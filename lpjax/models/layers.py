@@ -6,7 +6,7 @@ input, to which it casts its weights; statistics and sums over many values are t
 """
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -57,46 +57,69 @@ def dropout(x: Float[Array, "b ..."], rate: float, mode: Mode, layer: int = 0) -
     return jnp.where(jax.vmap(mask)(mode.keys), x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-def moments(x: Float[Array, "*b c"], stats: Stats, mode: Mode) -> Stats:
-    """Mean and variance per channel to normalise x by: the batch's own in training, otherwise `stats`.
-
-    The batch's are found in one pass, E[x^2] - E[x]^2 clamped at 0, and averaged over `mode.axes` (one pmean), so that
-    a batch split over devices is normalised like the whole batch.
-    """
-    if not mode.train:
-        return stats
-    axes = tuple(range(x.ndim - 1))
-    sums = _in_wide(lambda x: (x.mean(axes), jnp.square(x).mean(axes)), x)
-    mean, square = lax.pmean(sums, mode.axes) if mode.axes else sums
-    return {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0.0)}
-
-
 def wide(x: Array) -> Array:
     """x in single precision at least."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
-def _in_wide(function: Callable[..., Any], x: Array, *others: Array) -> Any:
-    """function(wide(x), ...), for whose backward pass x itself is kept and not its copy of twice the size."""
-    if wide(x) is x:
-        return function(x, *others)
-    return jax.checkpoint(lambda x, *others: function(wide(x), *others))(x, *others)
+def _per_channel(values: Float[Array, " c"], x: Float[Array, "*b c"]) -> Array:
+    """values, to be broadcast against x."""
+    return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _scaled(
-    x: Float[Array, "*b c"], stats: Stats, scale: Float[Array, " c"] | float, bias: Float[Array, " c"] | float
+    x: Float[Array, "*b c"], stats: Stats, scale: Float[Array, " c"], bias: Float[Array, " c"]
 ) -> Float[Array, "*b c"]:
     """(x - mean) / std * scale + bias, as one multiply-add in single precision at least."""
     factor = lax.rsqrt(stats["var"] + BATCH_NORM_EPSILON) * scale
     shift = bias - stats["mean"] * factor
-    channels = (1,) * (x.ndim - 1) + (-1,)
-    return _in_wide(lambda x, a, b: x * a + b, x, factor.reshape(channels), shift.reshape(channels)).astype(x.dtype)
+    return (wide(x) * _per_channel(factor, x) + _per_channel(shift, x)).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], axes: tuple[str, ...]
+) -> tuple[Float[Array, "*b c"], Stats]:
+    """`_scaled` by the batch's own statistics, and these, through which no gradient comes back.
+
+    The variance is found in one pass, E[x^2] - E[x]^2 clamped at 0; moments are averaged over `axes` (one pmean), so
+    that a batch split over devices is normalised like the whole batch.  For the backward pass (one pmean as well) x is
+    kept and nothing else of its size; autodiff would keep two or three arrays.
+    """
+    return _normalise_forward(x, scale, bias, axes)[0]
+
+
+def _normalise_forward(x: Array, scale: Array, bias: Array, axes: tuple[str, ...]) -> tuple[Any, Any]:
+    rows = tuple(range(x.ndim - 1))
+    sums = wide(x).mean(rows), jnp.square(wide(x)).mean(rows)
+    mean, square = lax.pmean(sums, axes) if axes else sums
+    stats = {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0.0)}
+    return (_scaled(x, stats, scale, bias), stats), (x, stats, scale)
+
+
+def _normalise_backward(axes: tuple[str, ...], saved: Any, cotangents: Any) -> tuple[Array, Array, Array]:
+    (x, stats, scale), (g, _) = saved, cotangents
+    rows = tuple(range(x.ndim - 1))
+    inverse = lax.rsqrt(stats["var"] + BATCH_NORM_EPSILON)
+    centred = wide(x) - _per_channel(stats["mean"], x)
+    sums = wide(g).mean(rows), (wide(g) * centred).mean(rows) * inverse
+    means = lax.pmean(sums, axes) if axes else sums
+    # scale / std * (g - E[g] - xhat E[g xhat]), as two multiply-adds
+    factor = scale * inverse
+    slope = -factor * inverse * means[1]
+    shift = -factor * means[0] - slope * stats["mean"]
+    dx = wide(g) * _per_channel(factor, x) + wide(x) * _per_channel(slope, x) + _per_channel(shift, x)
+    count = x.size / x.shape[-1]
+    return dx.astype(x.dtype), sums[1] * count, sums[0] * count
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def standardise(x: Float[Array, "*b c"], stats: Stats, mode: Mode) -> tuple[Float[Array, "*b c"], Stats]:
     """x with mean 0 and variance 1 per channel (its last axis), and the statistics used."""
-    stats = moments(x, stats, mode)
-    return _scaled(x, stats, 1.0, 0.0), stats
+    one = jnp.ones_like(wide(x), shape=x.shape[-1:])
+    return batch_norm({"scale": one, "bias": jnp.zeros_like(one)}, stats, x, mode)
 
 
 def init_stats(channels: int) -> Stats:
@@ -106,8 +129,10 @@ def init_stats(channels: int) -> Stats:
 def batch_norm(
     params: dict[str, Float[Array, " c"]], stats: Stats, x: Float[Array, "*b c"], mode: Mode
 ) -> tuple[Float[Array, "*b c"], Stats]:
-    """Batch normalisation (arXiv:1502.03167): `standardise`, then a learned scale and bias per channel."""
-    stats = moments(x, stats, mode)
+    """Batch normalisation (arXiv:1502.03167) with a learned scale and bias per channel, and the statistics used: the
+    batch's own in training, otherwise `stats`."""
+    if mode.train:
+        return _normalise(x, params["scale"], params["bias"], mode.axes)
     return _scaled(x, stats, params["scale"], params["bias"]), stats
 
 
