@@ -41,6 +41,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "local": {"method": "local"},
     "penalty": {"method": "layer_parallel", "multiplier": "none"},
     "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail"},
+    "adjoint": {"method": "layer_parallel", "multiplier": "adjoint"},
+    "tail_1": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.tail": 1},
+    "tail_0": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.tail": 0},
+    "narrow": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.width": 0.5},
+    "bfloat16_exchange": {"method": "layer_parallel", "multiplier": "coarse_tail", "exchange.bfloat16": True},
     "hybrid": {"method": "layer_parallel", "phases.methods": ("layer_parallel", "serial")},
 }
 """Rows of the table: fields of the configuration."""

@@ -11,8 +11,12 @@ is made of is a function's choice, `config.aux.function`: `convolutions` where s
     (stage, blocks=, width=) -> the units of the piece beside it
 
 A piece ends like its stage: with the standardisation if that does.
+
+A tail may be cut short (`config.aux.tail`): after so many pieces it goes on with the last one, G_{K-1}, the pieces
+between being passed over by the shortcut of ResNets, without parameters.  Its cost then does not grow with K.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,7 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from lpjax import chain
 from lpjax.chain import Chain, Mode, Shape, Unit, make_chain
 from lpjax.lagrangian import Interface
-from lpjax.models.layers import STANDARDISE
+from lpjax.models.layers import STANDARDISE, shortcut
 from lpjax.models.resnet import basic_block, conv_block
 from lpjax.partition import chain_flops
 
@@ -120,6 +124,25 @@ def aux_share(stages: tuple[Chain, ...], aux_net: tuple[Chain, ...]) -> float:
     return sum(map(chain_flops, aux_net)) / sum(map(chain_flops, stages))
 
 
+def widest(
+    stages: tuple[Chain, ...], *, function: PieceUnits, blocks_per_stage: int, share: float
+) -> tuple[Chain, ...]:
+    """The widest AuxNet, of a multiple of 1/16 of the stages' channels, with at most this `share` of their cost.
+
+    Raises ValueError where the narrowest has more, or `make_aux_net` does.
+    """
+    shares = []
+    for sixteenths in range(16, 0, -1):
+        pieces = make_aux_net(stages, function=function, blocks_per_stage=blocks_per_stage, width=sixteenths / 16)
+        shares.append(aux_share(stages, pieces))
+        if shares[-1] <= share:
+            return pieces
+    raise ValueError(
+        f"aux.share={share}: the narrowest AuxNet of {blocks_per_stage} blocks a stage has {shares[-1]:.4f} of the "
+        f"network's cost; expected at least that; lower aux.blocks_per_stage or num_stages"
+    )
+
+
 def init(pieces: tuple[Chain, ...], key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
     """Parameters and statistics of the AuxNet, one tree a piece."""
     trees = [chain.init(piece, key) for piece in pieces]
@@ -156,8 +179,39 @@ def tail_logits(
     j: int,
     x: Interface,
     mode: Mode,
+    length: int | None,
 ) -> Float[Array, "b classes"]:
-    """Logits of the AuxNet's remaining pieces G_j .. G_{K-1} at x, an input of interface j."""
-    for i in range(j, len(pieces)):
-        x, _ = chain.apply(pieces[i], params[i], stats[i], x, mode)
+    """Logits of the AuxNet's tail at x, an input of interface j: of its pieces `tail(len(pieces), j, length)`."""
+    for i in tail(len(pieces), j, length):
+        x, _ = chain.apply(pieces[i], params[i], stats[i], _skip(x, pieces[i].in_shape), mode)
     return x
+
+
+def tail(num_stages: int, j: int, length: int | None) -> list[int]:
+    """The pieces a tail from interface j runs through: G_j .. G_{K-1}, or the first `length` of them and G_{K-1}."""
+    stop = num_stages if length is None else min(j + length, num_stages)
+    return list(dict.fromkeys([*range(j, stop), num_stages - 1]))
+
+
+def _skip(x: Interface, shape: Shape) -> Interface:
+    """x at a later interface of `shape`, see `check_tail`."""
+    if x.shape[1:] == shape:
+        return x
+    return shortcut(x, shape[-1], _stride(x.shape[1:], shape))
+
+
+def check_tail(pieces: tuple[Chain, ...], length: int | None) -> None:
+    """Raises ValueError where a tail of `length` pieces cannot pass over those before the last one."""
+    for j in range(1, len(pieces)):
+        for before, after in itertools.pairwise(tail(len(pieces), j, length)):
+            have, want = pieces[before].out_shape, pieces[after].in_shape
+            if have == want:
+                continue
+            try:
+                _stride(have, want)
+            except ValueError as error:
+                raise ValueError(f"aux.tail={length}: {error}; or leave aux.tail unset") from error
+            if have[-1] > want[-1]:
+                raise ValueError(
+                    f"aux.tail={length}: from {have} to {want}: expected no fewer channels; leave aux.tail unset"
+                )

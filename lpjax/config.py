@@ -72,6 +72,8 @@ class AuxConfig:
     function: "module:function" that makes the units of a piece; see `aux_net`.
     blocks_per_stage: residual blocks of a piece besides the transition it must have.
     width: channels of a piece over those of the interface behind it.
+    share: of the network's forward cost that the AuxNet may have at most; chooses `width` (unset: as it is).
+    tail: pieces of a coarse tail before the last one (unset: all that there are); bounds what a stage has to compute.
     task_weight: weight of the AuxNet's own cross entropy in its training; 0 leaves its head alone.
     correction_step: eta, the step of the correction; with inner_steps = 1, eta = 1 is the chain rule.
     inner_steps: optimiser steps of the fit to one correction.
@@ -80,6 +82,8 @@ class AuxConfig:
     function: str = "lpjax.aux_net:convolutions"
     blocks_per_stage: int = 1
     width: float = 1.0
+    share: float | None = None
+    tail: int | None = None
     task_weight: float = 1.0
     correction_step: float = 1.0
     inner_steps: int = 1
@@ -128,6 +132,13 @@ class OptimizerConfig:
     warmup_epochs: float = 1.0
     step_epochs: tuple[int, ...] = ()
     step_factor: float = 0.1
+
+
+@dataclass(frozen=True)
+class ExchangeConfig:
+    """bfloat16: what owners and stages send each other (`exchange`) is rounded to bfloat16, half the bytes."""
+
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -269,6 +280,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     aux: AuxConfig = field(default_factory=AuxConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     aux_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
@@ -335,6 +347,7 @@ def check(config: Config) -> None:
         "data.threads": (config.data.threads, 1),
         "data.prefetch": (config.data.prefetch, 1),
         "data.max_corrupt": (config.data.max_corrupt, 0),
+        "aux.tail": (config.aux.tail or 0, 0),
         "aux.inner_steps": (config.aux.inner_steps, 1),
         "aux.task_weight": (config.aux.task_weight, 0),
         "aux.correction_step": (config.aux.correction_step, 0),
@@ -359,6 +372,8 @@ def check(config: Config) -> None:
         config.penalty.maximum is None or config.penalty.maximum >= config.initial_penalty_coef,
         f"penalty.maximum={config.penalty.maximum}: expected at least penalty.initial={config.initial_penalty_coef}",
     )
+    share = config.aux.share
+    require(share is None or share > 0, f"aux.share={share}: expected > 0; leave it unset to choose aux.width yourself")
     factor = config.recovery.factor
     require(0 < factor < 1, f"recovery.factor={factor}: expected 0 < factor < 1, to make the step size smaller")
     require(

@@ -12,7 +12,7 @@ arrays [b, ...] flattened and padded to the longest stage's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -30,11 +30,13 @@ class Exchange:
     interfaces: per-example shapes of lambda_0 .. lambda_{K-1}.
     num_devices: S.
     with_multiplier: a per-example multiplier travels with the auxiliary variables.
+    dtype: values are rounded to it on their way, such as "bfloat16"; None: not at all.
     """
 
     interfaces: tuple[Shape, ...]
     num_devices: int
     with_multiplier: bool
+    dtype: str | None = None
 
     def outward(self, k: int) -> list[Shape]:
         """To stage k: lambda_k, then lambda_{k+1} and kappa_{k+1} where they exist."""
@@ -53,7 +55,7 @@ class Exchange:
         for k in range(len(lam)):
             parts = [*lam[k : k + 2], *(multiplier[k : k + 1] if multiplier is not None else ())]
             packets.append(pack(parts, len(lam[0]), self.outward_length))
-        return to_stages(jnp.stack(packets), self.num_devices)
+        return self._moved(to_stages, jnp.stack(packets))
 
     def opened(
         self, k: int, packet: Float[Array, "b l"]
@@ -70,9 +72,12 @@ class Exchange:
 
     def receive(self, replies: Float[Array, "slots column l"]) -> tuple[list[Interface], list[Interface]]:
         """Adjoints P_1 .. P_{K-1} and outputs X_0 .. X_{K-2} of the owner's examples, from the stages' replies."""
-        home = to_owners(replies, self.num_devices)
+        home = self._moved(to_owners, replies)
         parts = [unpack(home[k], self.homeward(k)) for k in range(len(self.interfaces))]
         return [part[0] for part in parts[1:]], [part[-1] for part in parts[:-1]]
+
+    def _moved(self, move: Callable[[Array, int], Array], packets: Array) -> Array:
+        return move(packets.astype(self.dtype or packets.dtype), self.num_devices).astype(packets.dtype)
 
     @property
     def outward_length(self) -> int:

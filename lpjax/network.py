@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from lpjax import chain
-from lpjax.aux_net import PieceUnits, convolutions, make_aux_net
+from lpjax.aux_net import PieceUnits, check_tail, convolutions, make_aux_net, widest
 from lpjax.chain import Chain, Mode, Shape, Unit, make_chain
 from lpjax.packing import Packing
 from lpjax.partition import split
@@ -56,10 +56,12 @@ def build(
     aux_function: PieceUnits = convolutions,
     aux_blocks: int = 1,
     aux_width: float = 1.0,
+    aux_share: float | None = None,
+    aux_tail: int | None = None,
 ) -> Network:
     """Cut the chain of `units` on images of `image_shape` [H, W, C] and derive its AuxNet.
 
-    dtype, remat: see `chain.Chain`.
+    dtype, remat: see `chain.Chain`.  aux_share: instead of aux_width, see `aux_net.widest`.  aux_tail: is checked.
 
     Raises ValueError where `chain.make_chain`, `partition.split` or `aux_net.make_aux_net` do.
     """
@@ -68,10 +70,15 @@ def build(
         raise ValueError(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
     stages = split(whole, num_stages=num_stages, cuts=cuts, standardise=standardise)
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
+    if aux_share is None or num_stages == 1:
+        pieces = make_aux_net(stages, function=aux_function, blocks_per_stage=aux_blocks, width=aux_width)
+    else:
+        pieces = widest(stages, function=aux_function, blocks_per_stage=aux_blocks, share=aux_share)
+    check_tail(pieces, aux_tail)
     return Network(
         chain=whole,
         stages=stages,
-        aux_net=make_aux_net(stages, function=aux_function, blocks_per_stage=aux_blocks, width=aux_width),
+        aux_net=pieces,
         params=Packing.of([params for params, _ in trees]),
         stats=Packing.of([stats for _, stats in trees]),
     )

@@ -91,6 +91,8 @@ def build_network(config: Config, spec: Spec) -> Network:
         aux_function=named.load(config.aux.function, "aux.function"),
         aux_blocks=config.aux.blocks_per_stage,
         aux_width=config.aux.width,
+        aux_share=config.aux.share,
+        aux_tail=config.aux.tail,
     )
 
 

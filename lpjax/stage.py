@@ -51,6 +51,7 @@ def stage_pass(
     aux: tuple[PyTree, PyTree],
     penalty_coef: Float[Array, ""] | float,
     policy: Policy,
+    tail: int | None,
     batch_size: int,
     axes: tuple[str, ...] = (),
 ) -> StagePass:
@@ -62,6 +63,7 @@ def stage_pass(
       target, multiplier: lambda_{k+1} and kappa_{k+1}; None for the last stage, and for a zero multiplier.
       keys: of the examples, for dropout; None for none.
       aux: parameters and statistics of the AuxNet, for the coarse tail.
+      tail: pieces of a coarse tail before the last one, see `aux_net.tail`.
       batch_size: B, examples of the batch over the whole mesh.
       axes: mesh axes over which the stage's batch is spread; batch norm averages over them.
     """
@@ -69,7 +71,7 @@ def stage_pass(
     mode = Mode(train=True, axes=axes, keys=keys)
 
     def tail_loss(aux_params: PyTree, output: Features) -> lagrangian.PerExample:
-        logits = aux_net.tail_logits(network.aux_net, aux_params, aux[1], k + 1, output, mode._replace(keys=None))
+        logits = aux_net.tail_logits(network.aux_net, aux_params, aux[1], k + 1, output, mode._replace(keys=None), tail)
         return lagrangian.task_loss(logits, labels)
 
     def local_loss(params: PyTree, lam: Features, aux_params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:

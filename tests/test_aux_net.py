@@ -56,7 +56,7 @@ def test_gradient_of_a_shift_is_the_adjoint(x64):
     for j in (1, 2, 3):
 
         def tail(lam_j, j=j):
-            return (aux_net.tail_logits(pieces, params, stats, j, lam_j, mode) ** 2).sum()
+            return (aux_net.tail_logits(pieces, params, stats, j, lam_j, mode, None) ** 2).sum()
 
         assert_close(adjoints[j - 1], jax.grad(tail)(lam[j - 1]))
 

@@ -150,6 +150,7 @@ def test_true_inputs_and_swept_multipliers_give_backprop(beta):
             aux=tuple(aux),
             penalty_coef=beta,
             policy="per_example",
+            tail=None,
             batch_size=len(x),
         )
         assert_close(done.grads, expected[k])
@@ -218,7 +219,7 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
             r = inputs[k + 1] - output
             total += ((kappa[k] * r).mean((1, 2, 3)) + beta * (r**2).mean((1, 2, 3))).mean()
             if policy == "coarse_tail":
-                tail = aux_net.tail_logits(network.aux_net, omega, aux_stats, k + 1, output, TRAIN)
+                tail = aux_net.tail_logits(network.aux_net, omega, aux_stats, k + 1, output, TRAIN, None)
                 total += lagrangian.task_loss(tail, labels).mean()
         return total
 

@@ -107,6 +107,7 @@ class _Step:
             aux=(state.aux_params, state.aux_stats),
             penalty_coef=state.penalty_coef,
             policy=self.config.multiplier,
+            tail=self.config.aux.tail,
             batch_size=self.config.batch_size,
             axes=("data",),
         )
@@ -227,5 +228,12 @@ def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> S
     head; penalty_coef [].
     """
     per_example = config.multiplier in ("per_example", "adjoint")
-    step = _Step(network, config, recipe, Exchange(network.interfaces, mesh.shape["stage"], per_example))
+    step = _Step(
+        network,
+        config,
+        recipe,
+        Exchange(
+            network.interfaces, mesh.shape["stage"], per_example, "bfloat16" if config.exchange.bfloat16 else None
+        ),
+    )
     return meshes.jit_step(step, mesh, train_state.specs(config))

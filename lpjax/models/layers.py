@@ -42,6 +42,12 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
 
 
+def shortcut(x: Float[Array, "b h w c"], features: int, stride: int) -> Float[Array, "b h2 w2 f"]:
+    """x without parameters at another shape: every stride-th pixel, new channels 0 (option A of arXiv:1512.03385)."""
+    x = x[:, ::stride, ::stride]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+
+
 def dropout(x: Float[Array, "b ..."], rate: float, mode: Mode, layer: int = 0) -> Float[Array, "b ..."]:
     """Each value 0 with probability `rate`, otherwise divided by 1 - rate; x itself where nothing is random.
 

@@ -8,9 +8,8 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import nn
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from lpjax.chain import Mode, Shape, Unit
 from lpjax.models import layers
@@ -50,14 +49,9 @@ def basic_block(features: int, stride: int) -> Unit:
     def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
         y, first = layers.conv_norm(params["first"], stats["first"], x, mode, stride)
         y, second = layers.conv_norm(params["second"], stats["second"], nn.relu(y), mode)
-        return nn.relu(_shortcut(x, features, stride) + y), {"first": first, "second": second}
+        return nn.relu(layers.shortcut(x, features, stride) + y), {"first": first, "second": second}
 
     return Unit(f"block-{features}" + (f"/{stride}" if stride > 1 else ""), init, apply)
-
-
-def _shortcut(x: Float[Array, "b h w c"], features: int, stride: int) -> Float[Array, "b h2 w2 f"]:
-    x = x[:, ::stride, ::stride]
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
 @functools.cache
