@@ -59,20 +59,23 @@ def activation_bytes(chain: Chain, batch: int) -> int:
     return kept - sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
-def even_cuts(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
+def even_cuts(costs: Sequence[float], num_stages: int, beside: Sequence[float] | None = None) -> tuple[int, ...]:
     """Positions of the K-1 cuts that make the dearest of K contiguous stages as cheap as possible.
+
+    costs: of the units.  beside: [K], what each stage costs besides its units, of either sign (unset: nothing).
 
     Dynamic programming over prefixes: best[k][n] = min over m < n of max(best[k-1][m], cost of m..n-1), O(K n^2).
     A stage starts at each position returned; every stage has at least one unit.
     """
+    beside = [0.0] * num_stages if beside is None else beside
     total = np.concatenate([[0.0], np.cumsum(costs)])
-    best = total.copy()  # one stage: the whole prefix
+    best = total + beside[0]  # one stage: the whole prefix
     starts: list[np.ndarray] = []
     for k in range(2, num_stages + 1):
         new, start = np.full_like(best, np.inf), np.zeros(len(best), int)
         for n in range(k, len(best)):
             m = np.arange(k - 1, n)
-            dearest = np.maximum(best[m], total[n] - total[m])
+            dearest = np.maximum(best[m], total[n] - total[m] + beside[k - 1])
             start[n] = m[dearest.argmin()]
             new[n] = dearest.min()
         best = new

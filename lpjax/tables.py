@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lpjax import flow
-from lpjax.aux_net import aux_share
+from lpjax.aux_net import aux_share, tail
 from lpjax.chain import Chain
 from lpjax.config import Config
 from lpjax.exchange import Exchange
@@ -118,8 +118,11 @@ def device_bytes(network: Network, config: Config, num_examples: int) -> dict[st
         }
     aux = [activation_bytes(piece, column) for piece in pieces]
     tails = config.multiplier == "coarse_tail"
+    K = network.num_stages
+    behind = [tail(K, k + 1, config.aux.tail) if k < K - 1 else [] for k in range(K)]
     stages = [
-        activation_bytes(stage, column) + (sum(aux[k + 1 :]) if tails else 0) for k, stage in enumerate(network.stages)
+        activation_bytes(stage, column) + (sum(aux[i] for i in behind[k]) if tails else 0)
+        for k, stage in enumerate(network.stages)
     ]
     exchange = Exchange(network.interfaces, S, config.multiplier in ("per_example", "adjoint"))
     return {

@@ -45,10 +45,10 @@ from lpjax.recipe import Recipe, example_keys
 from lpjax.stage import stage_pass
 from lpjax.train_state import TrainState
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
-class _StageResult(NamedTuple):
+class StageResult(NamedTuple):
     """`StagePass` in shapes that are the same for all stages, so that a `lax.switch` can return it.
 
     violation, output: sums over examples of psi(r_{k+1}) and of psi(X_k); 0 for the last stage.
@@ -66,7 +66,7 @@ class _StageResult(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
+class Step:
     """One step of one device, and what is the same in every step."""
 
     network: Network
@@ -88,7 +88,7 @@ class _Step:
         state: TrainState,
         labels: Int[Array, " b"],
         keys: Key[Array, " b"],
-    ) -> _StageResult:
+    ) -> StageResult:
         """Step 4 for stage k: unpack, `stage_pass`, pack.  Of `state` only what is replicated is read."""
         network = self.network
         lam, target, kappa = self.exchange.opened(k, packet)
@@ -112,7 +112,7 @@ class _Step:
             axes=("data",),
         )
         none = jnp.zeros(())
-        return _StageResult(
+        return StageResult(
             loss=done.loss,
             correct=done.correct,
             violation=none if target is None else lagrangian.psi(lagrangian.violation(target, done.output)).sum(),
@@ -162,7 +162,7 @@ class _Step:
 
         packets = self.exchange.send(lam, multipliers if self.exchange.with_multiplier else None)  # 3
         run_stage = partial(self.run_stage, state=state, labels=labels, keys=keys)
-        done: _StageResult = self.on_stages(run_stage, state.stage_params, state.stage_stats, packets)  # 4
+        done: StageResult = self.on_stages(run_stage, state.stage_params, state.stage_stats, packets)  # 4
 
         grads = lax.psum(done.grads, "data")  # 5
         stage_params, stage_opt = optim.update_rows(recipe.optimizer, grads, state.stage_opt, state.stage_params)
@@ -192,7 +192,7 @@ class _Step:
     def figures(
         self,
         state: TrainState,
-        done: _StageResult,
+        done: StageResult,
         grads: Row,
         multipliers: list[InterfaceMultiplier] | None,
         aux_loss: Array,
@@ -219,7 +219,7 @@ class _Step:
         }
 
 
-def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> Step:
+def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> StepFunction:
     """The jitted layer-parallel step (state, batch) -> (state, figures); the state is donated.
 
     Figures, replicated: task_loss [] and accuracy [] of the last stage on the inputs it was given; stage_loss [K], the
@@ -228,7 +228,7 @@ def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> S
     head; penalty_coef [].
     """
     per_example = config.multiplier in ("per_example", "adjoint")
-    step = _Step(
+    step = Step(
         network,
         config,
         recipe,

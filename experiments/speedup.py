@@ -1,0 +1,430 @@
+"""README's speed-ups: methods beside backprop on one device, what a step is made of, and what that predicts.
+
+    python -m experiments.speedup --config=configs/cifar10_resnet110.py [--stages=2,4,8] [--rounds=5] [--steps=2]
+        [--methods=serial,data_parallel,pipeline,fdg,local,coarse_tail] [--cuts=measured|even] [--memory] [--plain]
+        [--references] [--torch=PYTHON] [--out=experiments/results/speedup.json] [--config.x=y ...]
+
+Writes the JSON after every part, and at the end a table and a figure (rho over K) beside it.  Nothing is read or
+learnt: the images are noise.  The machine must have nothing else to do.
+
+Rows are those of `experiments.compare`.  Where there are devices for K stages each row's step is timed, the rows taking
+turns (`rounds` times `steps` steps each), and rho = seconds of serial on one device / its own, paired by round.  On
+CPUs a device is a core: serial runs in a process that has one (NPROC=1), and, as `serial_default`, in one that may use
+all.
+
+Of layer-parallel rows all parts of a step are timed alone on one device, for every K, whether there are K devices or
+not.  With what links take they predict rho, T the whole network's and the whole batch's, t a device's share:
+
+    sharded    (T_d + T_f + T_b + T_o) / (max_k stage_k + t_d + t_AuxNet + t_correction + t_packing + t_exchange + t_o)
+    contended  the same where devices share memory and clock: all takes as much longer as the stages take when they run
+               at the same time; for as many K as there are devices
+    Eq. 27     (T_d + T_f + T_b) / (T_d + t_psi + T_AuxNet + (T_f + T_b) / K)     of arXiv:2112.05387, a serial AuxNet
+
+Exit code 1 if a row could not be measured.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.compare import ROWS, load, parsed, row_fields
+from experiments.digits_policies import commit, cpu_name
+from lpjax import runs, tables
+from lpjax.config import Config
+from lpjax.metrics import write_json
+
+RECOMMENDED = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Environment of processes on Linux: large pages for the arrays of a step, which are new in each."""
+
+Json = dict[str, Any]
+
+
+class Process:
+    """A worker in an environment of its own; see `experiments.speedup_worker`."""
+
+    def __init__(
+        self, devices: int, environment: dict[str, str], module: str = "experiments.speedup_worker", python: str = ""
+    ) -> None:
+        inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
+        self._process = subprocess.Popen(
+            [python or sys.executable, "-m", module, str(devices)],
+            env=inherited | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, do: str, **request: Any) -> Json:
+        """The answer to a command.  Raises RuntimeError where it failed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"the process ended with code {self._process.wait()}"}
+        if "error" in answer:
+            raise RuntimeError(f"{do} {request}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+# ---------------------------------------------------------------------------------------------------------- predictions
+
+
+def sharded_terms(parts: Json, link: Json, sent: float) -> dict[str, float]:
+    """Seconds of a layer-parallel step by what they are spent on, from its parts and the bytes a device sends."""
+    return {
+        "stage": max(parts["stages"]),
+        "data": parts["data"],
+        "aux_net": parts["aux_all"] - parts["correction"],
+        "correction": parts["correction"],
+        "packing": parts["send"] + parts["receive"],
+        "exchange": 2 * link["latency"] + sent / link["bandwidth"],
+        "optimizer": parts["optimizer"],
+    }
+
+
+def serial_seconds(serial: Json) -> float:
+    """Of a backprop step, from its parts."""
+    return float(serial["backprop"] + serial["optimizer"])
+
+
+def eq27(serial: Json, parts: Json, link: Json, sent: float, num_stages: int) -> tuple[float, float]:
+    """rho(K) by Eq. 27 of the paper, and its bound."""
+    terms = sharded_terms(parts, link, sent)
+    own = serial["backprop"]
+    rest = terms["packing"] + terms["exchange"] + terms["optimizer"]
+    waited = serial["data"] + rest + parts["serial_aux_all"]
+    return own / (waited + (own - serial["data"]) / num_stages), own / waited
+
+
+def prediction(serial: Json, parts: Json, link: Json, sent: float, num_stages: int) -> Json:
+    """rho of a layer-parallel row, by the sharded formula and by Eq. 27."""
+    terms = sharded_terms(parts, link, sent)
+    total = sum(terms.values())
+    rho27, bound = eq27(serial, parts, link, sent, num_stages)
+    return {
+        "terms": terms,
+        "seconds": total,
+        "rho": serial_seconds(serial) / total,
+        "rho_eq27": rho27,
+        "bound_eq27": bound,
+        "not_stage": 1 - terms["stage"] / total,
+        "imbalance": max(parts["stages"]) / statistics.mean(parts["stages"]) - 1,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- measurements
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def interleaved(turns: dict[str, tuple[Process, str]], rounds: int, steps: int) -> dict[str, list[Json]]:
+    """Answers of each name's steps, a list by round.  turns: the process and the run's name there."""
+    answers: dict[str, list[Json]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, (process, run) in turns.items():
+            answers[name].append(process.ask("step", name=run, steps=steps))
+    return answers
+
+
+def measured_row(answers: list[Json], serial: list[Json]) -> Json:
+    """Seconds, rho paired by round, and what the host took, of a name's answers."""
+    own = [statistics.median(answer["seconds"]) for answer in answers]
+    base = [statistics.median(answer["seconds"]) for answer in serial]
+    host = [value for answer in answers for value in answer["host_seconds"]]
+    return {
+        "seconds": spread([value for answer in answers for value in answer["seconds"]]),
+        "rho": spread([b / o for b, o in zip(base, own, strict=True)]),
+        "host_seconds": statistics.median(host),
+        "compiled": sum(answer["compiled"] for answer in answers),
+    }
+
+
+class Bench:
+    """The processes, and the configuration that is measured in them."""
+
+    def __init__(self, args: argparse.Namespace, extra: Json) -> None:
+        self.args, self.extra = args, extra
+        environment = {} if args.plain or sys.platform != "linux" else RECOMMENDED
+        self.stages = [int(K) for K in args.stages.split(",")]
+        probe = Process(max(self.stages), environment)
+        self.where = probe.ask("hello")
+        self.cpu = self.where["platform"] == "cpu"
+        self.available = self.where["cores"] if self.cpu else self.where["devices"]
+        if self.cpu:  # a device is a core
+            probe.close()
+            self.many = Process(max([1, *(K for K in self.stages if self.available >= K)]), environment)
+            self.one = Process(1, environment | {"NPROC": "1"})
+            self.default = Process(1, environment)
+        else:
+            self.many = self.one = self.default = probe
+        self.environment = environment
+
+    def close(self) -> None:
+        for process in {self.many, self.one, self.default}:
+            process.close()
+
+    def fields(self, row: str, num_stages: int) -> Json:
+        """Of a row's configuration, with its cuts."""
+        config, repeats = str(self.args.config), self.args.repeats
+        fields = {**row_fields(row, num_stages, 1), **self.extra}
+        if self.args.cuts == "measured" and fields["method"] != "data_parallel":
+            single = {**fields, "mesh.stage": 1}
+            fields["cuts"] = self.one.ask("cuts", config=config, fields=single, repeats=repeats)["cuts"]
+        return fields
+
+    def real(self, row_names: list[str], num_stages: int) -> Json:
+        """Rows of one K for which there are devices, and serial in its environments."""
+        config, turns, rows = str(self.args.config), {}, {}
+        for row in row_names:
+            fields = self.fields(row, num_stages)
+            names = {"serial": self.one, "serial_default": self.default} if row == "serial" else {row: self.many}
+            if row == "serial" and not self.cpu:
+                names = {"serial": self.one}
+            for name, process in names.items():
+                ready = process.ask("prepare", name=name, config=config, fields=fields)
+                rows[name] = {"row": name, "stages": num_stages, "fields": fields, **ready}
+                turns[name] = process, name
+        answers = interleaved(turns, self.args.rounds, self.args.steps)
+        for process in {self.many, self.one, self.default}:
+            process.ask("drop")
+        return {name: row | measured_row(answers[name], answers["serial"]) for name, row in rows.items()}
+
+    def predicted(self, row: str, num_stages: int, serial: Json, link: Json) -> Json:
+        """A layer-parallel row's prediction from its parts."""
+        config, repeats = str(self.args.config), self.args.repeats
+        fields = self.fields(row, num_stages)
+        single = {**fields, "mesh.stage": 1}
+        parts = self.one.ask("parts", config=config, fields=single, devices=num_stages, repeats=repeats)
+        sent = sent_bytes(num_stages, parts["packet_bytes"])
+        made = prediction(serial, parts, link, sent, num_stages)
+        if num_stages <= self.available:
+            alone = max(parts["stages"])
+            both = self.many.ask("together", config=config, fields=single, repeats=repeats)["seconds"]
+            made["contention"] = both / alone
+            made["rho_contended"] = made["rho"] / max(1.0, both / alone)
+        return {"row": row, "stages": num_stages, "fields": fields, "parts": parts, "sent_bytes": sent, **made}
+
+
+def sent_bytes(num_stages: int, packet_bytes: list[int]) -> float:
+    """What a device sends in the two all_to_alls: all its packets but the one for itself."""
+    return float(sum(packet_bytes) * (num_stages - 1))
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def markdown(result: Json) -> str:
+    """The tables of the README."""
+    heading = ("K", "method", "s/step", "rho, measured", "predicted", "contended", "Eq. 27", "not stages")
+    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
+    predictions = {(p["row"], p["stages"]): p for p in result["predictions"]}
+    measured = {(m["row"], m["stages"]): m for m in result["measured"]}
+    for row, K in sorted({**measured, **predictions}, key=lambda key: key[1]):
+        m, p = measured.get((row, K)), predictions.get((row, K))
+        shown = [
+            f"{m['seconds']['median']:.3f}" if m else "",
+            f"{m['rho']['median']:.2f} ({m['rho']['min']:.2f} .. {m['rho']['max']:.2f})" if m else "",
+            f"{p['rho']:.2f}" if p else "",
+            f"{p['rho_contended']:.2f}" if p and "rho_contended" in p else "",
+            f"{p['rho_eq27']:.2f} < {p['bound_eq27']:.2f}" if p else "",
+            f"{p['not_stage']:.1%}" if p else "",
+        ]
+        lines.append(f"| {K} | {row} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def draw(result: Json, path: Path) -> None:
+    """rho over K: measured, predicted, and by Eq. 27 with its bound."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context({"svg.hashsalt": "lpjax", "svg.fonttype": "none"}):
+        figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
+        for number, row in enumerate(dict.fromkeys(p["row"] for p in result["predictions"])):
+            own = [p for p in result["predictions"] if p["row"] == row]
+            K = [p["stages"] for p in own]
+            color = f"C{number}"
+            axis.plot(K, [p["rho"] for p in own], color=color, marker="o", label=f"{row}, predicted from parts")
+            axis.plot(K, [p["rho_eq27"] for p in own], color=color, marker="x", ls="--", label=f"{row}, Eq. 27")
+            bound = [p["bound_eq27"] for p in own]
+            axis.plot(K, bound, color=color, ls=":", label=f"{row}, bound of Eq. 27")
+        for number, name in enumerate(dict.fromkeys(m["row"] for m in result["measured"])):
+            if name.startswith("serial"):
+                continue
+            own = [m for m in result["measured"] if m["row"] == name]
+            rho = [m["rho"] for m in own]
+            error = [[r["median"] - r["min"] for r in rho], [r["max"] - r["median"] for r in rho]]
+            axis.errorbar(
+                [m["stages"] for m in own], [r["median"] for r in rho], yerr=error, fmt="sDv^P*"[number % 6], capsize=3,
+                color=f"C{number % 10}", label=f"{name}, measured",
+            )  # fmt: skip
+        stages = sorted({p["stages"] for p in result["predictions"]})
+        axis.plot(stages, stages, color="0.7", lw=1, label="K")
+        axis.set(xlabel="stages K", ylabel="speed-up against serial", xticks=stages)
+        axis.set_ylim(0, 1.15 * max(stages, default=1))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", type=Path, default=Path("configs/cifar10_resnet110.py"))
+    parser.add_argument("--methods", default="serial,data_parallel,pipeline,fdg,local,coarse_tail")
+    parser.add_argument("--stages", default="2,4,8", help="numbers of stages K")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="of a row in a round")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of a part")
+    parser.add_argument("--cuts", choices=["measured", "even"], default="measured", help="even: by FLOPs")
+    parser.add_argument("--memory", action="store_true", help="also what a row holds and sends, for every K")
+    parser.add_argument("--plain", action="store_true", help="leave the environment as it is")
+    parser.add_argument("--references", action="store_true", help="also time the network in flax.linen")
+    parser.add_argument("--torch", metavar="PYTHON", help="and in torch, by this interpreter")
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/speedup.json"))
+    args, extra = parser.parse_known_args(argv[1:])
+    try:
+        overrides = parsed(extra)
+        names = list(dict.fromkeys(["serial", *args.methods.split(",")]))
+        for name in names:
+            row_fields(name, 2, 1)
+    except ValueError as error:
+        parser.error(str(error))
+
+    bench = Bench(args, overrides)
+    result: Json = {
+        "command": "python -m experiments.speedup " + " ".join(argv[1:]),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
+        "where": bench.where,
+        "environment": bench.environment,
+        "versions": tables.versions(),
+        "config": str(args.config),
+        "overrides": overrides,
+        "rounds": args.rounds,
+        "steps": args.steps,
+        "measured": [],
+        "predictions": [],
+        "memory": [],
+        "failed": [],
+    }
+
+    def attempt(what: str, into: list[Json], work: Any) -> Any:
+        """Work's result, kept in the JSON; a failure is kept and told."""
+        print(what, flush=True)
+        try:
+            done = work()
+            into.extend(done)
+        except RuntimeError as error:
+            result["failed"].append({"what": what, "error": str(error)})
+            print(f"failed: {error}", file=sys.stderr, flush=True)
+        write_json(args.out, result)
+
+    measure(bench, names, result, attempt)
+    bench.close()
+    print(markdown(result))
+    draw(result, args.out.with_suffix(".svg"))
+    return 1 if result["failed"] else 0
+
+
+def measure(bench: Bench, names: list[str], result: Json, attempt: Any) -> None:
+    """Everything, into the result."""
+    args, config = bench.args, str(bench.args.config)
+    real = [K for K in bench.stages if bench.available >= K]
+    if args.references or args.torch:
+        attempt("references", result.setdefault("references", []), lambda: references(bench))
+    for K in real:
+        attempt(f"measuring K = {K}", result["measured"], lambda K=K: bench.real(names, K).values())
+    layer_parallel = [name for name in names if ROWS.get(name, {"method": name})["method"] == "layer_parallel"]
+    if layer_parallel:
+        serial = bench.one.ask("serial_parts", config=config, fields=bench.fields("serial", 1), repeats=args.repeats)
+        link = {"latency": 0.0, "bandwidth": float("inf")}
+        if max(real, default=1) > 1:
+            link = bench.many.ask("link", devices=max(real), repeats=args.repeats)
+        result |= {"serial_parts": serial, "link": link}
+    for row in layer_parallel:
+        for K in bench.stages:
+            attempt(
+                f"parts of {row}, K = {K}", result["predictions"],
+                lambda row=row, K=K: [bench.predicted(row, K, serial, link)],
+            )  # fmt: skip
+    if args.memory:
+        compiler = Process(max(bench.stages), bench.environment)
+        for K in bench.stages:
+            for row in names:
+                attempt(
+                    f"memory of {row}, K = {K}", result["memory"],
+                    lambda row=row, K=K: [
+                        {"row": row, "stages": K, **compiler.ask("memory", config=config, fields=bench.fields(row, K))}
+                    ],
+                )  # fmt: skip
+        compiler.close()
+
+
+def references(bench: Bench) -> list[Json]:
+    """The same network in flax.linen and torch beside lpjax's serial step, on one core; ratios paired by round."""
+    args, config = bench.args, str(bench.args.config)
+    fields = bench.fields("serial", 1)
+    model, batch, image = described(load(args.config, {**fields, "dry_run": True}))
+    ready = bench.one.ask("prepare", name="lpjax", config=config, fields=fields)
+    one_core = bench.environment | ({"NPROC": "1"} if bench.cpu else {})
+    processes = {"flax": Process(1, one_core, "experiments.reference_flax")}
+    if args.torch:
+        processes["torch"] = Process(1, one_core, "experiments.reference_torch", args.torch)
+    rows = {"lpjax": ready}
+    for name, process in processes.items():
+        rows[name] = process.ask("prepare", name=name, model=model, batch=batch, image=image)
+        if rows[name]["parameters"] != ready["parameters"]:
+            raise RuntimeError(f"{name}: {rows[name]['parameters']} parameters, of lpjax's {ready['parameters']}")
+    turns = {name: (process, name) for name, process in {"lpjax": bench.one, **processes}.items()}
+    answers = interleaved(turns, args.rounds + 1, args.steps)
+    bench.one.ask("drop")
+    for process in processes.values():
+        process.close()
+    timed = {name: [statistics.median(a["seconds"]) for a in given[1:]] for name, given in answers.items()}
+    return [
+        {
+            "network": name,
+            **rows[name],
+            "seconds": spread(own),
+            "lpjax_over_this": spread([a / b for a, b in zip(timed["lpjax"], own, strict=True)]),
+        }
+        for name, own in timed.items()
+    ]
+
+
+def described(config: Config) -> tuple[Json, int, list[int]]:
+    """A configuration's network for the reference workers, its batch size and image shape.
+
+    Raises RuntimeError for networks that they do not have.
+    """
+    sizes = {"lpjax.models.resnet:resnet": ("width", 1), "lpjax.models.preact_resnet:wide_resnet": ("widen", 16)}
+    arguments, spec = config.model.arguments, runs.prepare(config).spec
+    if config.model.function not in sizes or arguments.get("dropout"):
+        raise RuntimeError(f"model {config.model}: expected one of {', '.join(sizes)}, without dropout")
+    name, factor = sizes[config.model.function]
+    model = {"depth": arguments["depth"], "width": factor * arguments[name], "wide": factor > 1}
+    return {**model, "classes": spec.classes}, config.batch_size, list(spec.image_shape)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

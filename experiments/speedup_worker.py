@@ -1,0 +1,145 @@
+"""A process that compiles steps and times them when told to: started by `experiments.speedup`, one an environment.
+
+Reads a JSON object a line, {"do": COMMAND, ..}, and answers each with a line of JSON.  Its first argument is the number
+of devices that a CPU back end is to have.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.compare import load
+from experiments.step_parts import Parts, link, random_batch, together
+from lpjax import balance, cost, runs
+from lpjax.data.feed import Batch
+from lpjax.main import provide_devices
+from lpjax.partition import chain_size
+from lpjax.runs import Run
+from lpjax.timing import UnitTimer
+
+
+class Worker:
+    """Runs that are ready, by name, and unit times, by batch size."""
+
+    def __init__(self) -> None:
+        self.ready: dict[str, tuple[Run, Any, Batch]] = {}
+        self.timers: dict[int, UnitTimer] = {}
+        self.compiled = 0
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+        self.compiled += event.endswith("backend_compile_duration")
+
+    def hello(self) -> dict[str, Any]:
+        """Where the worker runs."""
+        devices = jax.devices()
+        return {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "devices": len(devices),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        }
+
+    def run(self, config: str, fields: dict[str, Any]) -> Run:
+        """The run of a config file and fields."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return runs.prepare(load(Path(config), {**values, "dry_run": True}))
+
+    def cuts(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
+        """Balanced cuts, what they are balanced by, and the seconds of the units."""
+        run = self.run(config, fields)
+        batch = run.config.batch_size // run.config.mesh.data
+        cost = self.timers.setdefault(batch, UnitTimer(batch, repeats))
+
+        def build(cuts: tuple[int, ...] | None) -> Any:
+            return runs.build_network(runs.replace(run.config, cuts=cuts), run.spec)
+
+        cuts, seconds = balance.balanced(build, run.config, cost)
+        chain = run.network.chain
+        units = [
+            {"unit": unit.name, "in_shape": shape, **cost(unit, shape)._asdict()}
+            for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)
+        ]
+        return {"cuts": cuts, "stage_seconds": seconds, "batch": batch, "units": units}
+
+    def prepare(self, name: str, config: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Compile a run's step by its first call."""
+        run = self.run(config, fields)
+        state, batch = run.create(), random_batch(run, run.config.batch_size, run.mesh)
+        start = time.perf_counter()
+        state, figures = jax.block_until_ready(run.step(state, batch))
+        self.ready[name] = run, state, batch
+        return {
+            "first_call_seconds": time.perf_counter() - start,
+            "padding": run.network.params.waste,
+            "parameters": chain_size(run.network.chain),
+            "cuts": run.network.cuts,
+            "loss": float(figures["task_loss"]),
+        }
+
+    def step(self, name: str, steps: int) -> dict[str, Any]:
+        """Seconds of steps, each until its results are there, and of those that the host needed to start them."""
+        run, state, batch = self.ready[name]
+        seconds, host, before = [], [], self.compiled
+        for _ in range(steps):
+            start = time.perf_counter()
+            state, figures = run.step(state, batch)
+            host.append(time.perf_counter() - start)
+            jax.block_until_ready((state, figures))
+            seconds.append(time.perf_counter() - start)
+        self.ready[name] = run, state, batch
+        return {"seconds": seconds, "host_seconds": host, "compiled": self.compiled - before}
+
+    def drop(self) -> dict[str, Any]:
+        """Forget the runs that are ready."""
+        self.ready.clear()
+        return {}
+
+    def memory(self, config: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """What a step holds and sends (`cost.step_cost`), and what the device itself reports."""
+        run = self.run(config, fields)
+        reported = jax.devices()[0].memory_stats() or {}
+        return cost.step_cost(run) | {"peak_bytes_reported": reported.get("peak_bytes_in_use")}
+
+    def parts(self, config: str, fields: dict[str, Any], devices: int, repeats: int) -> dict[str, Any]:
+        """Seconds of a layer-parallel step's parts on the first of so many devices along 'stage'."""
+        return Parts(self.run(config, fields), jax.devices()[0], devices).layer_parallel(repeats)
+
+    def serial_parts(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
+        """Seconds of a backprop step's parts on the first device."""
+        parts = Parts(self.run(config, fields), jax.devices()[0])
+        return {name: program.seconds(repeats) for name, program in parts.serial().items()}
+
+    def together(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
+        """Seconds of the stages on a device each at the same time."""
+        run = self.run(config, fields)
+        devices = jax.devices()[: run.network.num_stages]
+        return {"seconds": together([Parts(run, device) for device in devices], repeats)}
+
+    def link(self, devices: int, repeats: int) -> dict[str, Any]:
+        """Latency and bandwidth between devices."""
+        return link(devices, repeats)
+
+
+def main() -> None:
+    provide_devices(int(sys.argv[1]))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever prints goes to stderr
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        command = request.pop("do")
+        try:
+            answer = getattr(worker, command)(**request)
+        except Exception as error:  # the parent says which request it was
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

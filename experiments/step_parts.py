@@ -1,0 +1,226 @@
+"""The parts of a step as programs of their own, on what one device has of them: what `experiments.speedup` times.
+
+Each part is the library's own code under `shard_map` on a mesh of one device, so a collective in it costs nothing; what
+collectives cost is measured apart (`link`).  K stages on S devices along 'stage', D along 'data': augmentation, AuxNet
+and packing have B / (S D) examples, a stage has B / D.
+"""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+from lpjax import aux_step, chain, lagrangian, optim, train_state
+from lpjax import mesh as meshes
+from lpjax.chain import Mode
+from lpjax.config import MeshConfig
+from lpjax.data.feed import Batch
+from lpjax.exchange import Exchange
+from lpjax.methods import data_parallel, layer_parallel
+from lpjax.network import composed
+from lpjax.recipe import example_keys
+from lpjax.runs import Run
+from lpjax.timing import stopwatch
+
+
+def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
+    """A batch of noise, spread over the mesh."""
+    rng = np.random.default_rng(0)
+    sharding = NamedSharding(mesh, meshes.EXAMPLES)
+    return Batch(
+        image=jax.device_put(rng.integers(0, 256, (size, *run.spec.image_shape), dtype=np.uint8), sharding),
+        label=jax.device_put(rng.integers(0, run.spec.classes, size).astype(np.int32), sharding),
+        index=jax.device_put(np.arange(size, dtype=np.int32), sharding),
+    )
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled part of a step and the arrays it is timed on."""
+
+    call: Callable[..., Any]
+    args: tuple[PyTree, ...]
+
+    def seconds(self, repeats: int) -> float:
+        """Median of `repeats` calls."""
+        return statistics.median(stopwatch(self.call, *self.args, repeats=repeats))
+
+
+class Parts:
+    """Programs of a run's step on one device.
+
+    device: which.  num_devices: S, along 'stage', whatever the run's own mesh has.
+    """
+
+    def __init__(self, run: Run, device: jax.Device, num_devices: int = 1) -> None:
+        self.run = run
+        self.mesh = Mesh(np.array([[device]]), meshes.ALL_AXES, axis_types=(AxisType.Auto,) * 2)
+        self.S, self.D = num_devices, run.config.mesh.data
+        self.config = replace(run.config, mesh=MeshConfig(1, 1))
+        self.state = train_state.create(self.config, run.network, self.mesh, run.recipe)
+
+    def program(self, part: Callable[..., Any], *args: PyTree) -> Program:
+        """A part compiled for the device."""
+        mapped = jax.shard_map(part, mesh=self.mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        args = jax.device_put(args, NamedSharding(self.mesh, P()))
+        return Program(jax.jit(mapped).lower(*args).compile(), args)
+
+    def augment(self, size: int) -> tuple[Program, Batch]:
+        """Images of a batch of `size` made the network's input, and the batch."""
+        batch, state = random_batch(self.run, size, self.mesh), self.state
+
+        def part(batch: Batch) -> Array:
+            return self.run.recipe.network_input(batch, example_keys(state.key, state.step, batch.index))
+
+        return self.program(part, batch), batch
+
+    def optimizer(self, slots: int) -> Program:
+        """The update of the first `slots` stages."""
+        params, opt = jax.tree.map(lambda row: row[:slots], (self.state.stage_params, self.state.stage_opt))
+
+        def part(params: PyTree, opt: PyTree) -> PyTree:
+            return optim.update_rows(self.run.recipe.optimizer, params, opt, params)
+
+        return self.program(part, params, opt)
+
+    # -------------------------------------------------------------------------------------------------- of backprop
+
+    def serial(self) -> dict[str, Program]:
+        """data, forward, backprop (augmentation, forward and backward pass) and optimizer of the whole network."""
+        run, config, state = self.run, self.config, self.state
+        data, batch = self.augment(config.batch_size)
+        x = data.call(*data.args)
+
+        def forward(params: PyTree, stats: PyTree, x: Array) -> PyTree:
+            network = run.network
+            trees = network.params.unpack_all(params), network.stats.unpack_all(stats)
+            logits, new = composed(network, *trees, x, Mode(train=True, axes=meshes.ALL_AXES))
+            return lagrangian.task_loss(logits, batch.label).mean(), new
+
+        def backprop(params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
+            keys = example_keys(state.key, state.step, batch.index)
+            return data_parallel.backprop(run.network, config, run.recipe, params, stats, keys, batch)
+
+        return {
+            "data": data,
+            "forward": self.program(forward, state.stage_params, state.stage_stats, x),
+            "backprop": self.program(backprop, state.stage_params, state.stage_stats, batch),
+            "optimizer": self.optimizer(run.network.num_stages),
+        }
+
+    # -------------------------------------------------------------------------------------------- of layer-parallel
+
+    def stage(self, k: int) -> tuple[Program, Program]:
+        """Forward and backward pass of stage k on its local loss with opening and packing of packets; and the forward
+        pass alone."""
+        run, state = self.run, self.state
+        column = self.config.batch_size // self.D
+        config = replace(self.config, batch_size=column)
+        per_example = config.multiplier in ("per_example", "adjoint")
+        exchange = Exchange(run.network.interfaces, 1, per_example)
+        step = layer_parallel.Step(run.network, config, run.recipe, exchange)
+        batch = random_batch(run, column, self.mesh)
+        packet = jax.random.normal(jax.random.key(0), (column, exchange.outward_length), float)
+        params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
+
+        def both(params: PyTree, stats: PyTree, packet: Array, state: PyTree) -> PyTree:
+            keys = example_keys(state.key, state.step, batch.index)
+            return step.run_stage(k, params, stats, packet, state=state, labels=batch.label, keys=keys)
+
+        def forward(params: PyTree, stats: PyTree, packet: Array, state: PyTree) -> PyTree:
+            keys = example_keys(state.key, state.step, batch.index)
+            lam, _, _ = exchange.opened(k, packet)
+            trees = run.network.params.unpack(k, params), run.network.stats.unpack(k, stats)
+            mode = Mode(train=True, axes=("data",), keys=keys)
+            return chain.apply(run.network.stages[k], *trees, lam, mode)
+
+        return self.program(both, params, stats, packet, state), self.program(forward, params, stats, packet, state)
+
+    def aux_net(self, size: int) -> dict[str, Program]:
+        """Of `size` examples: data, aux_forward, aux_all (forward pass, correction, fit and its optimiser step),
+        correction, and packing: send and receive."""
+        run, state = self.run, self.state
+        config = replace(self.config, batch_size=size)
+        data, batch = self.augment(size)
+        x = data.call(*data.args)
+        exchange = Exchange(run.network.interfaces, 1, with_multiplier=False)
+        features = [jnp.ones((size, *shape)) for shape in run.network.interfaces[1:]]
+        replies = jnp.ones((run.network.num_stages, size, exchange.homeward_length))
+
+        def forward(params: PyTree, stats: PyTree, x: Array) -> PyTree:
+            done = aux_step.forward(run.network, config, params, stats, x, batch.label)
+            return done.lam, done.loss, done.stats
+
+        def everything(state: PyTree, x: Array, adjoints: list[Array], outputs: list[Array]) -> PyTree:
+            done = aux_step.forward(run.network, config, state.aux_params, state.aux_stats, x, batch.label)
+            corrected = aux_step.corrected_inputs(config, state, done, None, adjoints, outputs)
+            tails = jax.tree.map(lambda p: p[None], state.aux_params)
+            optimizer = run.recipe.aux_optimizer
+            return done.lam, aux_step.fit(run.network, config, state, optimizer, x, batch.label, done, corrected, tails)
+
+        def correction(lam: list[Array], adjoints: list[Array], outputs: list[Array]) -> PyTree:
+            done = aux_step.AuxPass(tuple(lam), jnp.zeros(()), lambda *_: ((), ()), ())
+            return aux_step.corrected_inputs(config, state, done, None, adjoints, outputs)
+
+        return {
+            "data": data,
+            "aux_forward": self.program(forward, state.aux_params, state.aux_stats, x),
+            "aux_all": self.program(everything, state, x, features, features),
+            "correction": self.program(correction, features, features, features),
+            "send": self.program(lambda lam: exchange.send(lam, None), [x, *features]),
+            "receive": self.program(exchange.receive, replies),
+        }
+
+    def layer_parallel(self, repeats: int) -> dict[str, Any]:
+        """Seconds of the parts of a device's step, lists by stage."""
+        network, B = self.run.network, self.config.batch_size
+        K, own = network.num_stages, B // (self.S * self.D)
+        seconds: dict[str, Any] = {name: p.seconds(repeats) for name, p in self.aux_net(own).items()}
+        seconds["aux_backward"] = max(0.0, seconds["aux_all"] - seconds["aux_forward"] - seconds["correction"])
+        whole = self.aux_net(B)
+        for name in ("aux_forward", "aux_all"):  # of Eq. 27's one serial AuxNet
+            seconds[f"serial_{name}"] = whole[name].seconds(repeats)
+        stages = [self.stage(k) for k in range(K)]
+        seconds["stages"] = [both.seconds(repeats) for both, _ in stages]
+        seconds["stages_forward"] = [forward.seconds(repeats) for _, forward in stages]
+        exchange = Exchange(network.interfaces, self.S, with_multiplier=False)
+        width = 2 if self.config.exchange.bfloat16 else jnp.dtype(float).itemsize
+        seconds["packet_bytes"] = [width * own * n for n in (exchange.outward_length, exchange.homeward_length)]
+        seconds["optimizer"] = self.optimizer(K // self.S).seconds(repeats)
+        return seconds
+
+
+def together(parts: list[Parts], repeats: int) -> float:
+    """Seconds of stage i on the i-th device, all at the same time."""
+    programs = [part.stage(i)[0] for i, part in enumerate(parts)]
+
+    def all_of_them() -> list[Any]:
+        return [program.call(*program.args) for program in programs]
+
+    return statistics.median(stopwatch(all_of_them, repeats=repeats))
+
+
+def link(count: int, repeats: int) -> dict[str, float]:
+    """Latency, seconds, and bandwidth, bytes a second that a device sends, of an all_to_all of `count` devices."""
+    mesh = meshes.make_mesh(count, 1)
+
+    def seconds(size: int) -> float:
+        """Of an all_to_all of which each device sends `size` bytes to others."""
+        values = size // (4 * (count - 1))
+        x = jax.device_put(jnp.zeros((count * count, values)), NamedSharding(mesh, P("stage")))
+        move = jax.shard_map(
+            lambda x: lax.all_to_all(x, "stage", 0, 0, tiled=True), mesh=mesh, in_specs=P("stage"), out_specs=P("stage")
+        )
+        return statistics.median(stopwatch(jax.jit(move), x, repeats=repeats))
+
+    small, large = 1 << 12, 1 << 25
+    latency = seconds(small)
+    return {"latency": latency, "bandwidth": (large - small) / max(seconds(large) - latency, 1e-9)}
