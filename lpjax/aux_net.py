@@ -33,24 +33,21 @@ PieceUnits = Callable[..., Sequence[Unit]]
 
 
 def convolutions(stage: Chain, *, blocks: int, width: float) -> list[Unit]:
-    """Convolution to the stage's resolution where it must be, then `blocks` residual blocks, all of `width` times the
-    channels of the interface behind; the last piece has the head of the network for its own.
+    """Convolution to the resolution behind the stage where it must be, then `blocks` residual blocks, all of `width`
+    times the channels there, and a 1x1 convolution to these.  The last piece has the network's head for its own, and
+    "behind" is before the head.
 
     Raises ValueError where a stage does not map [H, W, C] to a map that a strided convolution reaches.
     """
-    if len(stage.in_shape) == 3 and len(stage.out_shape) == 1:  # the last one: the network's head is cheap enough
-        features = max(1, round(width * stage.in_shape[-1]))
-        return [*_body(stage.in_shape, features, 1, blocks), stage.units[-1]]
-    stride = _stride(stage.in_shape, stage.out_shape)
-    channels = stage.out_shape[-1]
+    last = len(stage.out_shape) == 1
+    out_shape = stage.shapes[-2] if last else stage.out_shape
+    stride, channels = _stride(stage.in_shape, out_shape), out_shape[-1]
     features = max(1, round(width * channels))
-    units = _body(stage.in_shape, features, stride, blocks)
-    return units if features == channels else [*units, conv_block(channels, 1, 1)]
-
-
-def _body(in_shape: Shape, features: int, stride: int, blocks: int) -> list[Unit]:
-    transition = [] if (in_shape[-1], stride) == (features, 1) else [conv_block(features, stride, 3)]
-    return transition + [basic_block(features, 1)] * blocks
+    units = [] if (stage.in_shape[-1], stride) == (features, 1) else [conv_block(features, stride, 3)]
+    units += [basic_block(features, 1)] * blocks
+    if features != channels:
+        units.append(conv_block(channels, 1, 1))
+    return [*units, stage.units[-1]] if last else units
 
 
 def _stride(in_shape: Shape, out_shape: Shape) -> int:

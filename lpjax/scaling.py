@@ -1,0 +1,521 @@
+"""What a training step would take on machines one does not have: seconds and bytes by formulas, nothing is run.
+
+B examples a step, K stages, a mesh of S x D devices; f(n), b(n): forward and backward seconds of a chain on n examples,
+sums of `Machine.unit_seconds`; M micro-batches; l_k: the AuxNet's pieces behind stage k (`aux_net.tail`).
+
+    serial          f + b of the network                              B examples
+    data_parallel   f + b of the network                              B / (S D)
+    pipeline        (M + S - 2) f_d + (M + S - 1) (f_d + b_d)         B / (D M), of a device's stages; equal devices
+    fdg             max over devices of 2 f_d + b_d                   B / D; the last stage f + b
+    ddg             sum of f_k, k < K-1,  + max of f_d + b_d          B / D
+    local           max of f_d + b_d with their classifiers           B / D; no stage has an input gradient
+    layer_parallel  max of f_d + b_d + sum of f + b of l_k            B / D
+                    + f + b of the AuxNet                             B / (S D)
+
+and, for each, what moves and synchronises as the methods' files say.  Nothing overlaps: a step of lpjax is one program
+whose collectives wait for what they send.  Sent bytes are those of `cost.exchanged_bytes`.  Left out: what `lax.scan`
+and `lax.switch` cost, and everything before the batch is on the devices.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Literal
+
+import jax
+import numpy as np
+
+from lpjax import flow, packing
+from lpjax.aux_net import tail as pieces_behind
+from lpjax.chain import Chain, Shape, Unit, make_chain
+from lpjax.config import AuxConfig, Config, DataConfig, DelayedConfig, MeshConfig, PipelineConfig, check
+from lpjax.exchange import Exchange
+from lpjax.lagrangian import Policy, features
+from lpjax.methods import delayed
+from lpjax.methods.local import classifiers
+from lpjax.network import Network
+from lpjax.partition import activation_bytes, unit_flops
+
+UnitSeconds = Callable[[Unit, Shape, int], tuple[float, float]]
+"""(unit, in_shape, examples) -> seconds of its forward and of its backward pass."""
+
+WIDTH = 4
+"""Bytes of a parameter, a moment, and a value of a packet."""
+
+UPDATE = 5
+"""Accesses to a parameter's values in an update by SGD with momentum: both read and written, the gradient read."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """latency: seconds of a message of no bytes.  bandwidth: bytes a second that a device sends, in one direction."""
+
+    latency: float
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        if self.latency < 0 or self.bandwidth <= 0:
+            raise ValueError(f"{self}: expected latency >= 0 seconds and bandwidth > 0 bytes a second; correct them")
+
+
+def all_reduce(n: int, size: float, link: Link) -> float:
+    """The faster of two algorithms of NCCL, which chooses by such a model (nccl/src/graph/tuning.cc); 0 for n = 1.
+
+    ring                 2 (n-1)/n size / bandwidth + 2 (n-1) latency
+    double binary tree   2 size / bandwidth + 2 ceil(log2 n) latency
+    """
+    ring = 2 * (n - 1) * (size / n / link.bandwidth + link.latency)
+    return min(ring, 2 * (size / link.bandwidth + math.ceil(math.log2(n)) * link.latency)) if n > 1 else 0.0
+
+
+def all_to_all(n: int, size: float, link: Link) -> float:
+    """Pairwise exchange: (n-1)/n size / bandwidth + (n-1) latency (Thakur, Rabenseifner, Gropp 2005, IJHPCA 19)."""
+    return (n - 1) * (size / n / link.bandwidth + link.latency)
+
+
+def all_gather(n: int, size: float, link: Link) -> float:
+    """Ring: (n-1) size / bandwidth + (n-1) latency, `size` a device's own."""
+    return (n - 1) * (size / link.bandwidth + link.latency)
+
+
+def ppermute(n: int, size: float, link: Link) -> float:
+    """size / bandwidth + latency; 0 for n = 1."""
+    return size / link.bandwidth + link.latency if n > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Equal devices in nodes.
+
+    inside, between: links of devices of a node, and of a device to those of other nodes.
+    memory_bandwidth: achieved, bytes a second.  launch: fixed seconds a step.  start: fixed seconds a collective.
+    """
+
+    name: str
+    unit_seconds: UnitSeconds
+    devices_per_node: int
+    inside: Link
+    between: Link
+    memory_bandwidth: float
+    launch: float
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """n devices of a machine that are `stride` apart, such as a mesh axis: `start` and what a collective takes.
+
+    An all-reduce of several nodes is one in each of them, and one between nodes in which each device has its part of
+    the sum, all network cards at the same time; other collectives of several nodes use `between` alone.
+    """
+
+    machine: Machine
+    n: int
+    stride: int = 1
+
+    def all_reduce(self, size: float) -> float:
+        machine = self.machine
+        local = max(1, min(self.n, machine.devices_per_node // self.stride))
+        within = all_reduce(local, size, machine.inside)
+        return machine.start * (self.n > 1) + within + all_reduce(-(-self.n // local), size / local, machine.between)
+
+    def __call__(self, collective: Callable[[int, float, Link], float], size: float) -> float:
+        machine = self.machine
+        link = machine.inside if self.n * self.stride <= machine.devices_per_node else machine.between
+        return machine.start * (self.n > 1) + collective(self.n, size, link)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Of a unit.  kernels: convolutions and matrices.  params: values.  norms: channels of each batch norm."""
+
+    kernels: int
+    params: int
+    norms: tuple[int, ...]
+
+
+@functools.cache
+def layers(unit: Unit, in_shape: Shape) -> Layers:
+    """The layers of a unit, from its parameters and statistics."""
+    params, stats = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
+    named = jax.tree.leaves_with_path(params)
+    return Layers(
+        kernels=sum(packing.kind(path) == "kernel" for path, _ in named),
+        params=sum(leaf.size for _, leaf in named),
+        norms=tuple(leaf.size for leaf in jax.tree.leaves(stats))[::2],  # each has a mean and a variance
+    )
+
+
+@functools.cache
+def kept_bytes(chain: Chain) -> int:
+    """What a chain keeps of an example for its backward pass, after `partition.activation_bytes`."""
+    return activation_bytes(chain, 2) - activation_bytes(chain, 1)
+
+
+def roofline(
+    *, peak_flops: float, memory_bandwidth: float, efficiency: float, kernel_seconds: float, dtype: str | None = None
+) -> UnitSeconds:
+    """Seconds of a unit by the roofline model (Williams, Waterman, Patterson 2009), and a fixed time a layer:
+
+        forward = layers * kernel_seconds + max(n flops / (efficiency peak_flops), (2 n kept + params) / bandwidth)
+
+    n examples; flops: `partition.unit_flops`; kept: `kept_bytes` of activations in `dtype`, each of which is written
+    and read again in the forward pass (a residual block of two convolutions keeps 5 maps and makes 11 accesses).
+    Backward: twice as many operations, kernels and accesses (the same block: 23 accesses).
+
+    Args:
+      peak_flops: operations a second in `dtype`; efficiency: the share of them that convolutions achieve, in (0, 1].
+      memory_bandwidth: achieved, bytes a second.
+      kernel_seconds: of the kernels of a layer (convolution, statistics, normalisation) on next to no data.
+    """
+    if not 0 < efficiency <= 1:
+        raise ValueError(f"efficiency={efficiency}: expected a share of the peak, 0 < efficiency <= 1; correct it")
+
+    @functools.cache
+    def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
+        own = layers(unit, in_shape)
+        work = examples * unit_flops(unit, in_shape) / (efficiency * peak_flops)
+        kept = kept_bytes(replace(make_chain([unit], in_shape), dtype=dtype))
+        moved = (2 * examples * kept + WIDTH * own.params) / memory_bandwidth
+        forward = max(1, own.kernels) * kernel_seconds + max(work, moved)
+        return forward, 2 * forward
+
+    return seconds
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Parts of a step on the device that takes longest.
+
+    data: augmentation.  aux_forward, aux_backward: the AuxNet's passes.  exchange: packets, packing and collectives.
+    stages: forward and backward passes with tails or classifiers, and waits for other stages.
+    batch_norm: collectives of batch norm.  correction: of the auxiliary variables.  gradients: their all-reduces.
+    fixed: launch, and the psums of figures.
+    """
+
+    data: float
+    stages: float
+    batch_norm: float
+    gradients: float
+    optimizer: float
+    fixed: float
+    exchange: float = 0.0
+    aux_forward: float = 0.0
+    aux_backward: float = 0.0
+    correction: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return float(sum(astuple(self)))
+
+
+# ------------------------------------------------------------------------------------------------- steps of the methods
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What `step_seconds` was asked for.  stage, data, mesh: the devices along the axes, and all of them.
+
+    Seconds of passes are arrays [.., 2]: of computing, and of synchronising batch norm.
+    """
+
+    network: Network
+    config: Config
+    machine: Machine
+    exchange_bytes: int
+    stage: Group
+    data: Group
+    mesh: Group
+
+    @property
+    def column(self) -> int:
+        """Examples of a stage column."""
+        return self.config.batch_size // self.data.n
+
+    @property
+    def own(self) -> int:
+        """Examples of a device."""
+        return self.config.batch_size // self.mesh.n
+
+    @property
+    def slots(self) -> int:
+        """Stages of a device."""
+        return self.network.num_stages // self.stage.n
+
+    @property
+    def rows(self) -> int:
+        """Values of the packed parameters of a device's stages."""
+        return self.slots * sum(self.network.params.lengths.values())
+
+    def accesses(self, count: float) -> float:
+        """Seconds to read or write values so many times."""
+        return WIDTH * count / self.machine.memory_bandwidth
+
+    def passes(
+        self, chains: Sequence[Chain], examples: int, group: Group, *, input_gradient: bool = False
+    ) -> np.ndarray:
+        """[chains, forward and backward, 2] of chains whose batch norm is over `group`: an all-reduce of two moments a
+        layer and pass.  Without input_gradient the backward pass of the first chain's first unit takes half the time.
+        """
+        seconds = np.zeros((len(chains), 2, 2))
+        for own, chain in zip(seconds, chains, strict=True):
+            for run in chain.runs:
+                own[:, 0] += run.count * np.array(self.machine.unit_seconds(run.unit, run.in_shape, examples))
+                norms = layers(run.unit, run.in_shape).norms
+                own[:, 1] += run.count * sum(group.all_reduce(2 * WIDTH * channels) for channels in norms)
+            if chain.remat:
+                own[1] += own[0]
+        if chains and not input_gradient:
+            unit, in_shape = chains[0].units[0], chains[0].in_shape
+            seconds[0, 1, 0] -= self.machine.unit_seconds(unit, in_shape, examples)[1] / 2
+        return seconds
+
+    def on_devices(self, stages: np.ndarray) -> np.ndarray:
+        """Sums over the stages of each device, [K, ..] -> [S, ..]."""
+        return stages.reshape(-1, self.slots, *stages.shape[1:]).sum(1)
+
+    def step(self, work: np.ndarray, *, psums: int = 0, **parts: float) -> StepSeconds:
+        """A step of these parts.  Augmentation accesses an image four times.  psums: of figures."""
+        return StepSeconds(
+            data=self.accesses(4 * self.own * features(self.network.chain.in_shape)),
+            stages=float(work[0]),
+            batch_norm=float(work[1]),
+            fixed=self.machine.launch + psums * self.mesh.all_reduce(3 * WIDTH * self.network.num_stages),
+            **parts,
+        )
+
+    def synchronised(self, values: int) -> float:
+        """All-reduces over 'data' of so many gradients and of the stages' statistics."""
+        stats = self.slots * sum(self.network.stats.lengths.values())
+        return self.data.all_reduce(WIDTH * values) + self.data.all_reduce(WIDTH * stats)
+
+    def shifting(self, work: np.ndarray, *, values: int, touched: float, shifts: int, examples: float) -> StepSeconds:
+        """A step in which packets move from stage to stage.
+
+        The devices of a column gather its images and their tags.  A packet is read and written when it is packed and
+        when it is opened.  values: parameters of a device.  touched: accesses to them.  examples: of a packet.
+        """
+        gathered = self.stage(all_gather, WIDTH * self.own * features(self.network.chain.in_shape))
+        packet = examples * flow.length(self.network)
+        shift = self.stage(ppermute, WIDTH * packet) + self.accesses(4 * packet)
+        return self.step(
+            work,
+            psums=2,
+            exchange=gathered + self.stage(all_gather, 3 * WIDTH * self.own) + (self.stage.n > 1) * shifts * shift,
+            gradients=self.synchronised(values),
+            optimizer=self.accesses(touched),
+        )
+
+
+def _longest(works: np.ndarray) -> np.ndarray:
+    """The row [2] of the largest sum; zeros of none."""
+    return max(works, key=np.sum, default=np.zeros(2))
+
+
+def _backprop(case: _Case) -> StepSeconds:
+    values = case.network.num_stages * sum(case.network.params.lengths.values())
+    work = case.passes(case.network.stages, case.own, case.mesh).sum((0, 1))
+    return case.step(work, gradients=case.mesh.all_reduce(WIDTH * values), optimizer=case.accesses(UPDATE * values))
+
+
+def _pipeline(case: _Case) -> StepSeconds:
+    """In every backward round a device adds to its gradients, whether it had a micro-batch or not: three accesses."""
+    S, M = case.stage.n, case.config.pipeline.micro_batches
+    passes = case.on_devices(case.passes(case.network.stages, case.column // M, case.data))
+
+    def in_file(works: np.ndarray) -> np.ndarray:
+        """The first micro-batch meets all devices in turn; the others follow at the pace of the slowest."""
+        return works.sum(0) + (M - 1) * _longest(works)
+
+    return case.shifting(
+        in_file(passes[:-1, 0]) + in_file(passes.sum(1)),
+        values=case.rows,
+        touched=(UPDATE + 3 * (M + S - 1)) * case.rows,
+        shifts=2 * (M + S) - 3,
+        examples=case.column / M,
+    )
+
+
+def _delayed(case: _Case) -> StepSeconds:
+    """All weights enter a ring and those of an older step are read: three accesses."""
+    fdg = case.config.delayed.variant == "fdg"
+    passes = case.passes(case.network.stages, case.column, case.data)
+    work, forward = passes.sum(1), passes[:-1, 0]
+    if fdg:
+        work[:-1] += forward
+    return case.shifting(
+        _longest(case.on_devices(work)) + (0 if fdg else forward.sum(0)),
+        values=case.rows,
+        touched=(UPDATE + 3) * case.rows,
+        shifts=2 if fdg else case.network.num_stages,
+        examples=case.column,
+    )
+
+
+_classifiers = functools.cache(classifiers)
+
+
+def _local(case: _Case) -> StepSeconds:
+    own = _classifiers(case.network, case.config.local.blocks)
+    stages = np.concatenate([case.passes([stage], case.column, case.data) for stage in case.network.stages])
+    heads = case.passes(own.chains, case.column, case.data, input_gradient=True)
+    values = case.rows + case.slots * sum(own.params.lengths.values())
+    return case.shifting(
+        _longest(case.on_devices((stages + heads).sum(1))),
+        values=values,
+        touched=UPDATE * values,
+        shifts=1,
+        examples=case.column,
+    )
+
+
+def _layer_parallel(case: _Case) -> StepSeconds:
+    network, policy = case.network, case.config.multiplier
+    K, pieces = network.num_stages, network.aux_net
+    work = case.passes(network.stages, case.column, case.data).sum(1)
+    if policy == "coarse_tail" and pieces:
+        behind = case.passes(pieces, case.column, case.data).sum(1)
+        for k in range(K - 1):
+            work[k] += behind[pieces_behind(K, k + 1, case.config.aux.tail)].sum(0)
+    forward, backward = case.passes(pieces, case.own, case.mesh).sum(0)
+    if policy == "adjoint":  # one more backward pass, without the parameters' gradients
+        backward = backward * np.array([1.5, 2])
+    exchange, moved = Exchange(network.interfaces, case.stage.n, policy == "adjoint"), 0.0
+    for length in (exchange.outward_length, exchange.homeward_length) if pieces else ():
+        packets = K * case.own * length
+        moved += case.stage(all_to_all, case.exchange_bytes * packets) + case.accesses(4 * packets)
+    values = _aux_values(network)
+    return case.step(
+        _longest(case.on_devices(work)) + np.array([0, forward[1] + backward[1]]),
+        psums=2,
+        aux_forward=float(forward[0]),
+        aux_backward=float(backward[0]),
+        exchange=moved + case.stage(all_gather, 2 * WIDTH * case.own),  # labels and positions
+        correction=case.accesses(4 * case.own * sum(map(features, network.interfaces[1:]))),  # lambda, P, X; result
+        gradients=case.synchronised(case.rows) + case.mesh.all_reduce(WIDTH * values),
+        optimizer=case.accesses(UPDATE * (case.rows + values)),
+    )
+
+
+def _aux_values(network: Network) -> int:
+    """Parameters of the AuxNet."""
+    return sum(run.count * layers(run.unit, run.in_shape).params for piece in network.aux_net for run in piece.runs)
+
+
+STEPS: dict[str, Callable[[_Case], StepSeconds]] = {
+    "serial": _backprop,
+    "data_parallel": _backprop,
+    "pipeline": _pipeline,
+    "fdg": _delayed,
+    "ddg": _delayed,
+    "local": _local,
+    "layer_parallel": _layer_parallel,
+}
+"""By method; "fdg" and "ddg" are the variants of `delayed`."""
+
+
+def step_seconds(
+    method: str,
+    network: Network,
+    machine: Machine,
+    *,
+    batch: int,
+    stage: int,
+    data: int,
+    micro_batches: int = 4,
+    policy: Policy = "coarse_tail",
+    tail: int | None = None,
+    exchange_bytes: int = WIDTH,
+    adjacent: Literal["data", "stage"] = "data",
+) -> StepSeconds:
+    """Seconds of a step.
+
+    Args:
+      method: one of `STEPS`.
+      batch, stage, data: B, S and D; each of S devices holds K/S of the network's stages.
+      micro_batches: M of the pipeline.
+      policy, tail: `config.multiplier` and `config.aux.tail` of layer_parallel.
+      exchange_bytes: of a value in layer_parallel's packets: 4, or 2 with `config.exchange.bfloat16`.
+      adjacent: the mesh axis whose devices are next to each other; `jax.make_mesh` makes it 'data'.
+    Raises:
+      ValueError: an argument out of range, what `config.check` refuses, a policy that stores multipliers.
+    """
+    config = _config(method, network, batch, stage, data, micro_batches, policy, tail)
+    if exchange_bytes not in (2, 4):
+        raise ValueError(f"exchange_bytes={exchange_bytes}: expected 4 for single precision or 2 for bfloat16")
+    if policy not in (modelled := ("none", "adjoint", "coarse_tail")):
+        raise ValueError(
+            f"policy={policy!r}: expected one of {', '.join(modelled)}; stored multipliers are not modelled"
+        )
+    strides = (1, stage) if adjacent == "stage" else (data, 1)
+    groups = Group(machine, stage, strides[0]), Group(machine, data, strides[1]), Group(machine, stage * data)
+    return STEPS[method](_Case(network, config, machine, exchange_bytes, *groups))
+
+
+def _config(
+    method: str, network: Network, batch: int, stage: int, data: int, micro: int, policy: Policy, tail: int | None
+) -> Config:
+    if method not in STEPS:
+        raise ValueError(f"method={method!r}: expected one of {', '.join(STEPS)}")
+    if method == "serial" and stage * data > 1:
+        raise ValueError(f"stage={stage}, data={data}: expected 1 and 1 with method=serial; choose data_parallel")
+    config = Config(
+        method="delayed" if method in ("fdg", "ddg") else method,
+        num_stages=network.num_stages,
+        batch_size=batch,
+        multiplier=policy,
+        mesh=MeshConfig(stage, data),
+        data=DataConfig(crop=0),
+        aux=AuxConfig(tail=tail),
+        pipeline=PipelineConfig(micro),
+        delayed=DelayedConfig("ddg" if method == "ddg" else "fdg"),
+    )
+    check(config)
+    return config
+
+
+def memory_bytes(
+    method: str,
+    network: Network,
+    *,
+    batch: int,
+    stage: int,
+    data: int,
+    micro_batches: int = 4,
+    policy: Policy = "coarse_tail",
+    tail: int | None = None,
+) -> int:
+    """Bytes of the fullest device: parameters, gradients and momentum; kept activations; packets.
+
+    The counts of `tables.device_bytes`, fast enough for thousands of meshes; activations are taken to grow with the
+    examples.  Arguments as of `step_seconds`.
+    """
+    config = _config(method, network, batch, stage, data, micro_batches, policy, tail)
+    K, column, slots = network.num_stages, batch // data, network.num_stages // stage
+    kept = np.array([kept_bytes(replace(chain, offset=0)) for chain in network.stages])
+    row = WIDTH * sum(network.params.lengths.values())
+    if not config.staged:
+        return 3 * K * row + column // stage * int(kept.sum())
+    ring = max(delayed.staleness(config)) + 1 if config.method == "delayed" else 0
+    packet = WIDTH * column * flow.length(network)
+    fixed = slots * (3 + ring) * (row + packet)
+    if method == "pipeline":
+        return fixed + column // micro_batches * int(kept.reshape(stage, -1).sum(1).max())
+    if method == "local":
+        own = _classifiers(network, config.local.blocks)
+        kept += [kept_bytes(chain) if chain.units else 0 for chain in own.chains]
+        fixed += 3 * slots * WIDTH * sum(own.params.lengths.values())
+    if method != "layer_parallel":
+        return fixed + column * int(kept.max())
+    aux = np.array([kept_bytes(replace(piece, offset=0)) for piece in network.aux_net], int)
+    if policy == "coarse_tail" and K > 1:
+        kept[:-1] += [aux[pieces_behind(K, k + 1, tail)].sum() for k in range(K - 1)]
+    exchange = Exchange(network.interfaces, stage, policy == "adjoint")
+    packets = 2 * WIDTH * K * (column // stage) * (exchange.outward_length + exchange.homeward_length)
+    return (
+        3 * (slots * row + WIDTH * _aux_values(network))
+        + packets
+        + column * int(kept.max())
+        + column // stage * int(aux.sum())
+    )

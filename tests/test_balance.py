@@ -1,0 +1,125 @@
+"""Cuts by what the stages' devices have to do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from lpjax import balance
+from lpjax.chain import Chain
+from lpjax.config import AuxConfig, Config
+from lpjax.models.resnet import resnet
+from lpjax.network import Network, build
+from lpjax.partition import even_cuts
+from lpjax.timing import Seconds, UnitTimer, stopwatch
+
+UNITS = resnet(depth=20, width=4, classes=10)  # 11 units: stem, nine blocks, head
+
+
+def network(cuts: tuple[int, ...] | None, tail: int | None = None) -> Network:
+    return build(UNITS, (8, 8, 1), num_stages=3, cuts=cuts, aux_blocks=1, aux_tail=tail)
+
+
+def one_each(unit, in_shape) -> Seconds:
+    """Every unit takes a second, a third of it forward; standardisation none."""
+    return Seconds(0, 0, 0) if unit.name == "standardise" else Seconds(1 / 3, 1, 2 / 3)
+
+
+def count(chain: Chain) -> int:
+    return sum(unit.name != "standardise" for unit in chain.units)
+
+
+def test_stages_with_coarse_tails():
+    made = network((4, 8))
+    seconds = balance.stage_seconds(made, Config(num_stages=3), one_each)
+    first, second, third = map(count, made.aux_net)
+    assert first > 0
+    assert seconds == pytest.approx([4 - 1 / 3 + second + third, 4 + third, 3])
+
+
+def test_a_tail_cut_short_counts_its_pieces_only():
+    config = Config(num_stages=3, aux=AuxConfig(tail=0))
+    made = network((4, 8), tail=0)
+    third = count(made.aux_net[2])
+    assert balance.stage_seconds(made, config, one_each) == pytest.approx([4 - 1 / 3 + third, 4 + third, 3])
+
+
+@pytest.mark.parametrize(("method", "beside"), [("pipeline", [0, 0, 0]), ("local", [2, 2, 0])])
+def test_stages_of_other_methods(method, beside):
+    """A local classifier is a block and the head."""
+    seconds = balance.stage_seconds(network((4, 8)), Config(num_stages=3, method=method), one_each)
+    assert seconds == pytest.approx([a + b for a, b in zip([4 - 1 / 3, 4, 3], beside, strict=True)])
+
+
+def test_the_multiplier_needs_no_tail():
+    seconds = balance.stage_seconds(network((4, 8)), Config(num_stages=3, multiplier="adjoint"), one_each)
+    assert seconds == pytest.approx([4 - 1 / 3, 4, 3])
+
+
+def test_balanced_cuts_give_less_to_stages_with_a_longer_tail():
+    config = Config(num_stages=3)
+    cuts, seconds = balance.balanced(network, config, one_each)
+    assert seconds == balance.stage_seconds(network(cuts), config, one_each)
+    for other in [(a, b) for a in range(1, 10) for b in range(a + 1, 11)]:
+        try:
+            made = network(other)
+        except ValueError:  # an interface of the head's shape
+            continue
+        assert max(seconds) <= max(balance.stage_seconds(made, config, one_each)) + 1, other
+    assert cuts < even_cuts([1] * 11, 3)
+
+
+def test_even_cuts_with_costs_beside():
+    assert even_cuts([1] * 8, 2) == (4,)
+    assert even_cuts([1] * 8, 2, [2, 0]) == (3,)
+    assert even_cuts([1] * 9, 3, [0, 0, 3]) == (4, 8)
+
+
+def test_a_timer_measures_each_unit_once(monkeypatch):
+    calls = []
+
+    def watched(program, *args, repeats):
+        calls.append(repeats)
+        return stopwatch(program, *args, repeats=1)
+
+    monkeypatch.setattr("lpjax.timing.stopwatch", watched)
+    timer = UnitTimer(batch=4, repeats=7)
+    block = UNITS[2]
+    first = timer(block, (8, 8, 4))
+    assert timer(block, (8, 8, 4)) == first
+    assert calls == [7, 7, 7]
+    assert 0 < first.forward < first.both
+
+
+def test_a_stopwatch_waits_for_results_and_drops_the_first_call():
+    calls = []
+
+    def program(x):
+        calls.append(1)
+        return jax.jit(lambda x: (x @ x).sum())(x)
+
+    seconds = stopwatch(program, jax.numpy.ones((300, 300)), repeats=3)
+    assert len(calls) == 4
+    assert len(seconds) == 3
+    assert min(seconds) > 0
+
+
+@pytest.mark.slow
+def test_the_command_prints_cuts_that_the_trainer_takes():
+    root = Path(__file__).parent.parent
+    flags = ["--config=configs/digits.py", "--config.num_stages=2", "--config.model.depth=8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lpjax.balance", *flags, "--repeats=1"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    *stages, cuts = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in stages] == ["stage 0", "stage 1"]
+    again = subprocess.run(
+        [sys.executable, "-m", "lpjax.main", *flags, cuts.replace("'", ""), "--config.dry_run"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr

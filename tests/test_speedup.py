@@ -1,0 +1,120 @@
+"""What `experiments.speedup` makes of measured seconds."""
+
+import json
+
+import pytest
+
+from experiments import speedup
+from experiments.compare import load
+from experiments.speedup import Process
+
+SERIAL = {"data": 1.0, "forward": 30.0, "backprop": 91.0, "optimizer": 2.0}
+PARTS = {
+    "stages": [40.0, 20.0],
+    "data": 0.5,
+    "aux_all": 3.0,
+    "correction": 1.0,
+    "send": 0.25,
+    "receive": 0.25,
+    "optimizer": 1.0,
+    "serial_aux_all": 6.0,
+}
+LINK = {"latency": 0.5, "bandwidth": 10.0}
+
+
+def test_the_sharded_formula():
+    made = speedup.prediction(SERIAL, PARTS, LINK, 30.0, 2)
+    # 40 stage, 0.5 data, 2 AuxNet, 1 correction, 0.5 packing, 2 * 0.5 + 3 exchange, 1 optimiser
+    assert made["seconds"] == pytest.approx(49.0)
+    assert sum(made["terms"].values()) == pytest.approx(49.0)
+    assert made["rho"] == pytest.approx(93 / 49)
+    assert made["not_stage"] == pytest.approx(9 / 49)
+    assert made["imbalance"] == pytest.approx(1 / 3)
+
+
+def test_equation_27_and_its_bound():
+    made = speedup.prediction(SERIAL, PARTS, LINK, 30.0, 2)
+    waited = 1.0 + (0.5 + 4.0 + 1.0) + 6.0  # T_d, t_psi, t_f + t_b
+    assert made["rho_eq27"] == pytest.approx(91 / (waited + 90 / 2))
+    assert made["bound_eq27"] == pytest.approx(91 / waited)
+    many = speedup.eq27(SERIAL, PARTS, LINK, 30.0, 10**9)
+    assert many[0] == pytest.approx(many[1])
+
+
+def test_ratios_are_paired_by_round():
+    def answer(*seconds):
+        return {"seconds": list(seconds), "host_seconds": [0.1] * len(seconds), "compiled": 0}
+
+    serial, own = [answer(2.0, 2.0), answer(8.0, 8.0)], [answer(1.0, 1.0), answer(4.0, 4.0)]
+    row = speedup.measured_row(own, serial)
+    assert row["rho"] == {"median": 2.0, "min": 2.0, "max": 2.0}
+    assert row["seconds"] == {"median": 2.5, "min": 1.0, "max": 4.0}
+    assert row["compiled"] == 0
+
+
+def test_a_device_sends_all_packets_but_its_own():
+    assert speedup.sent_bytes(4, [10, 5]) == 45
+
+
+def test_networks_for_the_references():
+    config = load(speedup.Path("configs/cifar10_wrn16_4.py"), {"dry_run": True, "model.dropout": 0.0})
+    model, batch, image = speedup.described(config)
+    assert model == {"depth": 16, "width": 64, "wide": True, "classes": 10}
+    assert (batch, image) == (128, [32, 32, 3])
+    with pytest.raises(RuntimeError, match="without dropout"):
+        speedup.described(load(speedup.Path("configs/cifar10_wrn16_4.py"), {"dry_run": True}))
+
+
+def test_an_unknown_method_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        speedup.main(["speedup", "--methods=layerparallel"])
+    assert "expected of serial" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_worker_times_a_step_and_its_parts():
+    fields = {"num_stages": 2, "model.depth": 8, "model.width": 4, "batch_size": 16, "multiplier": "coarse_tail"}
+    process = Process(2, {})
+    try:
+        assert process.ask("hello")["devices"] >= 2
+        cuts = process.ask("cuts", config="configs/digits.py", fields={**fields, "mesh.stage": 1}, repeats=1)
+        assert len(cuts["units"]) == 5
+        fields["cuts"] = cuts["cuts"]
+        ready = process.ask("prepare", name="own", config="configs/digits.py", fields=fields)
+        assert ready["cuts"] == cuts["cuts"]
+        step = process.ask("step", name="own", steps=2)
+        assert len(step["seconds"]) == 2
+        assert step["compiled"] == 0
+        parts = process.ask(
+            "parts", config="configs/digits.py", fields={**fields, "mesh.stage": 1}, devices=2, repeats=1
+        )
+        assert len(parts["stages"]) == 2
+        assert 0 < sum(speedup.sharded_terms(parts, process.ask("link", devices=2, repeats=1), 1e3).values()) < 60
+        with pytest.raises(RuntimeError, match="method='nosuch'"):
+            process.ask("prepare", name="bad", config="configs/digits.py", fields={"method": "nosuch"})
+    finally:
+        process.close()
+
+
+@pytest.mark.slow
+def test_the_reference_has_our_parameters():
+    process = Process(1, {}, "experiments.reference_flax")
+    try:
+        for model, size in [
+            ({"depth": 20, "width": 16, "wide": False, "classes": 10}, 269_722),
+            ({"depth": 16, "width": 64, "wide": True, "classes": 10}, 2_748_890),
+        ]:
+            assert process.ask("prepare", name="", model=model, batch=2, image=[8, 8, 3])["parameters"] == size
+            assert len(process.ask("step", name="", steps=1)["seconds"]) == 1
+    finally:
+        process.close()
+
+
+def test_the_table():
+    prediction = {"row": "coarse_tail", "stages": 2, **speedup.prediction(SERIAL, PARTS, LINK, 30.0, 2)}
+    spread = {"median": 1.5, "min": 1.25, "max": 1.75}
+    row = {"row": "coarse_tail", "stages": 2, "seconds": spread, "rho": spread}
+    text = speedup.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
+    assert text.splitlines()[-1] == (
+        "| 2 | coarse_tail | 1.500 | 1.50 (1.25 .. 1.75) | 1.90 |  | 1.58 < 7.28 | 18.4% |"
+    )
