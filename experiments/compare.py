@@ -45,6 +45,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "tail_1": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.tail": 1},
     "tail_0": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.tail": 0},
     "narrow": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.width": 0.5},
+    "stale": {"method": "layer_parallel", "multiplier": "coarse_tail", "exchange.stale": True},
     "bfloat16_exchange": {"method": "layer_parallel", "multiplier": "coarse_tail", "exchange.bfloat16": True},
     "hybrid": {"method": "layer_parallel", "phases.methods": ("layer_parallel", "serial")},
 }

@@ -1,6 +1,6 @@
 """What layer-parallel training, data parallelism and the pipeline would take on machines of up to 1,024 devices.
 
-    python -m experiments.scale [--kernels=1] [--out=experiments/results/scale.json]
+    python -m experiments.scale [--kernels=1] [--unsynchronised] [--out=experiments/results/scale.json]
 
 Predictions of `lpjax.scaling`, nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D,
 K = S) of each method that fits into a device's memory; layer-parallel with the full coarse tail or a short one and
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from experiments.digits_policies import commit
 from lpjax import network, tables
@@ -36,20 +36,37 @@ NETWORKS: dict[str, tuple[tuple[Unit, ...], Shape]] = {
     "ResNet-152": (imagenet_resnet(depth=152, classes=1000), (224, 224, 3)),
 }
 
-CIFAR_BATCHES: tuple[int | None, ...] = (128, 1024)
-BATCHES: dict[str, tuple[int | None, ...]] = dict.fromkeys(NETWORKS, CIFAR_BATCHES) | {"ResNet-152": (256, 8192, None)}
-"""Examples of a step; None: `PER_DEVICE` for each device (weak scaling).  8,192: the most that cost no accuracy in
-arXiv:1706.02677."""
-
 PER_DEVICE = 32
+BATCHES: dict[str, tuple[int | None, ...]] = {
+    "ResNet-110": (128, 1024),
+    "ResNet-1202": (128, 1024),
+    "WRN-28-10": (128, 1024),
+    "ResNet-152": (256, 8192, None),
+}
+"""Examples of a step; None: `PER_DEVICE` of each device.  8,192: the most that cost no accuracy in arXiv:1706.02677."""
+
 DEVICES = (4, 8, 16, 64, 256, 1024)
 MICRO_BATCHES = (2, 4, 8, 16, 32)
 WIDTHS = (0.25, 0.5, 1.0)
-"""Of the AuxNet.  Below 1 a piece has two convolutions more, to fewer channels and back: less to compute, more kernels."""
+"""Of the AuxNet.  Below 1 a piece has two convolutions more, to fewer channels and back: less to compute, but more
+kernels."""
 
-FLOPS, MEMORY, LINK = 0.4, 0.6, 0.8
-"""Assumed shares of the peak.  An A100 then takes 2,800 images a second of ResNet-50; 2,600 were measured
+FLOPS, MEMORY, LINK = 0.4, 0.5, 0.8
+"""Assumed shares of the peak.  An A100 (2.04 TB/s) then takes 2,700 images a second of ResNet-50; 2,600 were measured
 (github.com/huggingface/pytorch-image-models/issues/1491)."""
+
+
+def achieving(name: str, *, peak_flops: float, memory_bandwidth: float, kernel_seconds: float, **parts: Any) -> Machine:
+    """A machine of these peaks, of which it achieves the assumed shares, in bfloat16."""
+    achieved = MEMORY * memory_bandwidth
+    unit_seconds = roofline(
+        peak_flops=peak_flops,
+        memory_bandwidth=achieved,
+        efficiency=FLOPS,
+        kernel_seconds=kernel_seconds,
+        dtype="bfloat16",
+    )
+    return Machine(name, unit_seconds, memory_bandwidth=achieved, **parts)
 
 
 def h100(kernels: float) -> Machine:
@@ -60,19 +77,14 @@ def h100(kernels: float) -> Machine:
     collective takes 6.6 us, an NVLink hop 0.6 us, a network hop 5 us.
     Assumed: four kernels of 2.5 us a layer; 3.4 us more a collective, for its launch; 50 us of the host a step.
     """
-    return Machine(
+    return achieving(
         "H100",
-        roofline(
-            peak_flops=989e12,
-            memory_bandwidth=MEMORY * 3.35e12,
-            efficiency=FLOPS,
-            kernel_seconds=kernels * 10e-6,
-            dtype="bfloat16",
-        ),
+        peak_flops=989e12,
+        memory_bandwidth=3.35e12,
+        kernel_seconds=kernels * 10e-6,
         devices_per_node=8,
         inside=Link(0.6e-6, LINK * 450e9),
         between=Link(5e-6, LINK * 50e9),
-        memory_bandwidth=MEMORY * 3.35e12,
         launch=50e-6,
         start=10e-6,
     )
@@ -88,40 +100,34 @@ def tpu_v5p(kernels: float) -> Machine:
     2 us besides; 20 us of the host a step.
     """
     link = Link(1e-6, 2 * 90e9)
-    return Machine(
+    return achieving(
         "TPU v5p",
-        roofline(
-            peak_flops=459e12,
-            memory_bandwidth=MEMORY * 2.765e12,
-            efficiency=FLOPS,
-            kernel_seconds=kernels * 3e-6,
-            dtype="bfloat16",
-        ),
+        peak_flops=459e12,
+        memory_bandwidth=2.765e12,
+        kernel_seconds=kernels * 3e-6,
         devices_per_node=8960,
         inside=link,
         between=link,
-        memory_bandwidth=MEMORY * 2.765e12,
         launch=20e-6,
         start=2e-6,
     )
 
 
-Axis = Literal["data", "stage"]
-AXES: tuple[Axis, ...] = ("data", "stage")
-RIVALS = ("layer_parallel", "data_parallel", "pipeline")
 CAPACITY = {"H100": 80e9, "TPU v5p": 95e9}
 """Bytes of a device's memory."""
+
+REFERENCE = h100(1)
+RIVALS = ("layer_parallel", "data_parallel", "pipeline")
 
 
 @functools.cache
 def build(name: str, num_stages: int, width: float = WIDTHS[0]) -> Network:
     """A network cut evenly by the seconds of `PER_DEVICE` examples on an H100."""
     units, shape = NETWORKS[name]
-    unit_seconds, chain = h100(1).unit_seconds, make_chain(units, shape)
-    costs = [sum(unit_seconds(*unit, PER_DEVICE)) for unit in zip(units, chain.shapes[:-1], strict=True)]
-    cuts, tail = even_cuts(costs, num_stages), 1
-    arguments: dict[str, Any] = {"num_stages": num_stages, "cuts": cuts, "dtype": "bfloat16"}
-    return network.build(units, shape, **arguments, aux_blocks=1, aux_width=width, aux_tail=tail)
+    unit_seconds, shapes = REFERENCE.unit_seconds, make_chain(units, shape).shapes[:-1]
+    cuts = even_cuts([sum(unit_seconds(*unit, PER_DEVICE)) for unit in zip(units, shapes, strict=True)], num_stages)
+    aux: dict[str, Any] = {"aux_blocks": 1, "aux_width": width, "aux_tail": 1}
+    return network.build(units, shape, num_stages=num_stages, cuts=cuts, dtype="bfloat16", **aux)
 
 
 @dataclass(frozen=True)
@@ -134,134 +140,112 @@ class Choice:
     seconds: StepSeconds
     memory: Callable[[], int]
 
-    def row(self, serial: float) -> dict[str, Any]:
-        """For the JSON file; serial: seconds on one device."""
-        parts, options = asdict(self.seconds), {"mesh": self.mesh, "how": self.how, "memory_bytes": self.memory()}
-        return {"speedup": serial / self.seconds.total, "seconds": self.seconds.total} | options | {"parts": parts}
 
-
-def choices(name: str, machine: Machine, batch: int, devices: int) -> Iterator[Choice]:
+def choices(name: str, machine: Machine, batch: int, devices: int, synchronised: bool) -> Iterator[Choice]:
     """The methods on all meshes of so many devices."""
 
-    def choice(
-        method: str, network: Network, stage: int, how: str = "", adjacent: Axis = "data", **options: Any
-    ) -> Choice:
-        mesh: dict[str, Any] = {"batch": batch, "stage": stage, "data": devices // stage} | options
-        seconds = step_seconds(method, network, machine, **mesh, adjacent=adjacent)
-        return Choice(
-            method,
-            (stage, devices // stage),
-            how + (", stages in a node" if adjacent == "stage" else ""),
-            seconds,
-            functools.partial(memory_bytes, method, network, **mesh),
-        )
+    def choice(method: str, stage: int, how: str = "", width: float = WIDTHS[0], **options: Any) -> Iterator[Choice]:
+        """With either axis inside the nodes, where that makes a difference."""
+        shape = stage, devices // stage
+        mesh = {"batch": batch, "stage": shape[0], "data": shape[1]} | options
+        network = build(name, stage, width)
+        memory = functools.partial(memory_bytes, method, network, **mesh)
+        for adjacent in ("data", "stage") if stage > 1 and devices > machine.devices_per_node else ("data",):
+            seconds = step_seconds(method, network, machine, **mesh, adjacent=adjacent, synchronised=synchronised)
+            words = [how] * bool(how) + ["columns in a node"] * (adjacent == "stage")
+            yield Choice(method, shape, ", ".join(words), seconds, memory)
 
-    yield choice("data_parallel", build(name, 1), 1)
+    yield from choice("data_parallel", 1)
     for S in (2**i for i in range(1, 7) if 2**i <= min(devices, len(NETWORKS[name][0]))):
-        for adjacent in AXES if devices > machine.devices_per_node else AXES[:1]:
-            for method in ("fdg", "local"):
-                yield choice(method, build(name, S), S, adjacent=adjacent)
-            for M in (M for M in MICRO_BATCHES if batch * S // devices % M == 0):
-                yield choice("pipeline", build(name, S), S, f"M {M}", adjacent, micro_batches=M)
-            for width, tail in itertools.product(WIDTHS, (None, 1)):
-                how = f"tail {tail or 'full'}, width {width:g}"
-                yield choice("layer_parallel", build(name, S, width), S, how, adjacent, tail=tail)
+        yield from choice("fdg", S)
+        yield from choice("local", S)
+        for M in (M for M in MICRO_BATCHES if batch * S // devices % M == 0):
+            yield from choice("pipeline", S, f"M {M}", micro_batches=M)
+        for width, tail in itertools.product(WIDTHS, (None, 1)):
+            yield from choice("layer_parallel", S, f"tail {tail or 'full'}, width {width:g}", width, tail=tail)
 
 
-def compare(name: str, machine: Machine, batch: int, devices: int) -> dict[str, Any]:
-    """The row of a case: each method's fastest choice that fits.
-
-    serial: on one device, which need not have the memory.  data_parallel_free: data parallelism whose collectives take
-    no time, a bound for whatever hides or avoids them.  winner: among layer_parallel, data_parallel, pipeline.
+def compare(name: str, machine: Machine, batch: int, devices: int, synchronised: bool) -> dict[str, Any]:
+    """Each method's fastest choice that fits, and the fastest of `RIVALS`; speed-ups against one device, which need not
+    have the memory.  data_parallel_free: data parallelism whose collectives take no time, a bound for what hides them.
     """
     serial = step_seconds("serial", build(name, 1), machine, batch=batch, stage=1, data=1).total
-    found: dict[str, Any] = {}
-    for choice in sorted(choices(name, machine, batch, devices), key=lambda choice: choice.seconds.total):
-        if choice.method not in found and choice.memory() <= CAPACITY[machine.name]:
-            found[choice.method] = choice.row(serial)
-    if "data_parallel" in found:
-        parts = found["data_parallel"]["parts"]
-        free = found["data_parallel"]["seconds"] - parts["batch_norm"] - parts["gradients"]
-        found["data_parallel_free"] = {"speedup": serial / free, "seconds": free}
+    methods: dict[str, Any] = {}
+    for choice in sorted(choices(name, machine, batch, devices, synchronised), key=lambda choice: choice.seconds.total):
+        if choice.method not in methods and (memory := choice.memory()) <= CAPACITY[machine.name]:
+            parts = asdict(choice.seconds)
+            methods[choice.method] = {"speedup": serial / choice.seconds.total, "mesh": choice.mesh, "how": choice.how}
+            methods[choice.method] |= {"seconds": choice.seconds.total, "memory_bytes": memory, "parts": parts}
+    if found := methods.get("data_parallel"):
+        free = found["seconds"] - found["parts"]["batch_norm"] - found["parts"]["gradients"]
+        methods["data_parallel_free"] = {"speedup": serial / free, "seconds": free}
     return {
         "network": name,
         "machine": machine.name,
         "batch": batch,
         "devices": devices,
         "serial_seconds": serial,
-        "winner": max((m for m in RIVALS if m in found), key=lambda m: found[m]["speedup"], default=None),
-        "methods": found,
+        "winner": max((m for m in RIVALS if m in methods), key=lambda m: methods[m]["speedup"], default="none"),
+        "methods": methods,
     }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Speed-ups against one device."""
-    lines = [
-        "| network | batch | machine | devices | layer-parallel | data-parallel | its collectives free | pipeline "
-        "| fdg | local | fastest of lp, dp, pipeline |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Speed-ups against one device (S x D, options)."""
+    columns = ("layer_parallel", "data_parallel", "data_parallel_free", "pipeline", "fdg", "local")
+    heads = ["network", "batch", "machine", "devices", *columns, "fastest of three"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = []
-        for method in ("layer_parallel", "data_parallel", "data_parallel_free", "pipeline", "fdg", "local"):
-            found = row["methods"].get(method)
-            how = f" ({found['mesh'][0]} x {found['mesh'][1]}, {found['how']})" if found and found.get("how") else ""
+        cells = [str(row[key]) for key in ("network", "batch", "machine", "devices")]
+        for found in (row["methods"].get(method) for method in columns):
+            how = f" ({' x '.join(map(str, found['mesh']))}, {found['how']})" if found and found.get("how") else ""
             cells.append(f"{found['speedup']:.1f}{how}" if found else "does not fit")
-        case = row["network"], str(row["batch"]), row["machine"], str(row["devices"])
-        lines.append(f"| {' | '.join([*case, *cells, row['winner'] or 'none'])} |")
+        lines.append(f"| {' | '.join([*cells, row['winner']])} |")
     return "\n".join(lines)
+
+
+def lead(row: dict[str, Any], *rivals: str) -> float:
+    """Speed of layer-parallel over that of the fastest of `rivals`; 0 where it does not fit, or none of them does."""
+    speed = {method: found["speedup"] for method, found in row["methods"].items()}
+    return speed.get("layer_parallel", 0.0) / max((speed[m] for m in rivals if m in speed), default=float("inf"))
 
 
 def regimes(rows: list[dict[str, Any]]) -> list[str]:
     """In words, from the numbers: where layer-parallel is faster than data parallelism and the pipeline."""
     lines = []
-    for (name, machine, scaling), group in itertools.groupby(
-        rows, lambda row: (row["network"], row["machine"], row["scaling"])
-    ):
-        margins = {row["devices"]: (margin(row, RIVALS), margin(row, (*RIVALS, "data_parallel_free"))) for row in group}
-        wins = [n for n, (ahead, _) in margins.items() if ahead > 1]
-        sure = [n for n, (_, ahead) in margins.items() if ahead > 1]
-        best = max(margins, key=lambda n: margins[n][0])
-        verdict = f"fastest on {_listed(wins)} devices" if wins else "never the fastest"
-        verdict += f", at its best {margins[best][0]:.2f} times the next one's speed ({best} devices)"
-        verdict += (
-            f"; on {_listed(sure)} even if data parallelism's collectives took no time"
-            if sure
-            else ("; nowhere if data parallelism's collectives took no time")
+    for case, group in itertools.groupby(rows, lambda row: (row["network"], row["scaling"], row["machine"])):
+        found = list(group)
+        wins, sure = (
+            [str(row["devices"]) for row in found if lead(row, *rivals) > 1]
+            for rivals in (RIVALS[1:], (*RIVALS[1:], "data_parallel_free"))
         )
-        lines.append(f"{name}, {scaling}, {machine}: layer-parallel is {verdict}.")
+        best = max(found, key=lambda row: lead(row, *RIVALS[1:]))
+        lines.append(
+            f"{', '.join(case)}: layer-parallel is the fastest on {', '.join(wins) or 'no number of'} devices, on "
+            f"{', '.join(sure) or 'none'} even if data parallelism's collectives took no time; at its best, on "
+            f"{best['devices']}, it has {lead(best, *RIVALS[1:]):.2f} times the speed of the faster of the two others"
+        )
     return lines
-
-
-def margin(row: dict[str, Any], rivals: tuple[str, ...]) -> float:
-    """Speed of layer-parallel over that of the fastest rival."""
-    speed = {method: found["speedup"] for method, found in row["methods"].items()}
-    others = max((speed[method] for method in rivals if method != "layer_parallel" and method in speed), default=0.0)
-    return speed.get("layer_parallel", 0.0) / others if others else float("inf")
-
-
-def _listed(devices: list[int]) -> str:
-    return ", ".join(map(str, devices))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", type=float, default=1.0, help="factor on the assumed seconds of kernels")
+    parser.add_argument("--unsynchronised", action="store_true", help="batch norm of each device's own examples")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/scale.json"))
     args = parser.parse_args()
     rows = []
-    for (name, batches), make in itertools.product(BATCHES.items(), (h100, tpu_v5p)):
-        machine = make(args.kernels)
+    machines = h100(args.kernels), tpu_v5p(args.kernels)
+    for (name, batches), machine in itertools.product(BATCHES.items(), machines):
         for fixed, devices in itertools.product(batches, DEVICES):
-            batch = fixed or PER_DEVICE * devices
-            scaling = f"batch {fixed}" if fixed else f"{PER_DEVICE} examples a device"
-            if batch >= devices:
-                rows.append({"scaling": scaling} | compare(name, machine, batch, devices))
+            if (batch := fixed or PER_DEVICE * devices) >= devices:
+                row = compare(name, machine, batch, devices, not args.unsynchronised)
+                rows.append({"scaling": f"batch {fixed}" if fixed else f"{PER_DEVICE} examples a device"} | row)
     header = {
         "command": "python -m experiments.scale " + " ".join(sys.argv[1:]),
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
-        "hardware": "none: predicted",
+        "hardware": "none: predictions",
         "assumed": {"flops": FLOPS, "memory": MEMORY, "link": LINK, "kernels": args.kernels},
         "versions": tables.versions(),
     }

@@ -33,7 +33,7 @@ Cost = Callable[[Unit, Shape], Seconds]
 
 def chain_seconds(chain: Chain, cost: Cost) -> float:
     """Of forward and backward pass."""
-    return sum(cost(unit, shape).both for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True))
+    return sum((cost(unit, shape).both for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)), 0.0)
 
 
 def stage_seconds(network: Network, config: Config, cost: Cost) -> list[float]:

@@ -136,9 +136,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ExchangeConfig:
-    """bfloat16: what owners and stages send each other (`exchange`) is rounded to bfloat16, half the bytes."""
+    """What owners and stages send each other (`exchange`, `methods.layer_parallel`).
+
+    bfloat16: rounded to bfloat16, half the bytes.
+    stale: the stages work on what was sent in the step before, so that the exchange can be under way meanwhile.
+    """
 
     bfloat16: bool = False
+    stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -427,6 +432,11 @@ def check(config: Config) -> None:
     )
     require(
         0 < config.delayed.shrink <= 1, f"delayed.shrink={config.delayed.shrink}: expected 0 < shrink <= 1; 1 is none"
+    )
+    require(
+        not config.exchange.stale or config.penalty.sweeps == 0,
+        f"exchange.stale=True with penalty.sweeps={config.penalty.sweeps}: a sweep waits for the stages, which is what "
+        f"stale exchanges avoid; set one of them to its default",
     )
     phases = config.phases
     require(

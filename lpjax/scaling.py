@@ -24,6 +24,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lpjax import flow, packing
@@ -39,6 +40,9 @@ from lpjax.partition import activation_bytes, unit_flops
 
 UnitSeconds = Callable[[Unit, Shape, int], tuple[float, float]]
 """(unit, in_shape, examples) -> seconds of its forward and of its backward pass."""
+
+Number = float | int
+"""Of seconds or bytes, which may have been counted."""
 
 WIDTH = 4
 """Bytes of a parameter, a moment, and a value of a packet."""
@@ -59,7 +63,7 @@ class Link:
             raise ValueError(f"{self}: expected latency >= 0 seconds and bandwidth > 0 bytes a second; correct them")
 
 
-def all_reduce(n: int, size: float, link: Link) -> float:
+def all_reduce(n: int, size: Number, link: Link) -> float:
     """The faster of two algorithms of NCCL, which chooses by such a model (nccl/src/graph/tuning.cc); 0 for n = 1.
 
     ring                 2 (n-1)/n size / bandwidth + 2 (n-1) latency
@@ -69,17 +73,17 @@ def all_reduce(n: int, size: float, link: Link) -> float:
     return min(ring, 2 * (size / link.bandwidth + math.ceil(math.log2(n)) * link.latency)) if n > 1 else 0.0
 
 
-def all_to_all(n: int, size: float, link: Link) -> float:
+def all_to_all(n: int, size: Number, link: Link) -> float:
     """Pairwise exchange: (n-1)/n size / bandwidth + (n-1) latency (Thakur, Rabenseifner, Gropp 2005, IJHPCA 19)."""
     return (n - 1) * (size / n / link.bandwidth + link.latency)
 
 
-def all_gather(n: int, size: float, link: Link) -> float:
+def all_gather(n: int, size: Number, link: Link) -> float:
     """Ring: (n-1) size / bandwidth + (n-1) latency, `size` a device's own."""
     return (n - 1) * (size / link.bandwidth + link.latency)
 
 
-def ppermute(n: int, size: float, link: Link) -> float:
+def ppermute(n: int, size: Number, link: Link) -> float:
     """size / bandwidth + latency; 0 for n = 1."""
     return size / link.bandwidth + link.latency if n > 1 else 0.0
 
@@ -101,6 +105,13 @@ class Machine:
     launch: float
     start: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.devices_per_node < 1 or self.memory_bandwidth <= 0:
+            raise ValueError(
+                f"devices_per_node={self.devices_per_node}, memory_bandwidth={self.memory_bandwidth}: expected at "
+                f"least one device and a bandwidth > 0 bytes a second; correct them"
+            )
+
 
 @dataclass(frozen=True)
 class Group:
@@ -114,13 +125,13 @@ class Group:
     n: int
     stride: int = 1
 
-    def all_reduce(self, size: float) -> float:
+    def all_reduce(self, size: Number) -> float:
         machine = self.machine
         local = max(1, min(self.n, machine.devices_per_node // self.stride))
         within = all_reduce(local, size, machine.inside)
         return machine.start * (self.n > 1) + within + all_reduce(-(-self.n // local), size / local, machine.between)
 
-    def __call__(self, collective: Callable[[int, float, Link], float], size: float) -> float:
+    def __call__(self, collective: Callable[[int, Number, Link], float], size: Number) -> float:
         machine = self.machine
         link = machine.inside if self.n * self.stride <= machine.devices_per_node else machine.between
         return machine.start * (self.n > 1) + collective(self.n, size, link)
@@ -148,9 +159,12 @@ def layers(unit: Unit, in_shape: Shape) -> Layers:
 
 
 @functools.cache
-def kept_bytes(chain: Chain) -> int:
-    """What a chain keeps of an example for its backward pass, after `partition.activation_bytes`."""
-    return activation_bytes(chain, 2) - activation_bytes(chain, 1)
+def kept_bytes(unit: Unit, in_shape: Shape, dtype: str | None) -> float:
+    """What a unit keeps of an example for its backward pass, activations in `dtype`: `partition.activation_bytes`, of
+    three of them in a row if it keeps the shape, as it runs in a stage."""
+    count = 3 if make_chain([unit], in_shape).out_shape == in_shape else 1
+    units = replace(make_chain([unit] * count, in_shape), dtype=dtype)
+    return (activation_bytes(units, 2) - activation_bytes(units, 1)) / count
 
 
 def roofline(
@@ -176,8 +190,7 @@ def roofline(
     def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
         own = layers(unit, in_shape)
         work = examples * unit_flops(unit, in_shape) / (efficiency * peak_flops)
-        kept = kept_bytes(replace(make_chain([unit], in_shape), dtype=dtype))
-        moved = (2 * examples * kept + WIDTH * own.params) / memory_bandwidth
+        moved = (2 * examples * kept_bytes(unit, in_shape, dtype) + WIDTH * own.params) / memory_bandwidth
         forward = max(1, own.kernels) * kernel_seconds + max(work, moved)
         return forward, 2 * forward
 
@@ -224,6 +237,7 @@ class _Case:
     config: Config
     machine: Machine
     exchange_bytes: int
+    synchronised: bool
     stage: Group
     data: Group
     mesh: Group
@@ -248,7 +262,7 @@ class _Case:
         """Values of the packed parameters of a device's stages."""
         return self.slots * sum(self.network.params.lengths.values())
 
-    def accesses(self, count: float) -> float:
+    def accesses(self, count: Number) -> float:
         """Seconds to read or write values so many times."""
         return WIDTH * count / self.machine.memory_bandwidth
 
@@ -262,7 +276,7 @@ class _Case:
         for own, chain in zip(seconds, chains, strict=True):
             for run in chain.runs:
                 own[:, 0] += run.count * np.array(self.machine.unit_seconds(run.unit, run.in_shape, examples))
-                norms = layers(run.unit, run.in_shape).norms
+                norms = layers(run.unit, run.in_shape).norms if self.synchronised else ()
                 own[:, 1] += run.count * sum(group.all_reduce(2 * WIDTH * channels) for channels in norms)
             if chain.remat:
                 own[1] += own[0]
@@ -285,12 +299,12 @@ class _Case:
             **parts,
         )
 
-    def synchronised(self, values: int) -> float:
+    def averaged(self, values: int) -> float:
         """All-reduces over 'data' of so many gradients and of the stages' statistics."""
         stats = self.slots * sum(self.network.stats.lengths.values())
         return self.data.all_reduce(WIDTH * values) + self.data.all_reduce(WIDTH * stats)
 
-    def shifting(self, work: np.ndarray, *, values: int, touched: float, shifts: int, examples: float) -> StepSeconds:
+    def shifting(self, work: np.ndarray, *, values: int, touched: Number, shifts: int, examples: Number) -> StepSeconds:
         """A step in which packets move from stage to stage.
 
         The devices of a column gather its images and their tags.  A packet is read and written when it is packed and
@@ -301,9 +315,9 @@ class _Case:
         shift = self.stage(ppermute, WIDTH * packet) + self.accesses(4 * packet)
         return self.step(
             work,
-            psums=2,
+            psums=1,
             exchange=gathered + self.stage(all_gather, 3 * WIDTH * self.own) + (self.stage.n > 1) * shifts * shift,
-            gradients=self.synchronised(values),
+            gradients=self.averaged(values),
             optimizer=self.accesses(touched),
         )
 
@@ -348,7 +362,7 @@ def _delayed(case: _Case) -> StepSeconds:
         _longest(case.on_devices(work)) + (0 if fdg else forward.sum(0)),
         values=case.rows,
         touched=(UPDATE + 3) * case.rows,
-        shifts=2 if fdg else case.network.num_stages,
+        shifts=2 if fdg else case.network.num_stages + 1,  # DDG also sends what FDG would, zeros
         examples=case.column,
     )
 
@@ -393,7 +407,7 @@ def _layer_parallel(case: _Case) -> StepSeconds:
         aux_backward=float(backward[0]),
         exchange=moved + case.stage(all_gather, 2 * WIDTH * case.own),  # labels and positions
         correction=case.accesses(4 * case.own * sum(map(features, network.interfaces[1:]))),  # lambda, P, X; result
-        gradients=case.synchronised(case.rows) + case.mesh.all_reduce(WIDTH * values),
+        gradients=case.averaged(case.rows) + case.mesh.all_reduce(WIDTH * values),
         optimizer=case.accesses(UPDATE * (case.rows + values)),
     )
 
@@ -428,6 +442,7 @@ def step_seconds(
     tail: int | None = None,
     exchange_bytes: int = WIDTH,
     adjacent: Literal["data", "stage"] = "data",
+    synchronised: bool = True,
 ) -> StepSeconds:
     """Seconds of a step.
 
@@ -438,6 +453,7 @@ def step_seconds(
       policy, tail: `config.multiplier` and `config.aux.tail` of layer_parallel.
       exchange_bytes: of a value in layer_parallel's packets: 4, or 2 with `config.exchange.bfloat16`.
       adjacent: the mesh axis whose devices are next to each other; `jax.make_mesh` makes it 'data'.
+      synchronised: batch norm is of all devices' examples, as in lpjax; otherwise of a device's own.
     Raises:
       ValueError: an argument out of range, what `config.check` refuses, a policy that stores multipliers.
     """
@@ -450,12 +466,13 @@ def step_seconds(
         )
     strides = (1, stage) if adjacent == "stage" else (data, 1)
     groups = Group(machine, stage, strides[0]), Group(machine, data, strides[1]), Group(machine, stage * data)
-    return STEPS[method](_Case(network, config, machine, exchange_bytes, *groups))
+    return STEPS[method](_Case(network, config, machine, exchange_bytes, synchronised, *groups))
 
 
 def _config(
     method: str, network: Network, batch: int, stage: int, data: int, micro: int, policy: Policy, tail: int | None
 ) -> Config:
+    """The configuration of such a run, checked."""
     if method not in STEPS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(STEPS)}")
     if method == "serial" and stage * data > 1:
@@ -493,29 +510,33 @@ def memory_bytes(
     """
     config = _config(method, network, batch, stage, data, micro_batches, policy, tail)
     K, column, slots = network.num_stages, batch // data, network.num_stages // stage
-    kept = np.array([kept_bytes(replace(chain, offset=0)) for chain in network.stages])
+    kept = np.array([_kept(chain) for chain in network.stages])
     row = WIDTH * sum(network.params.lengths.values())
     if not config.staged:
-        return 3 * K * row + column // stage * int(kept.sum())
+        return 3 * K * row + int(column // stage * kept.sum())
     ring = max(delayed.staleness(config)) + 1 if config.method == "delayed" else 0
     packet = WIDTH * column * flow.length(network)
     fixed = slots * (3 + ring) * (row + packet)
     if method == "pipeline":
-        return fixed + column // micro_batches * int(kept.reshape(stage, -1).sum(1).max())
+        return fixed + int(column // micro_batches * kept.reshape(stage, -1).sum(1).max())
     if method == "local":
         own = _classifiers(network, config.local.blocks)
-        kept += [kept_bytes(chain) if chain.units else 0 for chain in own.chains]
+        kept += [_kept(chain) for chain in own.chains]
         fixed += 3 * slots * WIDTH * sum(own.params.lengths.values())
     if method != "layer_parallel":
-        return fixed + column * int(kept.max())
-    aux = np.array([kept_bytes(replace(piece, offset=0)) for piece in network.aux_net], int)
+        return fixed + int(column * kept.max())
+    aux = np.array([_kept(piece) for piece in network.aux_net])
     if policy == "coarse_tail" and K > 1:
         kept[:-1] += [aux[pieces_behind(K, k + 1, tail)].sum() for k in range(K - 1)]
     exchange = Exchange(network.interfaces, stage, policy == "adjoint")
     packets = 2 * WIDTH * K * (column // stage) * (exchange.outward_length + exchange.homeward_length)
-    return (
-        3 * (slots * row + WIDTH * _aux_values(network))
-        + packets
-        + column * int(kept.max())
-        + column // stage * int(aux.sum())
-    )
+    fixed = 3 * (slots * row + WIDTH * _aux_values(network)) + packets
+    return fixed + int(column * kept.max() + column // stage * aux.sum())
+
+
+def _kept(chain: Chain) -> float:
+    """Bytes of an example that a chain keeps; with `remat` its units' inputs, and one unit's at a time."""
+    units = [kept_bytes(unit, shape, chain.dtype) for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)]
+    if not chain.remat:
+        return math.fsum(units)
+    return sum(map(features, chain.shapes[:-1])) * jnp.dtype(chain.dtype or float).itemsize + max(units, default=0)

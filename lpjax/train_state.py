@@ -37,8 +37,7 @@ class TrainState:
     multiplier: K-1 arrays, what the policy stores: `mean` [H, W, C], replicated; `per_example` [rows, H, W, C] with
         rows >= training examples, sharded over the whole mesh; otherwise none.
     penalty_coef: beta of this step; replicated.
-    carry: what the method alone needs from step to step, see its file; every leaf leads with the K stages, sharded over
-        'stage'.  () for most.
+    carry: what the method alone needs from step to step, see its file; see there how it lies on the mesh.  () for most.
     """
 
     step: PyTree

@@ -24,7 +24,7 @@ def network(cuts: tuple[int, ...] | None, tail: int | None = None) -> Network:
 
 def one_each(unit, in_shape) -> Seconds:
     """Every unit takes a second, a third of it forward; standardisation none."""
-    return Seconds(0, 0, 0) if unit.name == "standardise" else Seconds(1 / 3, 1, 2 / 3)
+    return Seconds(0.0, 0.0, 0.0) if unit.name == "standardise" else Seconds(1 / 3, 1.0, 2 / 3)
 
 
 def count(chain: Chain) -> int:
@@ -46,9 +46,9 @@ def test_a_tail_cut_short_counts_its_pieces_only():
     assert balance.stage_seconds(made, config, one_each) == pytest.approx([4 - 1 / 3 + third, 4 + third, 3])
 
 
-@pytest.mark.parametrize(("method", "beside"), [("pipeline", [0, 0, 0]), ("local", [2, 2, 0])])
+@pytest.mark.parametrize(("method", "beside"), [("pipeline", [0, 0, 0]), ("local", [2, 1, 0])])
 def test_stages_of_other_methods(method, beside):
-    """A local classifier is a block and the head."""
+    """A local classifier is the head and a block like the last one, if the stage has one that keeps the shape."""
     seconds = balance.stage_seconds(network((4, 8)), Config(num_stages=3, method=method), one_each)
     assert seconds == pytest.approx([a + b for a, b in zip([4 - 1 / 3, 4, 3], beside, strict=True)])
 
@@ -68,13 +68,13 @@ def test_balanced_cuts_give_less_to_stages_with_a_longer_tail():
         except ValueError:  # an interface of the head's shape
             continue
         assert max(seconds) <= max(balance.stage_seconds(made, config, one_each)) + 1, other
-    assert cuts < even_cuts([1] * 11, 3)
+    assert cuts < even_cuts([1.0] * 11, 3)
 
 
 def test_even_cuts_with_costs_beside():
-    assert even_cuts([1] * 8, 2) == (4,)
-    assert even_cuts([1] * 8, 2, [2, 0]) == (3,)
-    assert even_cuts([1] * 9, 3, [0, 0, 3]) == (4, 8)
+    assert even_cuts([1.0] * 8, 2) == (4,)
+    assert even_cuts([1.0] * 8, 2, [2.0, 0.0]) == (3,)
+    assert even_cuts([1.0] * 9, 3, [0.0, 0.0, 3.0]) == (4, 8)
 
 
 def test_a_timer_measures_each_unit_once(monkeypatch):
@@ -90,7 +90,7 @@ def test_a_timer_measures_each_unit_once(monkeypatch):
     first = timer(block, (8, 8, 4))
     assert timer(block, (8, 8, 4)) == first
     assert calls == [7, 7, 7]
-    assert 0 < first.forward < first.both
+    assert min(first) > 0
 
 
 def test_a_stopwatch_waits_for_results_and_drops_the_first_call():

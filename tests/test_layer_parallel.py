@@ -2,13 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from helpers import small_run
+from helpers import assert_close, small_config, small_run, take_steps
 from jax.sharding import PartitionSpec as P
 
-from lpjax import train_state
+from lpjax import runs, train_state
+from lpjax.cost import exchanged_bytes
 from lpjax.data.feed import Batch
 from lpjax.lagrangian import POLICIES
+from lpjax.methods import layer_parallel
 
 
 def lowered(run):
@@ -70,3 +73,59 @@ def test_nothing_inside_a_branch_waits_for_another_stage(policy):
     for part in branches.split("replica_groups = dense<")[1:]:
         groups.add(part.split(">")[0])
     assert groups == {"[[0, 1], [2, 3], [4, 5], [6, 7]]"}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("policy", ["coarse_tail", pytest.param("adjoint", marks=pytest.mark.slow)])
+def test_stale_exchange_is_a_step_late(policy):
+    """Two steps learn what one does on the first batch: until then the AuxNet is the initial one."""
+    late, history = take_steps(small_run(multiplier=policy, exchange__stale=True), 2)
+    prompt, (figures,) = take_steps(small_run(multiplier=policy), 1)
+    for name in layer_parallel.LEARNT:
+        assert_close(getattr(late, name), getattr(prompt, name))
+    assert late.step == 2
+    assert_close(history[1]["task_loss"], figures["task_loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_stale_exchange_is_the_same_on_every_mesh():
+    expected, _ = take_steps(small_run(exchange__stale=True, mesh__stage=1), 4)
+    for stage, data in [(2, 1), (4, 2)]:
+        state, _ = take_steps(small_run(exchange__stale=True, mesh__stage=stage, mesh__data=data), 4)
+        assert_close(state, expected)
+
+
+@pytest.mark.slow
+def test_stale_exchange_learns_from_lambda_of_old_weights():
+    """From the third step on it is not the prompt one a step late."""
+    late, _ = take_steps(small_run(exchange__stale=True), 3)
+    prompt, _ = take_steps(small_run(), 2)
+    assert abs(late.stage_params["kernel"] - prompt.stage_params["kernel"]).max() > 1e-4
+
+
+def test_stale_exchange_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match=r"penalty.sweeps=1: a sweep waits for the stages"):
+        small_config(exchange__stale=True, penalty__sweeps=1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_tail_as_long_as_the_auxnet_is_the_whole_one():
+    whole, _ = take_steps(small_run(), 1)
+    for tail in (3, 2):  # the longest, of stage 0, has pieces 1, 2 and 3, the last of which is always there
+        assert_close(take_steps(small_run(aux__tail=tail), 1)[0], whole)
+    short, _ = take_steps(small_run(aux__tail=1), 1)
+    changed = abs(short.stage_params["kernel"] - whole.stage_params["kernel"]).max(axis=1) > 1e-9
+    assert changed.tolist() == [True, False, False, False], "the tails of stages 1 and 2 have at most two pieces"
+
+
+def test_exchange_in_bfloat16_rounds_and_halves_the_bytes():
+    _, (figures,) = take_steps(small_run(), 1)
+    _, (figures16,) = take_steps(small_run(exchange__bfloat16=True), 1)
+    np.testing.assert_allclose(figures16["violation"], figures["violation"], rtol=2e-2)
+    assert figures16["violation"].tolist() != figures["violation"].tolist()
+    sizes = [
+        exchanged_bytes(runs.trace(small_run(exchange__bfloat16=b)).jaxpr, {"stage": 4, "data": 1})["all_to_all"]
+        for b in (False, True)
+    ]
+    assert sizes[1] == sizes[0] / 2

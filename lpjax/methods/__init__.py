@@ -7,7 +7,7 @@ A method's file has
 and, if it keeps anything of its own between steps, what `TrainState.carry` is to hold:
 
     init_carry(network, config, recipe, key) -> carry       under `shard_map`: a device's own slice
-    carry_specs(config) -> partition specs of it            every array leads with the K stages
+    carry_specs(config) -> partition specs of it            what differs by stage leads with the K stages
 
 All share chain, cut, data, optimiser (`recipe`), evaluation, checkpoints and the loop.
 """

@@ -14,6 +14,11 @@ another.  In 4, `lax.switch` makes a device run only its own stages.  No collect
 (the devices would wait for different ones, forever); batch norm's pmean over 'data' may, as all of a row take one
 branch.
 
+With `config.exchange.stale` the stages work on the packets of the step before, lambda made by that step's AuxNet: 2 and
+3 (for this step's batch) and 4 to 7 (for the last one's) then do not wait for one another, so that a compiler with
+asynchronous collectives can have the exchange under way while the stages compute.  The price is a second forward pass
+of the AuxNet in 7, on the batch before by today's weights, and memory for one batch more.
+
 Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 all_gather of labels and positions over
 'stage'; psum over 'data' of the stages' gradients and statistics (if D > 1); psum over the mesh of the AuxNet's
 gradients, of the figures, and of mean multipliers; for a per-example table those of `multiplier`.
@@ -27,12 +32,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from lpjax import aux_step, chain, lagrangian, multiplier, optim, train_state
+from lpjax import aux_step, chain, flow, lagrangian, multiplier, optim, train_state
 from lpjax import mesh as meshes
 from lpjax.chain import Mode
 from lpjax.config import Config
@@ -46,6 +54,28 @@ from lpjax.stage import stage_pass
 from lpjax.train_state import TrainState
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+@struct.dataclass
+class Carry:
+    """With `exchange.stale`, the batch on its way.
+
+    packets, tags: [K, B, L] and [K, B, 3], what the stages are to work on in the next step, and whose it is (`flow`).
+    owned: the same batch, [B, ..], as its owners have it.
+    """
+
+    packets: PyTree
+    tags: PyTree
+    owned: PyTree
+
+
+class Owned(NamedTuple):
+    """What the owner of b examples makes of them.  multipliers: see `multiplier.current`."""
+
+    batch: Batch
+    x: Interface
+    aux: aux_step.AuxPass
+    multipliers: list[InterfaceMultiplier] | None
 
 
 class StageResult(NamedTuple):
@@ -147,20 +177,32 @@ class Step:
         pieces = [partial(coarse, j) for j in range(self.network.num_stages - 1)]
         return lagrangian.coarse_correction(pieces, lam, outputs)
 
+    def own(self, state: TrainState, batch: Batch, step: Array) -> Owned:
+        """Steps 1 and 2: the input that a device's examples were given in `step`, and the AuxNet of today on it."""
+        config = self.config
+        x = self.recipe.network_input(batch, example_keys(state.key, step, batch.index))
+        aux = aux_step.forward(self.network, config, state.aux_params, state.aux_stats, x, batch.label)
+        return Owned(batch, x, aux, multiplier.current(config, state, batch, aux))
+
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step as one device sees it: K/S rows of the stages, b = B / (S D) examples; numbers as in the drawing."""
         network, config, recipe = self.network, self.config, self.recipe
-        x = recipe.network_input(batch, example_keys(state.key, state.step, batch.index))  # 1
-        labels, index = lax.all_gather(jnp.stack([batch.label, batch.index]), "stage", axis=1, tiled=True)
-        keys = example_keys(state.key, state.step, index)
-
-        aux = aux_step.forward(network, config, state.aux_params, state.aux_stats, x, batch.label)  # 2
-        multipliers = multiplier.current(config, state, batch, aux)
-        lam: Sequence[Interface] = (x, *aux.lam)
+        mine = self.own(state, batch, state.step)  # 1, 2
+        tags = jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, state.step)], axis=1)
+        tags = lax.all_gather(tags, "stage", tiled=True)
+        lam: Sequence[Interface] = (mine.x, *mine.aux.lam)
         for _ in range(config.penalty.sweeps):
-            lam = self.sweep(state, lam, keys)
+            lam = self.sweep(state, lam, flow.opened(state, tags).keys)
+        packets = self.exchange.send(lam, mine.multipliers if self.exchange.with_multiplier else None)  # 3
 
-        packets = self.exchange.send(lam, multipliers if self.exchange.with_multiplier else None)  # 3
+        carry: Any = ()
+        if config.exchange.stale:
+            carry = Carry(packets, jnp.stack([tags] * len(packets)), batch)
+            packets, tags = state.carry.packets, state.carry.tags[0]
+            mine = self.own(state, state.carry.owned, tags[0, 2])
+            lam = (mine.x, *mine.aux.lam)
+        batch, x, aux, multipliers = mine
+        labels, keys, real = flow.opened(state, tags)
         run_stage = partial(self.run_stage, state=state, labels=labels, keys=keys)
         done: StageResult = self.on_stages(run_stage, state.stage_params, state.stage_stats, packets)  # 4
 
@@ -186,7 +228,10 @@ class Step:
             aux_stats=train_state.running_average(state.aux_stats, aux.stats),
             multiplier=multiplier.updated(config, state, batch, multipliers, violations, recipe.num_examples),
             penalty_coef=recipe.penalty_coef(state.step + 1),
+            carry=carry,
         )
+        if config.exchange.stale:  # in the first step no batch has arrived yet
+            new_state = _learnt_if(real, new_state, state)
         return new_state, self.figures(state, done, grads, multipliers, aux.loss)
 
     def figures(
@@ -219,6 +264,55 @@ class Step:
         }
 
 
+LEARNT = ("stage_params", "stage_opt", "stage_stats", "aux_params", "aux_opt", "aux_stats", "multiplier")
+"""Fields of the state that a batch changes."""
+
+
+def _learnt_if(real: Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new`, but with `old`'s parameters and the like where there was no batch."""
+    kept = {
+        name: jax.tree.map(lambda n, o: jnp.where(real, n, o), getattr(new, name), getattr(old, name))
+        for name in LEARNT
+    }
+    return replace(new, **kept)
+
+
+def lags(config: Config) -> list[int]:
+    """How many steps ago the batch of each stage's gradient entered the network."""
+    return [int(config.exchange.stale)] * config.num_stages
+
+
+def carry_specs(config: Config) -> Any:
+    """Where the carry lies on the mesh."""
+    return Carry(P("stage", "data"), P("stage", "data"), meshes.EXAMPLES) if config.exchange.stale else ()
+
+
+def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Any:
+    """No batch under way."""
+    if not config.exchange.stale:
+        return ()
+    S, D = config.mesh_shape
+    slots, column = network.num_stages // S, config.batch_size // D
+    own = column // S
+    exchange = _exchange(network, config)
+    nothing = Batch(
+        image=jnp.zeros((own, *network.interfaces[0]), jnp.uint8),
+        label=jnp.zeros(own, jnp.int32),
+        index=jnp.zeros(own, jnp.int32),
+    )
+    packets = jnp.zeros((slots, column, exchange.outward_length))
+    return Carry(packets, jnp.full((slots, column, 3), -1, jnp.int32), nothing)
+
+
+def _exchange(network: Network, config: Config) -> Exchange:
+    return Exchange(
+        network.interfaces,
+        config.mesh_shape[0],
+        with_multiplier=config.multiplier in ("per_example", "adjoint"),
+        dtype="bfloat16" if config.exchange.bfloat16 else None,
+    )
+
+
 def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> StepFunction:
     """The jitted layer-parallel step (state, batch) -> (state, figures); the state is donated.
 
@@ -227,13 +321,5 @@ def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> S
     [K-1], mean squares of r_j and X_{j-1}; multiplier_norm [K-1], root mean square; aux_task_loss [], of the AuxNet's
     head; penalty_coef [].
     """
-    per_example = config.multiplier in ("per_example", "adjoint")
-    step = Step(
-        network,
-        config,
-        recipe,
-        Exchange(
-            network.interfaces, mesh.shape["stage"], per_example, "bfloat16" if config.exchange.bfloat16 else None
-        ),
-    )
+    step = Step(network, config, recipe, _exchange(network, config))
     return meshes.jit_step(step, mesh, train_state.specs(config))

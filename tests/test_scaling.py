@@ -1,0 +1,358 @@
+"""Predicted steps: collectives and schedules by hand on made-up machines, bytes against traced steps."""
+
+import math
+from dataclasses import astuple, replace
+
+import pytest
+
+from experiments import scale
+from lpjax import network, runs
+from lpjax.config import Config, DelayedConfig, MeshConfig
+from lpjax.cost import exchanged_bytes
+from lpjax.models.layers import STANDARDISE
+from lpjax.models.resnet import basic_block, conv_block, resnet
+from lpjax.partition import unit_flops
+from lpjax.scaling import (
+    Group,
+    Link,
+    Machine,
+    all_gather,
+    all_reduce,
+    all_to_all,
+    kept_bytes,
+    layers,
+    memory_bytes,
+    ppermute,
+    roofline,
+    step_seconds,
+)
+from lpjax.tables import device_bytes
+from tests.helpers import small_config
+
+B = 64
+FREE = Link(0.0, math.inf)
+LINK = Link(latency=3.0, bandwidth=2.0)
+UNITS = resnet(depth=26, width=4, classes=10)  # stem, 3 x 4 blocks, head
+STAGES = network.build(UNITS, (8, 8, 3), num_stages=7, cuts=(2, 4, 6, 8, 10, 12))  # two units each
+WHOLE = network.build(UNITS, (8, 8, 3), num_stages=1)
+
+
+def unit_time(unit, in_shape, examples):
+    """A second for an example's forward pass through a unit, two for its backward pass; standardisation is free."""
+    seconds = 0.0 if unit == STANDARDISE else float(examples)
+    return seconds, 2 * seconds
+
+
+IDEAL = Machine("ideal", unit_time, 8, FREE, FREE, memory_bandwidth=math.inf, launch=0.0)
+
+
+def step(method, machine=IDEAL, net=STAGES, *, stage=7, data=1, batch=7 * B, **options):
+    return step_seconds(method, net, machine, batch=batch, stage=stage, data=data, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- collectives
+
+
+def test_collectives_by_hand():
+    """Four devices, 8 bytes each, 3 s a message and 2 bytes a second."""
+    assert all_to_all(4, 8.0, LINK) == 3 * (2 / 2 + 3)
+    assert all_gather(4, 8.0, LINK) == 3 * (8 / 2 + 3)
+    assert ppermute(4, 8.0, LINK) == 8 / 2 + 3
+    assert all_reduce(4, 8.0, LINK) == 2 * (8 / 2 + 2 * 3), "a tree: twice the bytes, twice two levels"
+    assert all_reduce(4, 800.0, LINK) == 6 * (200 / 2 + 3), "a ring: six messages of a quarter"
+    assert all_reduce(3, 0.0, LINK) == 2 * 2 * 3, "a tree of three devices has two levels"
+
+
+def test_one_device_sends_nothing():
+    assert [move(1, 8.0, LINK) for move in (all_reduce, all_to_all, all_gather, ppermute)] == [0, 0, 0, 0]
+    assert Group(replace(IDEAL, start=1.0), 1).all_reduce(8.0) == 0
+    assert Group(replace(IDEAL, start=1.0), 1)(all_to_all, 8.0) == 0
+
+
+def test_groups_in_and_between_nodes():
+    """Four devices a node: an all-reduce of eight is one of four inside, and one of two with a quarter of the bytes."""
+    machine = replace(IDEAL, devices_per_node=4, inside=Link(0.0, 100.0), between=Link(0.0, 10.0), start=1.0)
+    assert Group(machine, 4).all_reduce(400.0) == pytest.approx(1 + 1.5 * 400 / 100)
+    assert Group(machine, 8).all_reduce(400.0) == pytest.approx(1 + 1.5 * 400 / 100 + 1.0 * 100 / 10)
+    assert Group(machine, 2, stride=4).all_reduce(400.0) == pytest.approx(1 + 1.0 * 400 / 10)
+    assert Group(machine, 2, stride=2)(ppermute, 400.0) == 1 + 400 / 100
+    assert Group(machine, 4, stride=2)(ppermute, 400.0) == 1 + 400 / 10
+    assert Group(machine, 4, stride=2).all_reduce(400.0) == pytest.approx(1 + 1.0 * 400 / 100 + 1.0 * 200 / 10)
+
+
+# ---------------------------------------------------------------------------------------------------------------- units
+
+
+def test_layers_of_a_block():
+    found = layers(basic_block(16, 2), (8, 8, 8))
+    assert (found.kernels, found.params, found.norms) == (2, 9 * 16 * (8 + 16) + 4 * 16, (16, 16))
+
+
+def test_roofline_by_hand():
+    unit, shape = conv_block(16, 1, 3), (8, 8, 16)
+    flops, kept, params = unit_flops(unit, shape), kept_bytes(unit, shape, None), 9 * 16 * 16 + 2 * 16
+    assert 2 * 4 * 8 * 8 * 16 < kept < 3 * 4 * 8 * 8 * 16, "input and output of the convolution, a mask"
+
+    def seconds(peak, bandwidth, examples):
+        shares = {"efficiency": 0.5, "kernel_seconds": 3.0}
+        return roofline(peak_flops=peak, memory_bandwidth=bandwidth, **shares)(unit, shape, examples)
+
+    assert seconds(100.0, math.inf, 5) == pytest.approx((3 + 5 * flops / 50, 6 + 10 * flops / 50))
+    moved = 2 * 5 * kept + 4 * params
+    assert seconds(math.inf, 10.0, 5) == pytest.approx((3 + moved / 10, 6 + 2 * moved / 10))
+    assert seconds(100.0, 1.0, 5)[0] == 3 + moved > 3 + 5 * flops / 50, "the larger of both, not their sum"
+    half = kept_bytes(unit, shape, "bfloat16")
+    assert 0.5 * kept <= half < 0.75 * kept, "masks stay as they are"
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+def test_one_stage_is_serial():
+    machine = Machine("any", unit_time, 8, LINK, LINK, memory_bandwidth=1e3, launch=5.0, start=1.0)
+    serial = step("serial", machine, WHOLE, stage=1)
+    assert step("layer_parallel", machine, WHOLE, stage=1) == serial
+    assert step("data_parallel", machine, WHOLE, stage=1) == serial
+    values = 4 * B * 7 * 8 * 8 * 3, 5 * sum(WHOLE.params.lengths.values())
+    assert (serial.data, serial.optimizer, serial.fixed) == pytest.approx((4 * values[0] / 1e3, 4 * values[1] / 1e3, 5))
+    assert serial.total == sum(astuple(serial))
+
+
+def test_serial_and_data_parallel():
+    """14 units, of which the first one has no gradient of the image: 3 * 14 - 1 passes' seconds an example."""
+    assert step("serial", net=WHOLE, stage=1).total == 41 * 7 * B
+    assert step("data_parallel", net=WHOLE, stage=1, data=8, batch=8 * B).total == 41 * B
+
+
+def test_stages_take_a_kth_of_the_time():
+    """Seven stages of two units; the AuxNet's pieces have 2, 1, 2, 1, 2, 1, 2 units, 11 in all."""
+    found = step("layer_parallel", policy="none")
+    assert found.stages == 3 * 2 * 7 * B == 3 * 14 * B
+    assert (found.aux_forward, found.aux_backward) == (11 * B, 22 * B - B)
+    assert found.total == found.stages + 32 * B
+
+
+@pytest.mark.parametrize(
+    ("tail", "seconds"),
+    [
+        (None, 3 * (2 + 1 + 2 + 1 + 2 + 1 + 2) - 1),  # stage 0, which has no gradient of the image
+        (3, 3 * (2 + 2 + 1 + 2 + 2)),  # stage 1: pieces 2, 3, 4 and the last one
+        (1, 3 * (2 + 2 + 2)),  # stages 1 and 3
+    ],
+)
+def test_coarse_tails(tail, seconds):
+    """Two units of the slowest stage's own, and those of the pieces behind it."""
+    assert step("layer_parallel", tail=tail).stages == seconds * 7 * B
+
+
+def test_adjoint_needs_half_a_backward_pass_more():
+    assert step("layer_parallel", policy="adjoint").aux_backward == 1.5 * 21 * B
+
+
+def test_fewer_devices_than_stages():
+    """On one device all stages follow each other, with what they do beside their units; the AuxNet has all examples."""
+    found = step("layer_parallel", stage=1, policy="none", batch=B)
+    assert (found.stages, found.aux_forward) == (41 * B, 11 * B)
+
+
+def test_twice_the_data_axis_halves_everything():
+    one, two = (step("layer_parallel", data=data, batch=14 * B) for data in (1, 2))
+    assert astuple(two) == tuple(part / 2 for part in astuple(one))
+
+
+@pytest.mark.parametrize("micro", [1, 4, 16])
+def test_pipeline(micro):
+    """Six devices pass f = 2 on, M + 5 rounds; all pass f + b = 6 back, M + 6 rounds, device 0 a second less."""
+    found = step("pipeline", micro_batches=micro, batch=7 * 16)
+    assert found.total == (7 * 16 / micro) * (2 * (micro + 5) + 6 * (micro + 6) - 1)
+
+
+def test_pipeline_of_one_device():
+    assert step("pipeline", stage=1, micro_batches=4).stages == 41 * 7 * B
+
+
+def test_delayed_and_local():
+    """FDG: two forward passes and one backward pass of two units.  DDG: six forward passes in turn, then f + b.  Local:
+    no gradient of the input (-1), a classifier of a block and the head."""
+    assert step("fdg").stages == (2 * 2 + 2 * 2) * 7 * B
+    uneven = network.build(UNITS, (8, 8, 3), num_stages=2, cuts=(2,))  # two units and twelve
+    assert step("fdg", net=uneven, stage=2).stages == 3 * 12 * 7 * B, "the last stage has one forward pass"
+    assert step("ddg").stages == (6 * 2 + 2 + 2 * 2) * 7 * B
+    assert step("local").stages == (3 * 2 - 1 + 3 * 2) * 7 * B
+
+
+def test_recomputation_is_one_more_forward_pass():
+    again = network.build(UNITS, (8, 8, 3), num_stages=1, remat=True)
+    assert step("serial", net=again, stage=1).stages == (41 + 14) * 7 * B
+
+
+def test_batch_norm_waits_for_two_collectives_a_layer():
+    """25 batch norms, and six standardisations between the stages; a device of the pipeline has a stage's."""
+    machine = replace(IDEAL, start=1.0)
+    assert step("data_parallel", machine, WHOLE, stage=1, data=7).batch_norm == 2 * 25
+    assert step("data_parallel", machine, stage=7).batch_norm == 2 * (25 + 6)
+    assert step("data_parallel", machine, stage=7, synchronised=False).batch_norm == 0
+    pieces = (
+        2 * sum(3 if j in (0, 2, 4) else 2 for j in range(7)) + 2 * 6
+    )  # conv and block, or a block; standardisation
+    assert step("layer_parallel", machine, policy="none").batch_norm == pieces, "stages of one column have no other"
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "data", "policy", "within"),
+    [
+        ("layer_parallel", 2, 2, "coarse_tail", 0.001),
+        ("layer_parallel", 4, 2, "adjoint", 0.001),
+        ("data_parallel", 1, 4, "none", 0.001),
+        ("pipeline", 2, 2, "none", 0.01),
+        ("fdg", 4, 2, "none", 0.01),
+        ("ddg", 2, 2, "none", 0.01),
+        ("local", 4, 2, "none", 0.01),
+    ],
+)
+def test_bytes_are_those_of_the_traced_step(method, stage, data, policy, within):
+    """On a machine that only takes a second a byte sent, the step takes `cost.exchanged_bytes` seconds."""
+    config = small_config(
+        method="delayed" if method in ("fdg", "ddg") else method,
+        multiplier=policy,
+        mesh__stage=stage,
+        mesh__data=data,
+        delayed__variant="ddg" if method == "ddg" else "fdg",
+        pipeline__micro_batches=2,
+        dry_run=True,
+    )
+    run = runs.prepare(config)
+    sent = sum(exchanged_bytes(runs.trace(run).jaxpr, dict(run.mesh.shape)).values())
+    second_a_byte = Link(0.0, 1.0)
+    machine = Machine("bytes", lambda *_: (0.0, 0.0), 64, second_a_byte, second_a_byte, math.inf, 0.0)
+    mesh = {"batch": config.batch_size, "stage": stage, "data": data}
+    found = step_seconds(method, run.network, machine, **mesh, micro_batches=2, policy=policy)
+    assert found.total == pytest.approx(sent, rel=within)
+
+
+def test_half_the_bytes_of_an_exchange():
+    machine = replace(IDEAL, inside=Link(0.0, 1.0))
+    whole, half = (step("layer_parallel", machine, exchange_bytes=size).exchange for size in (4, 2))
+    labels = 6 * 8 * B
+    assert half - labels == (whole - labels) / 2 > 0
+
+
+def test_next_to_each_other():
+    """Two columns of four stages on nodes of four: only one of the axes is inside a node."""
+    machine = replace(IDEAL, devices_per_node=4, between=Link(1.0, math.inf))
+    net = network.build(UNITS, (8, 8, 3), num_stages=4)
+    columns = step("layer_parallel", machine, net, stage=4, data=2, batch=B, adjacent="stage")
+    rows = step("layer_parallel", machine, net, stage=4, data=2, batch=B)
+    assert (columns.exchange, rows.exchange) == (0, 3 * 3), "two all_to_alls and an all_gather of three messages"
+    assert columns.gradients > rows.gradients
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+def config(method, net=STAGES):
+    return Config(
+        method="delayed" if method in ("fdg", "ddg") else method,
+        num_stages=net.num_stages,
+        batch_size=7 * B,
+        mesh=MeshConfig(net.num_stages, 1),
+        delayed=DelayedConfig("ddg" if method == "ddg" else "fdg"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "net"), [("serial", WHOLE), ("pipeline", STAGES), ("fdg", STAGES), ("layer_parallel", STAGES)]
+)
+def test_memory_is_that_of_the_tables(method, net):
+    """By another route to the activations: unit by unit."""
+    expected = sum(device_bytes(net, config(method, net), 0).values())
+    found = memory_bytes(method, net, batch=7 * B, stage=net.num_stages, data=1)
+    assert found == pytest.approx(expected, rel=0.15)
+
+
+def test_memory_of_classifiers():
+    """Beside the tables' count: a block and the head, their parameters three times and what they keep."""
+    head, shape = UNITS[-1], (8, 8, 4)
+    kept = kept_bytes(basic_block(4, 1), shape, None) + kept_bytes(head, shape, None)
+    params = layers(basic_block(16, 1), (2, 2, 16)).params + layers(head, (2, 2, 16)).params
+    expected = sum(device_bytes(STAGES, config("local"), 0).values()) + 7 * B * kept + 3 * 4 * params
+    assert memory_bytes("local", STAGES, batch=7 * B, stage=7, data=1) == pytest.approx(expected, rel=0.05)
+
+
+def test_memory_of_tails():
+    full, short, none = (
+        memory_bytes("layer_parallel", STAGES, batch=7 * B, stage=7, data=1, tail=tail, policy=policy)
+        for tail, policy in ((None, "coarse_tail"), (1, "coarse_tail"), (None, "none"))
+    )
+    pieces = [basic_block(4, 1), conv_block(8, 2, 3), basic_block(8, 1), basic_block(8, 1)]  # behind stage 0, of two
+    shapes = [(8, 8, 4), (8, 8, 4), (4, 4, 8), (4, 4, 8)]
+    assert full > short > none
+    assert full - none > 7 * B * sum(kept_bytes(unit, shape, None) for unit, shape in zip(pieces, shapes, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "gpipe"}, "method='gpipe': expected one of serial, data_parallel, pipeline, fdg"),
+        ({"method": "serial"}, "stage=7, data=1: expected 1 and 1 with method=serial; choose data_parallel"),
+        ({"policy": "mean"}, "policy='mean': expected one of none, adjoint, coarse_tail"),
+        ({"exchange_bytes": 8}, "exchange_bytes=8: expected 4 for single precision or 2 for bfloat16"),
+        ({"stage": 2}, "mesh.stage=2: expected a divisor of num_stages=7"),
+        ({"batch": 8}, "batch_size=8: expected a multiple of mesh.stage"),
+        ({"method": "pipeline", "micro_batches": 5}, "pipeline.micro_batches=5: expected a divisor"),
+    ],
+)
+def test_bad_input(options, message):
+    with pytest.raises(ValueError, match=message):
+        step(**({"method": "layer_parallel"} | options))
+
+
+def test_bad_machines():
+    with pytest.raises(ValueError, match=r"bandwidth=0.0.*expected latency >= 0 seconds and bandwidth > 0"):
+        Link(0.0, 0.0)
+    with pytest.raises(ValueError, match="devices_per_node=0, memory_bandwidth=inf: expected at least one device"):
+        replace(IDEAL, devices_per_node=0)
+    with pytest.raises(ValueError, match=r"efficiency=1.5: expected a share of the peak"):
+        roofline(peak_flops=1.0, memory_bandwidth=1.0, efficiency=1.5, kernel_seconds=0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- experiment
+
+
+def test_the_fastest_of_each_method(monkeypatch):
+    """Where collectives are free, data parallelism is perfect and nothing else is; what does not fit is left out."""
+    monkeypatch.setattr(scale, "WIDTHS", (1.0,))
+    monkeypatch.setitem(scale.NETWORKS, "tiny", (UNITS, (8, 8, 3)))
+    monkeypatch.setitem(scale.CAPACITY, "ideal", 1e9)
+    row = scale.compare("tiny", IDEAL, 128, 4, True)
+    found = row["methods"]
+    assert set(found) == {"data_parallel", "data_parallel_free", "pipeline", "fdg", "local", "layer_parallel"}
+    assert row["winner"] == "data_parallel"
+    assert found["data_parallel"]["speedup"] == found["data_parallel_free"]["speedup"] == 4
+    assert all(1 < found[method]["speedup"] < 4 for method in ("pipeline", "fdg", "local", "layer_parallel"))
+    tried = list(scale.choices("tiny", IDEAL, 128, 4, True))
+    assert all(found[choice.method]["seconds"] <= choice.seconds.total for choice in tried)
+    assert "| tiny | 128 | ideal | 4 |" in scale.markdown([row])
+    monkeypatch.setitem(scale.CAPACITY, "ideal", 0.0)
+    row = scale.compare("tiny", IDEAL, 128, 4, True)
+    assert (row["methods"], row["winner"]) == ({}, "none")
+    assert scale.markdown([row]).count("does not fit") == 6
+
+
+def test_regimes_are_read_off_the_rows():
+    def row(devices, **speeds):
+        methods = {method: {"speedup": speedup} for method, speedup in speeds.items()}
+        return {"network": "N", "machine": "M", "scaling": "batch 8", "devices": devices, "methods": methods}
+
+    rows = [
+        row(2, layer_parallel=1.0, data_parallel=1.5, data_parallel_free=2.0, pipeline=0.5),
+        row(4, layer_parallel=3.0, data_parallel=1.5, data_parallel_free=4.0, pipeline=0.5),
+        row(8, layer_parallel=6.0, data_parallel=1.5, data_parallel_free=4.0, pipeline=2.0),
+        row(16, pipeline=2.0),
+    ]
+    (line,) = scale.regimes(rows)
+    assert "is the fastest on 4, 8 devices, on 8 even if" in line
+    assert "at its best, on 8, it has 3.00 times" in line
