@@ -1,10 +1,11 @@
 """What layer-parallel training, data parallelism and the pipeline would take on machines of up to 1,024 devices.
 
-    python -m experiments.scale [--kernels=1] [--unsynchronised] [--out=experiments/results/scale.json]
+    python -m experiments.scale [--kernels=1] [--out=experiments/results/scale.json]
 
 Predictions of `lpjax.scaling`, nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D,
 K = S) of each method that fits into a device's memory; layer-parallel with the full coarse tail or a short one and
 three widths of the AuxNet, the pipeline with its best number of micro-batches.  Speed alone: accuracy is another table.
+Twice: batch norm of all examples, as in lpjax, and of each device's own, as is more common in data parallelism.
 A batch is the whole machine's: 128 images give at most 128 devices one each.  Half a minute on one core.
 """
 
@@ -37,23 +38,18 @@ NETWORKS: dict[str, tuple[tuple[Unit, ...], Shape]] = {
 }
 
 PER_DEVICE = 32
-BATCHES: dict[str, tuple[int | None, ...]] = {
-    "ResNet-110": (128, 1024),
-    "ResNet-1202": (128, 1024),
-    "WRN-28-10": (128, 1024),
-    "ResNet-152": (256, 8192, None),
-}
+CIFAR = ("ResNet-110", "ResNet-1202", "WRN-28-10")
+BATCHES: dict[str, tuple[int | None, ...]] = dict.fromkeys(CIFAR, (128, 1024)) | {"ResNet-152": (256, 8192, None)}
 """Examples of a step; None: `PER_DEVICE` of each device.  8,192: the most that cost no accuracy in arXiv:1706.02677."""
 
 DEVICES = (4, 8, 16, 64, 256, 1024)
 MICRO_BATCHES = (2, 4, 8, 16, 32)
 WIDTHS = (0.25, 0.5, 1.0)
-"""Of the AuxNet.  Below 1 a piece has two convolutions more, to fewer channels and back: less to compute, but more
-kernels."""
+"""Of the AuxNet.  Below 1 a piece has more convolutions, to fewer channels and back: less to compute, more kernels."""
 
 FLOPS, MEMORY, LINK = 0.4, 0.5, 0.8
-"""Assumed shares of the peak.  An A100 (2.04 TB/s) then takes 2,700 images a second of ResNet-50; 2,600 were measured
-(github.com/huggingface/pytorch-image-models/issues/1491)."""
+"""Assumed shares of the peak.  MEMORY is fitted to 2,600 images a second of ResNet-50 on an A100 (2.04 TB/s assumed),
+measured in github.com/huggingface/pytorch-image-models/issues/1491; the others are guesses."""
 
 
 def achieving(name: str, *, peak_flops: float, memory_bandwidth: float, kernel_seconds: float, **parts: Any) -> Machine:
@@ -116,7 +112,6 @@ def tpu_v5p(kernels: float) -> Machine:
 CAPACITY = {"H100": 80e9, "TPU v5p": 95e9}
 """Bytes of a device's memory."""
 
-REFERENCE = h100(1)
 RIVALS = ("layer_parallel", "data_parallel", "pipeline")
 
 
@@ -124,7 +119,7 @@ RIVALS = ("layer_parallel", "data_parallel", "pipeline")
 def build(name: str, num_stages: int, width: float = WIDTHS[0]) -> Network:
     """A network cut evenly by the seconds of `PER_DEVICE` examples on an H100."""
     units, shape = NETWORKS[name]
-    unit_seconds, shapes = REFERENCE.unit_seconds, make_chain(units, shape).shapes[:-1]
+    unit_seconds, shapes = h100(1).unit_seconds, make_chain(units, shape).shapes[:-1]
     cuts = even_cuts([sum(unit_seconds(*unit, PER_DEVICE)) for unit in zip(units, shapes, strict=True)], num_stages)
     aux: dict[str, Any] = {"aux_blocks": 1, "aux_width": width, "aux_tail": 1}
     return network.build(units, shape, num_stages=num_stages, cuts=cuts, dtype="bfloat16", **aux)
@@ -170,33 +165,29 @@ def compare(name: str, machine: Machine, batch: int, devices: int, synchronised:
     have the memory.  data_parallel_free: data parallelism whose collectives take no time, a bound for what hides them.
     """
     serial = step_seconds("serial", build(name, 1), machine, batch=batch, stage=1, data=1).total
-    methods: dict[str, Any] = {}
+    methods: dict[str, dict[str, Any]] = {}
     for choice in sorted(choices(name, machine, batch, devices, synchronised), key=lambda choice: choice.seconds.total):
         if choice.method not in methods and (memory := choice.memory()) <= CAPACITY[machine.name]:
-            parts = asdict(choice.seconds)
-            methods[choice.method] = {"speedup": serial / choice.seconds.total, "mesh": choice.mesh, "how": choice.how}
-            methods[choice.method] |= {"seconds": choice.seconds.total, "memory_bytes": memory, "parts": parts}
-    if found := methods.get("data_parallel"):
-        free = found["seconds"] - found["parts"]["batch_norm"] - found["parts"]["gradients"]
-        methods["data_parallel_free"] = {"speedup": serial / free, "seconds": free}
-    return {
-        "network": name,
-        "machine": machine.name,
-        "batch": batch,
-        "devices": devices,
-        "serial_seconds": serial,
-        "winner": max((m for m in RIVALS if m in methods), key=lambda m: methods[m]["speedup"], default="none"),
-        "methods": methods,
-    }
+            seconds = choice.seconds.total
+            found = {"speedup": serial / seconds, "mesh": choice.mesh, "how": choice.how, "seconds": seconds}
+            parts = {part: float(f"{value:.3g}") for part, value in asdict(choice.seconds).items() if value}
+            methods[choice.method] = found | {"memory_bytes": memory, "parts": parts}
+            if choice.method == "data_parallel":
+                free = seconds - choice.seconds.batch_norm - choice.seconds.gradients
+                methods["data_parallel_free"] = {"speedup": serial / free, "seconds": free}
+    winner = max((m for m in RIVALS if m in methods), key=lambda m: methods[m]["speedup"], default="none")
+    case = {"network": name, "machine": machine.name, "batch": batch, "devices": devices, "serial_seconds": serial}
+    norm = "synchronised" if synchronised else "own"
+    return case | {"batch_norm": norm, "winner": winner, "methods": methods}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Speed-ups against one device (S x D, options)."""
     columns = ("layer_parallel", "data_parallel", "data_parallel_free", "pipeline", "fdg", "local")
-    heads = ["network", "batch", "machine", "devices", *columns, "fastest of three"]
+    heads = ["network", "batch", "machine", "batch norm", "devices", *columns, "fastest of three"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [str(row[key]) for key in ("network", "batch", "machine", "devices")]
+        cells = [str(row[key]) for key in ("network", "batch", "machine", "batch_norm", "devices")]
         for found in (row["methods"].get(method) for method in columns):
             how = f" ({' x '.join(map(str, found['mesh']))}, {found['how']})" if found and found.get("how") else ""
             cells.append(f"{found['speedup']:.1f}{how}" if found else "does not fit")
@@ -212,18 +203,20 @@ def lead(row: dict[str, Any], *rivals: str) -> float:
 
 def regimes(rows: list[dict[str, Any]]) -> list[str]:
     """In words, from the numbers: where layer-parallel is faster than data parallelism and the pipeline."""
+
+    def ahead(rows: list[dict[str, Any]], *rivals: str) -> str:
+        devices = [str(row["devices"]) for row in rows if lead(row, *rivals) > 1]
+        return f"on {', '.join(devices)} devices" if devices else "nowhere"
+
     lines = []
-    for case, group in itertools.groupby(rows, lambda row: (row["network"], row["scaling"], row["machine"])):
+    keys = ("batch_norm", "network", "scaling", "machine")
+    for (norm, *case), group in itertools.groupby(rows, lambda row: [row[key] for key in keys]):
         found = list(group)
-        wins, sure = (
-            [str(row["devices"]) for row in found if lead(row, *rivals) > 1]
-            for rivals in (RIVALS[1:], (*RIVALS[1:], "data_parallel_free"))
-        )
         best = max(found, key=lambda row: lead(row, *RIVALS[1:]))
         lines.append(
-            f"{', '.join(case)}: layer-parallel is the fastest on {', '.join(wins) or 'no number of'} devices, on "
-            f"{', '.join(sure) or 'none'} even if data parallelism's collectives took no time; at its best, on "
-            f"{best['devices']}, it has {lead(best, *RIVALS[1:]):.2f} times the speed of the faster of the two others"
+            f"{', '.join(case)}, batch norm {norm}: layer-parallel is the fastest {ahead(found, *RIVALS[1:])}, "
+            f"{ahead(found, *RIVALS[1:], 'data_parallel_free')} if data parallelism's collectives took no time; at "
+            f"best {lead(best, *RIVALS[1:]):.2f} times the faster of the two others ({best['devices']} devices)"
         )
     return lines
 
@@ -231,15 +224,14 @@ def regimes(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", type=float, default=1.0, help="factor on the assumed seconds of kernels")
-    parser.add_argument("--unsynchronised", action="store_true", help="batch norm of each device's own examples")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/scale.json"))
     args = parser.parse_args()
     rows = []
     machines = h100(args.kernels), tpu_v5p(args.kernels)
-    for (name, batches), machine in itertools.product(BATCHES.items(), machines):
+    for synchronised, (name, batches), machine in itertools.product((True, False), BATCHES.items(), machines):
         for fixed, devices in itertools.product(batches, DEVICES):
             if (batch := fixed or PER_DEVICE * devices) >= devices:
-                row = compare(name, machine, batch, devices, not args.unsynchronised)
+                row = compare(name, machine, batch, devices, synchronised)
                 rows.append({"scaling": f"batch {fixed}" if fixed else f"{PER_DEVICE} examples a device"} | row)
     header = {
         "command": "python -m experiments.scale " + " ".join(sys.argv[1:]),

@@ -116,7 +116,7 @@ def test_a_layer_parallel_step_exchanges_packets(stages, sweeps):
     values = K * b * (exchange.outward_length + exchange.homeward_length)
     sent = cost.exchanged_bytes(runs.trace(run).jaxpr, dict(run.mesh.shape))
     assert sent["all_to_all"] == (1 + sweeps) * (S - 1) / S * 4 * values
-    assert sent["all_gather"] == (S - 1) * 2 * 4 * b, "labels and positions"
+    assert sent["all_gather"] == (S - 1) * 3 * 4 * b, "labels, positions and steps"
 
 
 def test_memory_is_that_of_one_device():

@@ -335,7 +335,7 @@ def test_the_fastest_of_each_method(monkeypatch):
     assert all(1 < found[method]["speedup"] < 4 for method in ("pipeline", "fdg", "local", "layer_parallel"))
     tried = list(scale.choices("tiny", IDEAL, 128, 4, True))
     assert all(found[choice.method]["seconds"] <= choice.seconds.total for choice in tried)
-    assert "| tiny | 128 | ideal | 4 |" in scale.markdown([row])
+    assert "| tiny | 128 | ideal | synchronised | 4 |" in scale.markdown([row])
     monkeypatch.setitem(scale.CAPACITY, "ideal", 0.0)
     row = scale.compare("tiny", IDEAL, 128, 4, True)
     assert (row["methods"], row["winner"]) == ({}, "none")
@@ -345,7 +345,8 @@ def test_the_fastest_of_each_method(monkeypatch):
 def test_regimes_are_read_off_the_rows():
     def row(devices, **speeds):
         methods = {method: {"speedup": speedup} for method, speedup in speeds.items()}
-        return {"network": "N", "machine": "M", "scaling": "batch 8", "devices": devices, "methods": methods}
+        case = {"network": "N", "scaling": "batch 8", "machine": "M", "batch_norm": "own"}
+        return case | {"devices": devices, "methods": methods}
 
     rows = [
         row(2, layer_parallel=1.0, data_parallel=1.5, data_parallel_free=2.0, pipeline=0.5),
@@ -354,5 +355,9 @@ def test_regimes_are_read_off_the_rows():
         row(16, pipeline=2.0),
     ]
     (line,) = scale.regimes(rows)
-    assert "is the fastest on 4, 8 devices, on 8 even if" in line
-    assert "at its best, on 8, it has 3.00 times" in line
+    assert line.startswith(
+        "N, batch 8, M, batch norm own: layer-parallel is the fastest on 4, 8 devices, on 8 devices if"
+    )
+    assert "at best 3.00 times the faster of the two others (8 devices)" in line
+    (line,) = scale.regimes(rows[:1])
+    assert "is the fastest nowhere, nowhere if" in line
