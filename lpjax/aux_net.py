@@ -185,7 +185,10 @@ def tail_logits(
 
 
 def tail(num_stages: int, j: int, length: int | None) -> list[int]:
-    """The pieces a tail from interface j runs through: G_j .. G_{K-1}, or the first `length` of them and G_{K-1}."""
+    """The pieces a tail from interface j runs through: G_j .. G_{K-1}, or the first `length` of them and G_{K-1}; none
+    for j = K, behind the last stage."""
+    if j == num_stages:
+        return []
     stop = num_stages if length is None else min(j + length, num_stages)
     return list(dict.fromkeys([*range(j, stop), num_stages - 1]))
 

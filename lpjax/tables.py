@@ -118,10 +118,9 @@ def device_bytes(network: Network, config: Config, num_examples: int) -> dict[st
         }
     aux = [activation_bytes(piece, column) for piece in pieces]
     tails = config.multiplier == "coarse_tail"
-    K = network.num_stages
-    behind = [tail(K, k + 1, config.aux.tail) if k < K - 1 else [] for k in range(K)]
     stages = [
-        activation_bytes(stage, column) + (sum(aux[i] for i in behind[k]) if tails else 0)
+        activation_bytes(stage, column)
+        + (sum(aux[i] for i in tail(network.num_stages, k + 1, config.aux.tail)) if tails else 0)
         for k, stage in enumerate(network.stages)
     ]
     exchange = Exchange(network.interfaces, S, config.multiplier in ("per_example", "adjoint"))

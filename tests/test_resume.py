@@ -19,6 +19,7 @@ POLICIES = {
     "per_example": {"data__crop": 0, "mesh__stage": 2},
     "adamw": {"optimizer": {"name": "adamw", "learning_rate": 1e-3, "warmup_epochs": 0.5}, "multiplier": "adjoint"},
     "serial": {"method": "serial", "mesh__data": 2},
+    "stale": {"exchange": {"stale": True}, "mesh__stage": 2, "mesh__data": 2},
     "one stage": {"num_stages": 1},
     "no standardisation": {"standardise": False, "aux__inner_steps": 2, "mesh__stage": 1},
 }
@@ -64,7 +65,7 @@ def test_arrays_and_back(name):
 
 @pytest.mark.parametrize(
     "name, half",
-    [("coarse_tail", 7), ("serial", 8), pytest.param("per_example", 11, marks=pytest.mark.slow)],
+    [("coarse_tail", 7), ("serial", 8), ("stale", 7), pytest.param("per_example", 11, marks=pytest.mark.slow)],
 )
 def test_two_halves_are_the_whole(name, half, tmp_path):
     """In every array and every line, whether the first half ends at a test, a logged step or neither."""

@@ -19,7 +19,7 @@ With `config.exchange.stale` the stages work on the packets of the step before, 
 asynchronous collectives can have the exchange under way while the stages compute.  The price is a second forward pass
 of the AuxNet in 7, on the batch before by today's weights, and memory for one batch more.
 
-Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 all_gather of labels and positions over
+Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 all_gather of tags (`flow`) over
 'stage'; psum over 'data' of the stages' gradients and statistics (if D > 1); psum over the mesh of the AuxNet's
 gradients, of the figures, and of mean multipliers; for a per-example table those of `multiplier`.
 
@@ -230,19 +230,19 @@ class Step:
             penalty_coef=recipe.penalty_coef(state.step + 1),
             carry=carry,
         )
+        figures = self.figures(done, grads, multipliers, aux.loss)
         if config.exchange.stale:  # in the first step no batch has arrived yet
-            new_state = _learnt_if(real, new_state, state)
-        return new_state, self.figures(state, done, grads, multipliers, aux.loss)
+            new_state, figures = _learnt_if(real, new_state, state), _seen_if(real, figures)
+        return new_state, figures | {"penalty_coef": state.penalty_coef}
 
     def figures(
         self,
-        state: TrainState,
         done: StageResult,
         grads: Row,
         multipliers: list[InterfaceMultiplier] | None,
         aux_loss: Array,
     ) -> dict[str, Array]:
-        """The figures of `make_step` from every device's share: two psums over the mesh."""
+        """The figures of `make_step`, but for beta, from every device's share: two psums over the mesh."""
         B, K = self.config.batch_size, self.network.num_stages
         S, D = self.config.mesh_shape
         squares = jnp.square(optim.row_norms(grads)) / D  # they are already summed over 'data'
@@ -260,7 +260,6 @@ class Step:
             "output_square": output[:-1] / B,
             "multiplier_norm": jnp.sqrt(norms),
             "aux_task_loss": aux_loss,
-            "penalty_coef": state.penalty_coef,
         }
 
 
@@ -275,6 +274,11 @@ def _learnt_if(real: Array, new: TrainState, old: TrainState) -> TrainState:
         for name in LEARNT
     }
     return replace(new, **kept)
+
+
+def _seen_if(real: Array, figures: dict[str, Array]) -> dict[str, Array]:
+    """`figures`, but 0 where there was no batch."""
+    return {name: jnp.where(real, value, 0.0) for name, value in figures.items()}
 
 
 def lags(config: Config) -> list[int]:
@@ -319,7 +323,7 @@ def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> S
     Figures, replicated: task_loss [] and accuracy [] of the last stage on the inputs it was given; stage_loss [K], the
     local losses; gradient_norm [K]; relative_violation [K-1], |r_j|^2 / |X_{j-1}|^2; violation and output_square
     [K-1], mean squares of r_j and X_{j-1}; multiplier_norm [K-1], root mean square; aux_task_loss [], of the AuxNet's
-    head; penalty_coef [].
+    head; penalty_coef [].  With `exchange.stale` they are of the step before, and 0 in the first step.
     """
     step = Step(network, config, recipe, _exchange(network, config))
     return meshes.jit_step(step, mesh, train_state.specs(config))
