@@ -22,13 +22,14 @@ from typing import Any
 from experiments.digits_policies import commit
 from lpjax import network, tables
 from lpjax.chain import Shape, Unit, make_chain
+from lpjax.machine import Link, Machine, roofline
 from lpjax.metrics import write_json
 from lpjax.models.imagenet_resnet import imagenet_resnet
 from lpjax.models.preact_resnet import wide_resnet
 from lpjax.models.resnet import resnet
 from lpjax.network import Network
 from lpjax.partition import even_cuts
-from lpjax.scaling import Link, Machine, StepSeconds, memory_bytes, roofline, step_seconds
+from lpjax.scaling import StepSeconds, memory_bytes, step_seconds
 
 NETWORKS: dict[str, tuple[tuple[Unit, ...], Shape]] = {
     "ResNet-110": (resnet(depth=110, width=16, classes=10), (32, 32, 3)),
