@@ -3,9 +3,6 @@
 A worker like `experiments.speedup_worker`, of the commands prepare and step.
 """
 
-import json
-import os
-import sys
 import time
 from functools import partial
 from typing import Any
@@ -16,6 +13,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, PyTree
+
+from experiments.worker import serve
 
 Conv = partial(nn.Conv, use_bias=False)
 BatchNorm = partial(nn.BatchNorm, use_running_average=False, momentum=0.9)
@@ -106,18 +105,5 @@ class Worker:
         return {"seconds": seconds}
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(worker, request.pop("do"))(**request)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker())

@@ -5,14 +5,13 @@ compiled).  Needs nothing but torch: lpjax does not ask for it.
 """
 
 # mypy: ignore-errors
-import json
-import os
-import sys
 import time
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
+
+from experiments.worker import serve
 
 
 class BasicBlock(nn.Module):
@@ -26,9 +25,9 @@ class BasicBlock(nn.Module):
         self.stride, self.new = stride, features - channels
 
     def forward(self, x):
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        y = self.norm2(self.conv2(functional.relu(self.norm1(self.conv1(x)))))
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(y + (F.pad(x, (0, 0, 0, 0, 0, self.new)) if self.new else x))
+        return functional.relu(y + (functional.pad(x, (0, 0, 0, 0, 0, self.new)) if self.new else x))
 
 
 class PreactBlock(nn.Module):
@@ -43,9 +42,9 @@ class PreactBlock(nn.Module):
         self.shortcut = None if same else nn.Conv2d(channels, features, 1, stride, bias=False)
 
     def forward(self, x):
-        y = F.relu(self.norm1(x))
+        y = functional.relu(self.norm1(x))
         x = x if self.shortcut is None else self.shortcut(y)
-        return x + self.conv2(F.relu(self.norm2(self.conv1(y))))
+        return x + self.conv2(functional.relu(self.norm2(self.conv1(y))))
 
 
 def make_net(depth, width, wide, classes, channels):
@@ -84,7 +83,7 @@ class Worker:
         for _ in range(steps):
             start = time.perf_counter()
             self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.net(self.x), self.y)
+            loss = functional.cross_entropy(self.net(self.x), self.y)
             loss.backward()
             self.optimizer.step()
             loss.item()
@@ -92,18 +91,5 @@ class Worker:
         return {"seconds": seconds}
 
 
-def main():
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(worker, request.pop("do"))(**request)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker())

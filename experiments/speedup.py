@@ -24,12 +24,16 @@ Exit code 1 if a row could not be measured.
 """
 
 import argparse
+import contextlib
 import datetime
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +68,11 @@ class Process:
         """The answer to a command.  Raises RuntimeError where it failed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
         answer = json.loads(line) if line else {"error": f"the process ended with code {self._process.wait()}"}
         if "error" in answer:
             raise RuntimeError(f"{do} {request}: {answer['error']}")
@@ -74,22 +80,33 @@ class Process:
 
     def close(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 # ---------------------------------------------------------------------------------------------------------- predictions
 
 
-def sharded_terms(parts: Json, link: Json, sent: float) -> dict[str, float]:
-    """Seconds of a layer-parallel step by what they are spent on, from its parts and the bytes a device sends."""
+def sharded_terms(parts: Json, link: Json | None, sent: float) -> dict[str, float]:
+    """Seconds of a layer-parallel step by what they are spent on, from its parts and the bytes a device sends.
+
+    Without a link, where there is one device, an exchange takes no time.  A sweep is the stages' forward passes, two
+    exchanges, and two forward passes of the AuxNet; a stale exchange a second forward pass of it.
+    """
+    packing = parts["send"] + parts["receive"]
+    exchange = 2 * link["latency"] + sent / link["bandwidth"] if link else 0.0
+    sweep = max(parts["stages_forward"]) + packing + exchange + 2 * parts["aux_forward"]
     return {
         "stage": max(parts["stages"]),
         "data": parts["data"],
-        "aux_net": parts["aux_all"] - parts["correction"],
+        "aux_net": parts["aux_all"] - parts["correction"] + parts["stale"] * (parts["data"] + parts["aux_forward"]),
         "correction": parts["correction"],
-        "packing": parts["send"] + parts["receive"],
-        "exchange": 2 * link["latency"] + sent / link["bandwidth"],
+        "packing": packing,
+        "exchange": exchange,
+        "sweeps": parts["sweeps"] * sweep,
         "optimizer": parts["optimizer"],
     }
 
@@ -99,7 +116,7 @@ def serial_seconds(serial: Json) -> float:
     return float(serial["backprop"] + serial["optimizer"])
 
 
-def eq27(serial: Json, parts: Json, link: Json, sent: float, num_stages: int) -> tuple[float, float]:
+def eq27(serial: Json, parts: Json, link: Json | None, sent: float, num_stages: int) -> tuple[float, float]:
     """rho(K) by Eq. 27 of the paper, and its bound."""
     terms = sharded_terms(parts, link, sent)
     own = serial["backprop"]
@@ -108,7 +125,7 @@ def eq27(serial: Json, parts: Json, link: Json, sent: float, num_stages: int) ->
     return own / (waited + (own - serial["data"]) / num_stages), own / waited
 
 
-def prediction(serial: Json, parts: Json, link: Json, sent: float, num_stages: int) -> Json:
+def prediction(serial: Json, parts: Json, link: Json | None, sent: float, num_stages: int) -> Json:
     """rho of a layer-parallel row, by the sharded formula and by Eq. 27."""
     terms = sharded_terms(parts, link, sent)
     total = sum(terms.values())
@@ -166,7 +183,7 @@ class Bench:
         self.available = self.where["cores"] if self.cpu else self.where["devices"]
         if self.cpu:  # a device is a core
             probe.close()
-            self.many = Process(max([1, *(K for K in self.stages if self.available >= K)]), environment)
+            self.many = Process(min(max(self.stages), self.available), environment)
             self.one = Process(1, environment | {"NPROC": "1"})
             self.default = Process(1, environment)
         else:
@@ -186,24 +203,34 @@ class Bench:
             fields["cuts"] = self.one.ask("cuts", config=config, fields=single, repeats=repeats)["cuts"]
         return fields
 
-    def real(self, row_names: list[str], num_stages: int) -> Json:
-        """Rows of one K for which there are devices, and serial in its environments."""
-        config, turns, rows = str(self.args.config), {}, {}
-        for row in row_names:
-            fields = self.fields(row, num_stages)
-            names = {"serial": self.one, "serial_default": self.default} if row == "serial" else {row: self.many}
-            if row == "serial" and not self.cpu:
-                names = {"serial": self.one}
-            for name, process in names.items():
-                ready = process.ask("prepare", name=name, config=config, fields=fields)
-                rows[name] = {"row": name, "stages": num_stages, "fields": fields, **ready}
-                turns[name] = process, name
-        answers = interleaved(turns, self.args.rounds, self.args.steps)
-        for process in {self.many, self.one, self.default}:
-            process.ask("drop")
-        return {name: row | measured_row(answers[name], answers["serial"]) for name, row in rows.items()}
+    def prepared(self, row: str, num_stages: int) -> dict[str, tuple[Process, Json]]:
+        """A row ready to be timed, serial in each of its environments: by name, where it is, and of what kind."""
+        fields = self.fields(row, num_stages)
+        where = {row: self.one if row == "serial" else self.many}
+        if row == "serial" and self.cpu:
+            where["serial_default"] = self.default
+        ready = {
+            name: process.ask("prepare", name=name, config=str(self.args.config), fields=fields)
+            for name, process in where.items()
+        }
+        return {
+            name: (where[name], {"row": name, "stages": num_stages, "fields": fields, **ready[name]}) for name in where
+        }
 
-    def predicted(self, row: str, num_stages: int, serial: Json, link: Json) -> Json:
+    def timed(self, ready: dict[str, tuple[Process, Json]]) -> list[Json]:
+        """The rows that are ready, timed in turns beside serial, and dropped."""
+        turns = {name: (process, name) for name, (process, _) in ready.items()}
+        answers = interleaved(turns, self.args.rounds, self.args.steps)
+        for process in {process for process, _ in ready.values()}:
+            process.ask("drop")
+        return [row | measured_row(answers[name], answers["serial"]) for name, (_, row) in ready.items()]
+
+    def memory(self, compiler: Process, row: str, num_stages: int) -> Json:
+        """What a row's step holds and sends."""
+        fields = self.fields(row, num_stages)
+        return {"row": row, "stages": num_stages, **compiler.ask("memory", config=str(self.args.config), fields=fields)}
+
+    def predicted(self, row: str, num_stages: int, serial: Json, link: Json | None) -> Json:
         """A layer-parallel row's prediction from its parts."""
         config, repeats = str(self.args.config), self.args.repeats
         fields = self.fields(row, num_stages)
@@ -328,12 +355,11 @@ def main(argv: list[str]) -> int:
         "failed": [],
     }
 
-    def attempt(what: str, into: list[Json], work: Any) -> Any:
-        """Work's result, kept in the JSON; a failure is kept and told."""
+    def attempt(what: str, keep: Callable[[Any], Any], work: Callable[[], Any]) -> None:
+        """Keep what work returns, and write the JSON; where it fails, this is told and kept there."""
         print(what, flush=True)
         try:
-            done = work()
-            into.extend(done)
+            keep(work())
         except RuntimeError as error:
             result["failed"].append({"what": what, "error": str(error)})
             print(f"failed: {error}", file=sys.stderr, flush=True)
@@ -346,37 +372,33 @@ def main(argv: list[str]) -> int:
     return 1 if result["failed"] else 0
 
 
-def measure(bench: Bench, names: list[str], result: Json, attempt: Any) -> None:
+def measure(bench: Bench, names: list[str], result: Json, attempt: Callable[..., None]) -> None:
     """Everything, into the result."""
     args, config = bench.args, str(bench.args.config)
-    real = [K for K in bench.stages if bench.available >= K]
     if args.references or args.torch:
-        attempt("references", result.setdefault("references", []), lambda: references(bench))
-    for K in real:
-        attempt(f"measuring K = {K}", result["measured"], lambda K=K: bench.real(names, K).values())
+        attempt("references", result.setdefault("references", []).extend, partial(references, bench))
+    for K in (K for K in bench.stages if bench.available >= K):
+        ready: dict[str, tuple[Process, Json]] = {}
+        for row in names:
+            attempt(f"compiling {row}, K = {K}", ready.update, partial(bench.prepared, row, K))
+        if "serial" in ready:
+            attempt(f"timing K = {K}", result["measured"].extend, partial(bench.timed, ready))
     layer_parallel = [name for name in names if ROWS.get(name, {"method": name})["method"] == "layer_parallel"]
     if layer_parallel:
         serial = bench.one.ask("serial_parts", config=config, fields=bench.fields("serial", 1), repeats=args.repeats)
-        link = {"latency": 0.0, "bandwidth": float("inf")}
-        if max(real, default=1) > 1:
-            link = bench.many.ask("link", devices=max(real), repeats=args.repeats)
+        count = min(max(bench.stages), bench.available)
+        link = bench.many.ask("link", devices=count, repeats=args.repeats) if count > 1 else None
         result |= {"serial_parts": serial, "link": link}
-    for row in layer_parallel:
-        for K in bench.stages:
-            attempt(
-                f"parts of {row}, K = {K}", result["predictions"],
-                lambda row=row, K=K: [bench.predicted(row, K, serial, link)],
-            )  # fmt: skip
+    for row, K in itertools.product(layer_parallel, bench.stages):
+        attempt(
+            f"parts of {row}, K = {K}",
+            result["predictions"].append,
+            partial(bench.predicted, row, K, result["serial_parts"], result["link"]),
+        )
     if args.memory:
         compiler = Process(max(bench.stages), bench.environment)
-        for K in bench.stages:
-            for row in names:
-                attempt(
-                    f"memory of {row}, K = {K}", result["memory"],
-                    lambda row=row, K=K: [
-                        {"row": row, "stages": K, **compiler.ask("memory", config=config, fields=bench.fields(row, K))}
-                    ],
-                )  # fmt: skip
+        for K, row in itertools.product(bench.stages, names):
+            attempt(f"memory of {row}, K = {K}", result["memory"].append, partial(bench.memory, compiler, row, K))
         compiler.close()
 
 

@@ -1,13 +1,12 @@
 """A process that compiles steps and times them when told to: started by `experiments.speedup`, one an environment.
 
-Reads a JSON object a line, {"do": COMMAND, ..}, and answers each with a line of JSON.  Its first argument is the number
-of devices that a CPU back end is to have.
+Its first argument is the number of devices that a CPU back end is to have.  The commands are methods of `Worker`.
 """
 
-import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax
 
 from experiments.compare import load
 from experiments.step_parts import Parts, link, random_batch, together
+from experiments.worker import serve
 from lpjax import balance, cost, runs
 from lpjax.data.feed import Batch
 from lpjax.main import provide_devices
@@ -28,7 +28,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.ready: dict[str, tuple[Run, Any, Batch]] = {}
-        self.timers: dict[int, UnitTimer] = {}
+        self.timers: dict[UnitTimer, UnitTimer] = {}
         self.compiled = 0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
@@ -53,19 +53,15 @@ class Worker:
     def cuts(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
         """Balanced cuts, what they are balanced by, and the seconds of the units."""
         run = self.run(config, fields)
-        batch = run.config.batch_size // run.config.mesh.data
-        cost = self.timers.setdefault(batch, UnitTimer(batch, repeats))
-
-        def build(cuts: tuple[int, ...] | None) -> Any:
-            return runs.build_network(runs.replace(run.config, cuts=cuts), run.spec)
-
-        cuts, seconds = balance.balanced(build, run.config, cost)
+        timer = balance.make_timer(run.config, repeats)
+        cost = self.timers.setdefault(timer, timer)
+        cuts, seconds = balance.balanced(partial(balance.cut, run.config, run.spec), run.config, cost)
         chain = run.network.chain
         units = [
             {"unit": unit.name, "in_shape": shape, **cost(unit, shape)._asdict()}
             for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)
         ]
-        return {"cuts": cuts, "stage_seconds": seconds, "batch": batch, "units": units}
+        return {"cuts": cuts, "stage_seconds": seconds, "batch": cost.batch, "units": units}
 
     def prepare(self, name: str, config: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Compile a run's step by its first call."""
@@ -128,17 +124,7 @@ class Worker:
 
 def main() -> None:
     provide_devices(int(sys.argv[1]))
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever prints goes to stderr
-    worker = Worker()
-    for line in sys.stdin:
-        request = json.loads(line)
-        command = request.pop("do")
-        try:
-            answer = getattr(worker, command)(**request)
-        except Exception as error:  # the parent says which request it was
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+    serve(Worker())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ and packing have B / (S D) examples, a stage has B / D.
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,12 +19,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from lpjax import aux_step, chain, lagrangian, optim, train_state
+from lpjax import aux_step, chain, lagrangian, multiplier, optim, train_state
 from lpjax import mesh as meshes
 from lpjax.chain import Mode
 from lpjax.config import MeshConfig
 from lpjax.data.feed import Batch
-from lpjax.exchange import Exchange
 from lpjax.methods import data_parallel, layer_parallel
 from lpjax.network import composed
 from lpjax.recipe import example_keys
@@ -124,8 +124,7 @@ class Parts:
         run, state = self.run, self.state
         column = self.config.batch_size // self.D
         config = replace(self.config, batch_size=column)
-        per_example = config.multiplier in ("per_example", "adjoint")
-        exchange = Exchange(run.network.interfaces, 1, per_example)
+        exchange = layer_parallel.make_exchange(run.network, config)
         step = layer_parallel.Step(run.network, config, run.recipe, exchange)
         batch = random_batch(run, column, self.mesh)
         packet = jax.random.normal(jax.random.key(0), (column, exchange.outward_length), float)
@@ -145,23 +144,24 @@ class Parts:
         return self.program(both, params, stats, packet, state), self.program(forward, params, stats, packet, state)
 
     def aux_net(self, size: int) -> dict[str, Program]:
-        """Of `size` examples: data, aux_forward, aux_all (forward pass, correction, fit and its optimiser step),
-        correction, and packing: send and receive."""
+        """Of `size` examples: data, aux_forward (with what finds the multipliers), aux_all (forward pass, correction,
+        fit and its optimiser step), correction, and packing: send and receive."""
         run, state = self.run, self.state
         config = replace(self.config, batch_size=size)
         data, batch = self.augment(size)
         x = data.call(*data.args)
-        exchange = Exchange(run.network.interfaces, 1, with_multiplier=False)
+        exchange = layer_parallel.make_exchange(run.network, config)
         features = [jnp.ones((size, *shape)) for shape in run.network.interfaces[1:]]
         replies = jnp.ones((run.network.num_stages, size, exchange.homeward_length))
 
         def forward(params: PyTree, stats: PyTree, x: Array) -> PyTree:
             done = aux_step.forward(run.network, config, params, stats, x, batch.label)
-            return done.lam, done.loss, done.stats
+            return done.lam, done.loss, done.stats, multiplier.current(config, state, batch, done)
 
         def everything(state: PyTree, x: Array, adjoints: list[Array], outputs: list[Array]) -> PyTree:
             done = aux_step.forward(run.network, config, state.aux_params, state.aux_stats, x, batch.label)
-            corrected = aux_step.corrected_inputs(config, state, done, None, adjoints, outputs)
+            kappa = multiplier.current(config, state, batch, done)
+            corrected = aux_step.corrected_inputs(config, state, done, kappa, adjoints, outputs)
             tails = jax.tree.map(lambda p: p[None], state.aux_params)
             optimizer = run.recipe.aux_optimizer
             return done.lam, aux_step.fit(run.network, config, state, optimizer, x, batch.label, done, corrected, tails)
@@ -170,12 +170,13 @@ class Parts:
             done = aux_step.AuxPass(tuple(lam), jnp.zeros(()), lambda *_: ((), ()), ())
             return aux_step.corrected_inputs(config, state, done, None, adjoints, outputs)
 
+        kappa = features if exchange.with_multiplier else None
         return {
             "data": data,
             "aux_forward": self.program(forward, state.aux_params, state.aux_stats, x),
             "aux_all": self.program(everything, state, x, features, features),
             "correction": self.program(correction, features, features, features),
-            "send": self.program(lambda lam: exchange.send(lam, None), [x, *features]),
+            "send": self.program(partial(exchange.send, multiplier=kappa), [x, *features]),
             "receive": self.program(exchange.receive, replies),
         }
 
@@ -191,9 +192,10 @@ class Parts:
         stages = [self.stage(k) for k in range(K)]
         seconds["stages"] = [both.seconds(repeats) for both, _ in stages]
         seconds["stages_forward"] = [forward.seconds(repeats) for _, forward in stages]
-        exchange = Exchange(network.interfaces, self.S, with_multiplier=False)
+        exchange = layer_parallel.make_exchange(network, self.config)
         width = 2 if self.config.exchange.bfloat16 else jnp.dtype(float).itemsize
         seconds["packet_bytes"] = [width * own * n for n in (exchange.outward_length, exchange.homeward_length)]
+        seconds |= {"sweeps": self.config.penalty.sweeps, "stale": self.config.exchange.stale}
         seconds["optimizer"] = self.optimizer(K // self.S).seconds(repeats)
         return seconds
 

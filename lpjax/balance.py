@@ -13,14 +13,16 @@ Exit codes: 0 done; 1 a fault of lpjax or of the system; 2 bad configuration.
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from absl import flags
 from rich.console import Console
 
-from lpjax import aux_net, main
+from lpjax import aux_net, main, runs
 from lpjax.chain import Chain, Shape, Unit
 from lpjax.config import Config
 from lpjax.config_dict import from_config_dict
+from lpjax.data.source import Spec
 from lpjax.methods.local import classifiers
 from lpjax.network import Network
 from lpjax.partition import even_cuts
@@ -79,17 +81,26 @@ def balanced(
     return best, tried[best]
 
 
+def make_timer(config: Config, repeats: int) -> UnitTimer:
+    """Measures units as the configuration runs them: on a stage column's examples, in its precision."""
+    dtype = "bfloat16" if config.bfloat16 else None
+    return UnitTimer(config.batch_size // config.mesh.data, repeats, dtype, config.remat)
+
+
+def cut(config: Config, spec: Spec, cuts: tuple[int, ...] | None) -> Network:
+    """The network of a configuration, cut here."""
+    return runs.build_network(replace(config, cuts=cuts), spec)
+
+
 def run_cli(argv: list[str]) -> int:
     console = Console(soft_wrap=not sys.stdout.isatty())
     errors = Console(stderr=True, soft_wrap=True, style="red", highlight=False, markup=False)
     try:
         config = replace(from_config_dict(main.parse(argv)[0]), dry_run=True)
         main.provide_devices(config.mesh_shape[0] * config.mesh_shape[1])
-        from lpjax import runs
-
         spec = runs.prepare(config).spec
-        cost = UnitTimer(batch=config.batch_size // config.mesh.data, repeats=_REPEATS.value)
-        cuts, seconds = balanced(lambda cuts: runs.build_network(replace(config, cuts=cuts), spec), config, cost)
+        timer = make_timer(config, _REPEATS.value)
+        cuts, seconds = balanced(partial(cut, config, spec), config, timer)
     except (ValueError, OSError) as error:
         errors.print(f"lpjax: {error}")
         return main.EXIT_BAD_INPUT

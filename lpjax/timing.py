@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -41,14 +41,16 @@ class Seconds(NamedTuple):
 class UnitTimer:
     """(unit, in_shape) -> `Seconds` on one device, each measured once.
 
-    batch: examples.  repeats: of each measurement.  A unit that keeps the shape is measured as a scan of `row` of them,
-    as it runs in a stage.
+    batch: examples.  repeats: of each measurement.  dtype, remat: see `chain.Chain`.  A unit that keeps the shape is
+    measured as a scan of `row` of them, as it runs in a stage.
     """
 
     batch: int
     repeats: int = 5
+    dtype: str | None = None
+    remat: bool = False
     row: int = 3
-    known: dict[tuple[Unit, Shape], Seconds] = field(default_factory=dict)
+    known: dict[tuple[Unit, Shape], Seconds] = field(default_factory=dict, compare=False)
 
     def __call__(self, unit: Unit, in_shape: Shape) -> Seconds:
         if (unit, in_shape) not in self.known:
@@ -58,7 +60,7 @@ class UnitTimer:
     def _measured(self, unit: Unit, in_shape: Shape) -> Seconds:
         one = make_chain([unit], in_shape)
         count = self.row if one.out_shape == in_shape else 1
-        units = make_chain([unit] * count, in_shape)
+        units = replace(make_chain([unit] * count, in_shape), dtype=self.dtype, remat=self.remat)
         params, stats = jax.jit(lambda key: chain.init(units, key))(jax.random.key(0))
         x = jax.random.normal(jax.random.key(1), (self.batch, *in_shape), float)
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from lpjax import balance
-from lpjax.chain import Chain
-from lpjax.config import AuxConfig, Config
+from lpjax.chain import Chain, Unit
+from lpjax.config import AuxConfig, Config, MeshConfig
 from lpjax.models.resnet import resnet
 from lpjax.network import Network, build
 from lpjax.partition import even_cuts
@@ -91,6 +91,19 @@ def test_a_timer_measures_each_unit_once(monkeypatch):
     assert timer(block, (8, 8, 4)) == first
     assert calls == [7, 7, 7]
     assert min(first) > 0
+
+
+def test_a_timer_measures_in_the_precision_of_the_run():
+    timer = balance.make_timer(Config(batch_size=8, bfloat16=True, remat=True, mesh=MeshConfig(2, 2)), repeats=1)
+    assert (timer.batch, timer.dtype, timer.remat) == (4, "bfloat16", True)
+    seen = []
+
+    def apply(params, stats, x, mode):
+        seen.append(x.dtype)
+        return x, stats
+
+    timer(Unit("watched", lambda key, in_shape: ({}, {}), apply), (2, 2, 1))
+    assert seen[-1] == "bfloat16"
 
 
 def test_a_stopwatch_waits_for_results_and_drops_the_first_call():

@@ -232,8 +232,8 @@ def test_bytes_are_those_of_the_traced_step(method, stage, data, policy, within)
 def test_half_the_bytes_of_an_exchange():
     machine = replace(IDEAL, inside=Link(0.0, 1.0))
     whole, half = (step("layer_parallel", machine, exchange_bytes=size).exchange for size in (4, 2))
-    labels = 6 * 8 * B
-    assert half - labels == (whole - labels) / 2 > 0
+    tags = 6 * 12 * B
+    assert half - tags == (whole - tags) / 2 > 0
 
 
 def test_next_to_each_other():

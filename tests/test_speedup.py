@@ -18,6 +18,10 @@ PARTS = {
     "receive": 0.25,
     "optimizer": 1.0,
     "serial_aux_all": 6.0,
+    "aux_forward": 1.5,
+    "stages_forward": [12.0, 7.0],
+    "sweeps": 0,
+    "stale": False,
 }
 LINK = {"latency": 0.5, "bandwidth": 10.0}
 
@@ -30,6 +34,18 @@ def test_the_sharded_formula():
     assert made["rho"] == pytest.approx(93 / 49)
     assert made["not_stage"] == pytest.approx(9 / 49)
     assert made["imbalance"] == pytest.approx(1 / 3)
+
+
+def test_what_sweeps_and_a_stale_exchange_add():
+    total = sum(speedup.sharded_terms(PARTS, LINK, 30.0).values())
+    swept = speedup.sharded_terms(PARTS | {"sweeps": 2}, LINK, 30.0)
+    assert swept["sweeps"] == 2 * (12.0 + 0.5 + 4.0 + 2 * 1.5)
+    assert sum(swept.values()) == pytest.approx(total + swept["sweeps"])
+    assert sum(speedup.sharded_terms(PARTS | {"stale": True}, LINK, 30.0).values()) == pytest.approx(total + 2.0)
+
+
+def test_one_device_exchanges_nothing():
+    assert speedup.sharded_terms(PARTS, None, 30.0)["exchange"] == 0
 
 
 def test_equation_27_and_its_bound():
@@ -92,6 +108,17 @@ def test_a_worker_times_a_step_and_its_parts():
         assert 0 < sum(speedup.sharded_terms(parts, process.ask("link", devices=2, repeats=1), 1e3).values()) < 60
         with pytest.raises(RuntimeError, match="method='nosuch'"):
             process.ask("prepare", name="bad", config="configs/digits.py", fields={"method": "nosuch"})
+    finally:
+        process.close()
+
+
+def test_a_process_that_ended_is_told(monkeypatch):
+    monkeypatch.chdir(speedup.Path(__file__).parent)  # where there is no such module
+    process = Process(1, {}, "experiments_nowhere")
+    try:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="hello {}: the process ended with code 1"):
+                process.ask("hello")
     finally:
         process.close()
 

@@ -298,7 +298,7 @@ def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArr
     S, D = config.mesh_shape
     slots, column = network.num_stages // S, config.batch_size // D
     own = column // S
-    exchange = _exchange(network, config)
+    exchange = make_exchange(network, config)
     nothing = Batch(
         image=jnp.zeros((own, *network.interfaces[0]), jnp.uint8),
         label=jnp.zeros(own, jnp.int32),
@@ -308,7 +308,8 @@ def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArr
     return Carry(packets, jnp.full((slots, column, 3), -1, jnp.int32), nothing)
 
 
-def _exchange(network: Network, config: Config) -> Exchange:
+def make_exchange(network: Network, config: Config) -> Exchange:
+    """What travels under a configuration."""
     return Exchange(
         network.interfaces,
         config.mesh_shape[0],
@@ -325,5 +326,5 @@ def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> S
     [K-1], mean squares of r_j and X_{j-1}; multiplier_norm [K-1], root mean square; aux_task_loss [], of the AuxNet's
     head; penalty_coef [].  With `exchange.stale` they are of the step before, and 0 in the first step.
     """
-    step = Step(network, config, recipe, _exchange(network, config))
+    step = Step(network, config, recipe, make_exchange(network, config))
     return meshes.jit_step(step, mesh, train_state.specs(config))
