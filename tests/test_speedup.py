@@ -117,7 +117,7 @@ def test_a_process_that_ended_is_told(monkeypatch):
     process = Process(1, {}, "experiments_nowhere")
     try:
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="hello {}: the process ended with code 1"):
+            with pytest.raises(RuntimeError, match=r"hello {}: the process ended with code 1"):
                 process.ask("hello")
     finally:
         process.close()
