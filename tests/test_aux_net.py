@@ -1,5 +1,6 @@
 """The AuxNet's shapes, its adjoint, and what it refuses."""
 
+import itertools
 from dataclasses import replace
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from helpers import assert_close
 
 from lpjax import aux_net, chain
-from lpjax.chain import Mode, make_chain
+from lpjax.chain import Chain, Mode, make_chain
 from lpjax.models.layers import STANDARDISE
 from lpjax.models.resnet import basic_block, classifier, conv_block, resnet
 from lpjax.partition import split
@@ -38,6 +39,44 @@ def test_share_is_below_one_and_grows_with_capacity():
     ]
     assert 0 < shares[0] < shares[2] < shares[3] < 1
     assert shares[1] < shares[2]
+
+
+def test_the_widest_auxnet_of_a_share():
+    stages = split(NETWORK, num_stages=2)
+
+    def share(sixteenths):
+        pieces = aux_net.make_aux_net(stages, blocks_per_stage=1, width=sixteenths / 16)
+        return aux_net.aux_share(stages, pieces)
+
+    def chosen(bound):
+        pieces = aux_net.widest(stages, function=aux_net.convolutions, blocks_per_stage=1, share=bound)
+        return aux_net.aux_share(stages, pieces)
+
+    assert chosen(1.0) == share(16), "no wider than the stages"
+    assert chosen(share(8)) == share(8)
+    assert chosen(share(8) - 1e-6) < share(8)
+    with pytest.raises(ValueError, match=r"aux.share=0.0001: the narrowest AuxNet of 1 blocks a stage has 0\.0"):
+        chosen(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("j", "length", "pieces"),
+    [(1, None, [1, 2, 3, 4]), (1, 2, [1, 2, 4]), (1, 0, [4]), (3, 5, [3, 4]), (4, 1, [4]), (5, None, []), (5, 1, [])],
+)
+def test_the_pieces_of_a_tail(j, length, pieces):
+    assert aux_net.tail(5, j, length) == pieces
+
+
+def test_a_tail_that_cannot_skip_is_refused():
+    def pieces(*shapes):
+        return tuple(Chain((), pair) for pair in itertools.pairwise([(8, 8, 1), *shapes, (10,)]))
+
+    aux_net.check_tail(pieces((8, 8, 4), (8, 8, 8), (4, 4, 16)), 0)
+    aux_net.check_tail(pieces((8, 8, 4), (8, 8, 8), (8, 8, 2)), None)  # nothing is skipped
+    with pytest.raises(ValueError, match=r"aux.tail=0: from \(8, 8, 4\) to \(8, 8, 2\): expected no fewer channels"):
+        aux_net.check_tail(pieces((8, 8, 4), (8, 8, 4), (8, 8, 2)), 0)
+    with pytest.raises(ValueError, match=r"aux.tail=0: from \(8, 8, 4\) to \(9, 9, 4\).*leave aux.tail unset"):
+        aux_net.check_tail(pieces((8, 8, 4), (8, 8, 4), (9, 9, 4)), 0)
 
 
 def test_gradient_of_a_shift_is_the_adjoint(x64):

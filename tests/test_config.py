@@ -135,6 +135,8 @@ def test_mistakes_are_refused(values, message):
         ({"batch_size": 1600}, "batch_size=1600: the training set has 1437 examples"),
         ({"mesh__data": 4}, r"mesh.stage=4 \* mesh.data=4 = 16 devices: 8 found"),
         ({"aux__width": 0.0}, "aux.width=0.0"),
+        ({"aux__share": 0.0}, "aux.share=0.0: expected > 0"),
+        ({"aux__tail": -1}, "aux.tail=-1: expected at least 0"),
     ],
 )
 def test_what_does_not_fit_network_data_or_machine(fields, message):

@@ -2,8 +2,8 @@
 
 Elsewhere autodiff's own form is kept.  On CPU XLA rewrites the convolutions that autodiff makes only at the top level
 of a program: inside `scan` or `switch` they fall to a loop 15 to 35 times slower.  So there the gradient of the input
-is written as a convolution in canonical layout, and that of the kernel as matrix products, which are 1.5 to 3 times
-faster than any form of convolution that was tried.
+is written as a convolution in canonical layout, and that of the kernel as matrix products, which are faster than any
+form of convolution that was tried.
 """
 
 from functools import partial
