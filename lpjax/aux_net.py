@@ -16,7 +16,6 @@ A tail may be cut short (`config.aux.tail`): after so many pieces it goes on wit
 between being passed over by the shortcut of ResNets, without parameters.  Its cost then does not grow with K.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -203,15 +202,16 @@ def _skip(x: Interface, shape: Shape) -> Interface:
 def check_tail(pieces: tuple[Chain, ...], length: int | None) -> None:
     """Raises ValueError where a tail of `length` pieces cannot pass over those before the last one."""
     for j in range(1, len(pieces)):
-        for before, after in itertools.pairwise(tail(len(pieces), j, length)):
-            have, want = pieces[before].out_shape, pieces[after].in_shape
-            if have == want:
-                continue
-            try:
-                _stride(have, want)
-            except ValueError as error:
-                raise ValueError(f"aux.tail={length}: {error}; or leave aux.tail unset") from error
-            if have[-1] > want[-1]:
-                raise ValueError(
-                    f"aux.tail={length}: from {have} to {want}: expected no fewer channels; leave aux.tail unset"
-                )
+        have = pieces[j].in_shape
+        for piece in (pieces[i] for i in tail(len(pieces), j, length)):
+            want = piece.in_shape
+            if have != want:
+                try:
+                    _stride(have, want)
+                except ValueError as error:
+                    raise ValueError(f"aux.tail={length}: {error}; or leave aux.tail unset") from error
+                if have[-1] > want[-1]:
+                    raise ValueError(
+                        f"aux.tail={length}: from {have} to {want}: expected no fewer channels; leave aux.tail unset"
+                    )
+            have = piece.out_shape
