@@ -8,33 +8,42 @@ A piece is the coarse propagator of parareal terms: `lagrangian` uses G_j .. G_{
 is made of is a function's choice, `config.aux.function`: `convolutions` where stages map images to images,
 `own_units` for any chain, or a user's own of the same signature
 
-    (stage, blocks=, width=) -> the units of the piece beside it
+    (stage, blocks=, width=, grid=) -> the units of the piece beside it
 
 A piece ends like its stage: with the standardisation if that does.
+
+With a `grid` a piece computes on maps of at most grid x grid pixels, whatever the interfaces have, and adds what it
+finds there to its input (`grid_block`).  A tail pools a stage's output to the grid and stays there to the head, with
+the same parameters: its cost is that of a few small maps.  (Coarsening in space, as parareal's coarse propagators do:
+Ruprecht 2014, arXiv:1401.7829.)
 
 A tail may be cut short (`config.aux.tail`): after so many pieces it goes on with the last one, G_{K-1}, the pieces
 between being passed over by the shortcut of ResNets, without parameters.  Its cost then does not grow with K.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import jax
+from jax import nn
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax import chain
 from lpjax.chain import Chain, Mode, Shape, Unit, make_chain
 from lpjax.lagrangian import Interface
-from lpjax.models.layers import STANDARDISE, shortcut
+from lpjax.models import layers
+from lpjax.models.layers import STANDARDISE
 from lpjax.models.resnet import basic_block, conv_block
 from lpjax.partition import chain_flops
 
 PieceUnits = Callable[..., Sequence[Unit]]
 
 
-def convolutions(stage: Chain, *, blocks: int, width: float) -> list[Unit]:
+def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[Unit]:
     """Convolution to the resolution behind the stage where it must be, then `blocks` residual blocks, all of `width`
     times the channels there, and a 1x1 convolution to these.  The last piece has the network's head for its own, and
-    "behind" is before the head.
+    "behind" is before the head.  With a `grid`: a `grid_block`, in the first piece behind a convolution.
 
     Raises ValueError where a stage does not map [H, W, C] to a map that a strided convolution reaches.
     """
@@ -42,11 +51,50 @@ def convolutions(stage: Chain, *, blocks: int, width: float) -> list[Unit]:
     out_shape = stage.shapes[-2] if last else stage.out_shape
     stride, channels = _stride(stage.in_shape, out_shape), out_shape[-1]
     features = max(1, round(width * channels))
+    head = [stage.units[-1]] if last else []
+    if grid is not None:
+        image = [conv_block(channels, stride, 3)] if stage.offset == 0 else []
+        return [*image, grid_block(channels, features, out_shape[:2], grid, blocks), *head]
     units = [] if (stage.in_shape[-1], stride) == (features, 1) else [conv_block(features, stride, 3)]
     units += [basic_block(features, 1)] * blocks
     if features != channels:
         units.append(conv_block(channels, 1, 1))
-    return [*units, stage.units[-1]] if last else units
+    return [*units, *head]
+
+
+@functools.cache
+def grid_block(features: int, inner: int, size: tuple[int, ...], grid: int, blocks: int) -> Unit:
+    """relu(S x + U C R x): [b, H, W, C] -> [b, h, w, features], (h, w) = `size` or what x has, if that is smaller.
+
+    R averages over windows to at most grid x grid pixels, C is a 3x3 convolution, `blocks` residual blocks, both of
+    `inner` channels, and a 1x1 convolution, U repeats pixels over the windows again.  S averages to `size` and adds
+    channels of zeros, so that details pass.  On a map that is on the grid already R and U do nothing.
+    """
+    units = [conv_block(inner, 1, 3), *[basic_block(inner, 1)] * blocks]
+
+    def inside(in_shape: Shape) -> Chain:
+        small = *(min(have, want, grid) for have, want in zip(in_shape, size, strict=False)), in_shape[-1]
+        return make_chain(units, small)
+
+    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        if features < in_shape[-1]:
+            raise ValueError(
+                f"features={features} after {in_shape[-1]} channels: a parameter-free shortcut can only add channels; "
+                f"choose other cuts"
+            )
+        first, last = jax.random.split(key)
+        params, stats = chain.init(inside(in_shape), first)
+        out, out_stats = layers.init_conv_norm(last, 1, inner, features)
+        return {"units": params, "out": out}, {"units": stats, "out": out_stats}
+
+    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+        made = inside(x.shape[1:])
+        y, unit_stats = chain.apply(made, params["units"], stats["units"], layers.pooled(x, made.in_shape[:2]), mode)
+        y, out_stats = layers.conv_norm(params["out"], stats["out"], y, mode)
+        x = layers.padded(layers.pooled(x, size), features)
+        return nn.relu(x + layers.spread(y, x.shape[1:3])), {"units": unit_stats, "out": out_stats}
+
+    return Unit(f"grid{grid}-{features}({inner})x{blocks}", init, apply)
 
 
 def _stride(in_shape: Shape, out_shape: Shape) -> int:
@@ -60,14 +108,16 @@ def _stride(in_shape: Shape, out_shape: Shape) -> int:
     )
 
 
-def own_units(stage: Chain, *, blocks: int, width: float) -> list[Unit]:
+def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[Unit]:
     """Those of the stage's own units that change the shape, and the first `blocks` of the others.
 
-    Raises ValueError for a `width` other than 1: units cannot be made narrower from outside.
+    Raises ValueError for a `width` other than 1, or a `grid`: units cannot be changed from outside.
     """
-    if width != 1:
-        raise ValueError(f"aux.width={width}: expected 1 with aux.function=lpjax.aux_net:own_units, which takes the "
-                         f"stage's units as they are; set aux.width=1")  # fmt: skip
+    if width != 1 or grid is not None:
+        raise ValueError(
+            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function=lpjax.aux_net:own_units, which "
+            f"takes the stage's units as they are; leave both unset"
+        )
     units = []
     for unit, before, after in zip(stage.units, stage.shapes[:-1], stage.shapes[1:], strict=True):
         if before != after:
@@ -79,7 +129,12 @@ def own_units(stage: Chain, *, blocks: int, width: float) -> list[Unit]:
 
 
 def make_aux_net(
-    stages: tuple[Chain, ...], *, function: PieceUnits = convolutions, blocks_per_stage: int, width: float
+    stages: tuple[Chain, ...],
+    *,
+    function: PieceUnits = convolutions,
+    blocks_per_stage: int,
+    width: float,
+    grid: int | None = None,
 ) -> tuple[Chain, ...]:
     """The K pieces of the AuxNet of a network cut into `stages`; none for K = 1, where no stage needs an input.
 
@@ -88,6 +143,7 @@ def make_aux_net(
       function: makes the units of a piece, see above.
       blocks_per_stage: residual blocks of each piece, >= 0.
       width: channels of a piece over those of the interface behind it, > 0.
+      grid: side of the maps it computes on, see above.
     Raises:
       ValueError: an argument out of range, or units that do not map a stage's input to its output.
     """
@@ -101,7 +157,7 @@ def make_aux_net(
     offset = 0
     for j, stage in enumerate(stages):
         try:
-            units = list(function(stage, blocks=blocks_per_stage, width=width))
+            units = list(function(stage, blocks=blocks_per_stage, width=width, grid=grid))
             piece = make_chain([*units, *([STANDARDISE] if stage.units[-1] == STANDARDISE else [])], stage.in_shape)
         except ValueError as error:
             raise ValueError(f"the AuxNet's piece beside stage {j}: {error}") from error
@@ -121,7 +177,7 @@ def aux_share(stages: tuple[Chain, ...], aux_net: tuple[Chain, ...]) -> float:
 
 
 def widest(
-    stages: tuple[Chain, ...], *, function: PieceUnits, blocks_per_stage: int, share: float
+    stages: tuple[Chain, ...], *, function: PieceUnits, blocks_per_stage: int, share: float, grid: int | None = None
 ) -> tuple[Chain, ...]:
     """The widest AuxNet, of a multiple of 1/16 of the stages' channels, with at most this `share` of their cost.
 
@@ -129,7 +185,8 @@ def widest(
     """
     shares = []
     for sixteenths in range(16, 0, -1):
-        pieces = make_aux_net(stages, function=function, blocks_per_stage=blocks_per_stage, width=sixteenths / 16)
+        width = sixteenths / 16
+        pieces = make_aux_net(stages, function=function, blocks_per_stage=blocks_per_stage, width=width, grid=grid)
         shares.append(aux_share(stages, pieces))
         if shares[-1] <= share:
             return pieces
@@ -168,8 +225,35 @@ def apply(
     return tuple(lam), x, tuple(new_stats)
 
 
+def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
+    """The pieces as tails run them: on the grid, if there is one.
+
+    Raises ValueError where a piece does not run there with the parameters that it has.
+    """
+    if grid is None:
+        return pieces
+
+    def on_grid(shape: Shape) -> Shape:
+        return shape if len(shape) != 3 else (min(shape[0], grid), min(shape[1], grid), shape[-1])
+
+    def trees(piece: Chain) -> PyTree:
+        return jax.eval_shape(lambda: chain.init(piece, jax.random.key(0)))
+
+    tails = []
+    for j, piece in enumerate(pieces):
+        small = make_chain(piece.units, on_grid(piece.in_shape)) if j > 0 else piece  # no tail begins at the image
+        if small.out_shape != (on_grid(piece.out_shape) if j > 0 else piece.out_shape) or trees(small) != trees(piece):
+            raise ValueError(
+                f"aux.grid={grid}: the AuxNet's piece beside stage {j} maps {small.in_shape} to {small.out_shape}: "
+                f"expected {on_grid(piece.out_shape)} with the parameters it has on {piece.in_shape}; correct "
+                f"aux.function, or leave aux.grid unset"
+            )
+        tails.append(replace(piece, shapes=small.shapes))
+    return tuple(tails)
+
+
 def tail_logits(
-    pieces: tuple[Chain, ...],
+    tails: tuple[Chain, ...],
     params: tuple[PyTree, ...],
     stats: tuple[PyTree, ...],
     j: int,
@@ -177,9 +261,9 @@ def tail_logits(
     mode: Mode,
     length: int | None,
 ) -> Float[Array, "b classes"]:
-    """Logits of the AuxNet's tail at x, an input of interface j: of its pieces `tail(len(pieces), j, length)`."""
-    for i in tail(len(pieces), j, length):
-        x, _ = chain.apply(pieces[i], params[i], stats[i], _skip(x, pieces[i].in_shape), mode)
+    """Logits of the AuxNet's tail at x, an input of interface j: of its pieces (`as_tails`) those of `tail`."""
+    for i in tail(len(tails), j, length):
+        x, _ = chain.apply(tails[i], params[i], stats[i], _skip(x, tails[i].in_shape), mode)
     return x
 
 
@@ -193,10 +277,8 @@ def tail(num_stages: int, j: int, length: int | None) -> list[int]:
 
 
 def _skip(x: Interface, shape: Shape) -> Interface:
-    """x at a later interface of `shape`, see `check_tail`."""
-    if x.shape[1:] == shape:
-        return x
-    return shortcut(x, shape[-1], _stride(x.shape[1:], shape))
+    """x at a later interface of `shape`, without parameters; see `check_tail`."""
+    return x if x.shape[1:] == shape else layers.padded(layers.pooled(x, shape[:2]), shape[-1])
 
 
 def check_tail(pieces: tuple[Chain, ...], length: int | None) -> None:

@@ -45,7 +45,7 @@ def stage_seconds(network: Network, config: Config, cost: Cost) -> list[float]:
     first = cost(network.chain.units[0], network.chain.in_shape)
     seconds[0] -= first.both - first.without_input
     if config.method == "layer_parallel" and config.multiplier == "coarse_tail":
-        pieces = [chain_seconds(piece, cost) for piece in network.aux_net]
+        pieces = [chain_seconds(piece, cost) for piece in network.aux_tails]
         for k in range(network.num_stages):
             seconds[k] += sum(pieces[i] for i in aux_net.tail(network.num_stages, k + 1, config.aux.tail))
     if config.method == "local":

@@ -73,6 +73,7 @@ class AuxConfig:
     blocks_per_stage: residual blocks of a piece besides the transition it must have.
     width: channels of a piece over those of the interface behind it.
     share: of the network's forward cost that the AuxNet may have at most; chooses `width` (unset: as it is).
+    grid: side of the maps that it and the coarse tails compute on, at most (unset: those of the stages).
     tail: pieces of a coarse tail before the last one (unset: all that there are); bounds what a stage has to compute.
     task_weight: weight of the AuxNet's own cross entropy in its training; 0 leaves its head alone.
     correction_step: eta, the step of the correction; with inner_steps = 1, eta = 1 is the chain rule.
@@ -83,6 +84,7 @@ class AuxConfig:
     blocks_per_stage: int = 1
     width: float = 1.0
     share: float | None = None
+    grid: int | None = None
     tail: int | None = None
     task_weight: float = 1.0
     correction_step: float = 1.0
@@ -352,6 +354,7 @@ def check(config: Config) -> None:
         "data.threads": (config.data.threads, 1),
         "data.prefetch": (config.data.prefetch, 1),
         "data.max_corrupt": (config.data.max_corrupt, 0),
+        "aux.grid": (1 if config.aux.grid is None else config.aux.grid, 1),
         "aux.tail": (config.aux.tail or 0, 0),
         "aux.inner_steps": (config.aux.inner_steps, 1),
         "aux.task_weight": (config.aux.task_weight, 0),

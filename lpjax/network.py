@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float, PyTree
 
 from lpjax import chain
-from lpjax.aux_net import PieceUnits, check_tail, convolutions, make_aux_net, widest
+from lpjax.aux_net import PieceUnits, as_tails, check_tail, convolutions, make_aux_net, widest
 from lpjax.chain import Chain, Mode, Shape, Unit, make_chain
 from lpjax.packing import Packing
 from lpjax.partition import split
@@ -20,12 +21,14 @@ class Network:
     chain: the network, uncut.
     stages: the K stages; composed, they are the network, but for the standardisation at the interfaces.
     aux_net: its K pieces; empty when K = 1.
+    aux_tails: the same as coarse tails run them, see `aux_net.as_tails`.
     params, stats: how the stages' parameters and batch-norm statistics are packed into rows.
     """
 
     chain: Chain
     stages: tuple[Chain, ...]
     aux_net: tuple[Chain, ...]
+    aux_tails: tuple[Chain, ...]
     params: Packing
     stats: Packing
 
@@ -57,6 +60,7 @@ def build(
     aux_blocks: int = 1,
     aux_width: float = 1.0,
     aux_share: float | None = None,
+    aux_grid: int | None = None,
     aux_tail: int | None = None,
 ) -> Network:
     """Cut the chain of `units` on images of `image_shape` [H, W, C] and derive its AuxNet.
@@ -70,15 +74,17 @@ def build(
         raise ValueError(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
     stages = split(whole, num_stages=num_stages, cuts=cuts, standardise=standardise)
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
+    made_of: dict[str, Any] = {"function": aux_function, "blocks_per_stage": aux_blocks, "grid": aux_grid}
     if aux_share is None or num_stages == 1:
-        pieces = make_aux_net(stages, function=aux_function, blocks_per_stage=aux_blocks, width=aux_width)
+        pieces = make_aux_net(stages, width=aux_width, **made_of)
     else:
-        pieces = widest(stages, function=aux_function, blocks_per_stage=aux_blocks, share=aux_share)
+        pieces = widest(stages, share=aux_share, **made_of)
     check_tail(pieces, aux_tail)
     return Network(
         chain=whole,
         stages=stages,
         aux_net=pieces,
+        aux_tails=as_tails(pieces, aux_grid),
         params=Packing.of([params for params, _ in trees]),
         stats=Packing.of([stats for _, stats in trees]),
     )

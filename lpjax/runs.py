@@ -92,6 +92,7 @@ def build_network(config: Config, spec: Spec) -> Network:
         aux_blocks=config.aux.blocks_per_stage,
         aux_width=config.aux.width,
         aux_share=config.aux.share,
+        aux_grid=config.aux.grid,
         aux_tail=config.aux.tail,
     )
 

@@ -233,7 +233,7 @@ def _layer_parallel(case: _Case) -> StepSeconds:
     K, pieces = network.num_stages, network.aux_net
     work = case.passes(network.stages, case.column, case.data).sum(1)
     if policy == "coarse_tail" and pieces:
-        behind = case.passes(pieces, case.column, case.data).sum(1)
+        behind = case.passes(network.aux_tails, case.column, case.data).sum(1)
         for k in range(K):
             work[k] += behind[pieces_behind(K, k + 1, case.config.aux.tail)].sum(0)
     forward, backward = case.passes(pieces, case.own, case.mesh).sum(0)

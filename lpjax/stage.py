@@ -71,7 +71,8 @@ def stage_pass(
     mode = Mode(train=True, axes=axes, keys=keys)
 
     def tail_loss(aux_params: PyTree, output: Features) -> lagrangian.PerExample:
-        logits = aux_net.tail_logits(network.aux_net, aux_params, aux[1], k + 1, output, mode._replace(keys=None), tail)
+        no_keys = mode._replace(keys=None)
+        logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, output, no_keys, tail)
         return lagrangian.task_loss(logits, labels)
 
     def local_loss(params: PyTree, lam: Features, aux_params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:

@@ -116,17 +116,18 @@ def device_bytes(network: Network, config: Config, num_examples: int) -> dict[st
             "packets": packet * (rings + 3 * slots),
             "multipliers": 0,
         }
-    aux = [activation_bytes(piece, column) for piece in pieces]
+    aux = [activation_bytes(piece, batch) for piece in pieces]
+    behind = [activation_bytes(piece, column) for piece in network.aux_tails]
     tails = config.multiplier == "coarse_tail"
     stages = [
         activation_bytes(stage, column)
-        + (sum(aux[i] for i in tail(network.num_stages, k + 1, config.aux.tail)) if tails else 0)
+        + (sum(behind[i] for i in tail(network.num_stages, k + 1, config.aux.tail)) if tails else 0)
         for k, stage in enumerate(network.stages)
     ]
     exchange = Exchange(network.interfaces, S, config.multiplier in ("per_example", "adjoint"))
     return {
         "parameters": copies * width * (rows // S + sum(map(chain_size, pieces))),
-        "activations": max(stages) + sum(aux) // S,
+        "activations": max(stages) + sum(aux),
         "packets": 2 * width * batch * network.num_stages * (exchange.outward_length + exchange.homeward_length),
         "multipliers": multiplier_bytes(config, network, num_examples)
         // (S * D if config.multiplier == "per_example" else 1),

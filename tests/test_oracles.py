@@ -219,7 +219,7 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
             r = inputs[k + 1] - output
             total += ((kappa[k] * r).mean((1, 2, 3)) + beta * (r**2).mean((1, 2, 3))).mean()
             if policy == "coarse_tail":
-                tail = aux_net.tail_logits(network.aux_net, omega, aux_stats, k + 1, output, TRAIN, None)
+                tail = aux_net.tail_logits(network.aux_tails, omega, aux_stats, k + 1, output, TRAIN, None)
                 total += lagrangian.task_loss(tail, labels).mean()
         return total
 

@@ -6,6 +6,7 @@ input, to which it casts its weights; statistics and sums over many values are t
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -44,8 +45,42 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 def shortcut(x: Float[Array, "b h w c"], features: int, stride: int) -> Float[Array, "b h2 w2 f"]:
     """x without parameters at another shape: every stride-th pixel, new channels 0 (option A of arXiv:1512.03385)."""
-    x = x[:, ::stride, ::stride]
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+    return padded(x[:, ::stride, ::stride], features)
+
+
+def padded(x: Float[Array, "*b c"], features: int) -> Float[Array, "*b f"]:
+    """x with new channels of zeros."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, features - x.shape[-1])])
+
+
+def pooled(x: Float[Array, "b h w c"], size: Sequence[int]) -> Float[Array, "b h2 w2 c"]:
+    """Means over windows of ceil(H / h) x ceil(W / w) pixels that do not overlap, those at the right and lower edge
+    perhaps smaller; an axis that is not longer than asked stays as it is.
+
+    Raises ValueError where windows do not give the size.
+    """
+    for axis, wanted in ((1, size[0]), (2, size[1])):
+        length = x.shape[axis]
+        window = -(-length // wanted)
+        if length <= wanted:
+            continue
+        if -(-length // window) != wanted:
+            raise ValueError(f"{length} pixels cannot be pooled to {wanted}: expected ceil({length} / n) for some n")
+        pads = [(0, 0)] * 4
+        pads[axis] = (0, wanted * window - length)
+        sums = jnp.pad(x, pads).reshape(*x.shape[:axis], wanted, window, *x.shape[axis + 1 :]).sum(axis + 1)
+        counts = jnp.minimum(window, length - window * jnp.arange(wanted)).astype(x.dtype)
+        x = sums / counts.reshape(-1, *[1] * (3 - axis))
+    return x
+
+
+def spread(x: Float[Array, "b h2 w2 c"], size: Sequence[int]) -> Float[Array, "b h w c"]:
+    """The inverse of `pooled` on maps that are constant in its windows: each pixel repeated over its window."""
+    for axis, wanted in ((1, size[0]), (2, size[1])):
+        if x.shape[axis] < wanted:
+            x = jnp.repeat(x, -(-wanted // x.shape[axis]), axis=axis)
+            x = lax.slice_in_dim(x, 0, wanted, axis=axis)
+    return x
 
 
 def dropout(x: Float[Array, "b ..."], rate: float, mode: Mode, layer: int = 0) -> Float[Array, "b ..."]:
