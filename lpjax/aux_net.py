@@ -73,8 +73,8 @@ def grid_block(features: int, inner: int, size: tuple[int, ...], grid: int, bloc
     units = [conv_block(inner, 1, 3), *[basic_block(inner, 1)] * blocks]
 
     def inside(in_shape: Shape) -> Chain:
-        small = *(min(have, want, grid) for have, want in zip(in_shape, size, strict=False)), in_shape[-1]
-        return make_chain(units, small)
+        small = *(min(have, want) for have, want in zip(in_shape, size, strict=False)), in_shape[-1]
+        return make_chain(units, on_grid(small, grid))
 
     def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
         if features < in_shape[-1]:
@@ -225,6 +225,13 @@ def apply(
     return tuple(lam), x, tuple(new_stats)
 
 
+def on_grid(shape: Shape, grid: int) -> Shape:
+    """The shape of a map [H, W, C] averaged over the smallest windows that leave at most grid x grid pixels."""
+    if len(shape) != 3:
+        return shape
+    return *(-(-size // -(-size // grid)) for size in shape[:2]), shape[2]
+
+
 def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
     """The pieces as tails run them: on the grid, if there is one.
 
@@ -233,20 +240,18 @@ def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
     if grid is None:
         return pieces
 
-    def on_grid(shape: Shape) -> Shape:
-        return shape if len(shape) != 3 else (min(shape[0], grid), min(shape[1], grid), shape[-1])
-
     def trees(piece: Chain) -> PyTree:
         return jax.eval_shape(lambda: chain.init(piece, jax.random.key(0)))
 
-    tails = []
-    for j, piece in enumerate(pieces):
-        small = make_chain(piece.units, on_grid(piece.in_shape)) if j > 0 else piece  # no tail begins at the image
-        if small.out_shape != (on_grid(piece.out_shape) if j > 0 else piece.out_shape) or trees(small) != trees(piece):
+    tails = list(pieces[:1])  # no tail begins at the image
+    for j, piece in enumerate(pieces[1:], 1):
+        expected = on_grid(piece.out_shape, grid)
+        small = make_chain(piece.units, on_grid(piece.in_shape, grid))
+        if small.out_shape != expected or trees(small) != trees(piece):
             raise ValueError(
                 f"aux.grid={grid}: the AuxNet's piece beside stage {j} maps {small.in_shape} to {small.out_shape}: "
-                f"expected {on_grid(piece.out_shape)} with the parameters it has on {piece.in_shape}; correct "
-                f"aux.function, or leave aux.grid unset"
+                f"expected {expected} with the parameters it has on {piece.in_shape}; choose a grid that all maps can "
+                f"be averaged to, correct aux.function, or leave aux.grid unset"
             )
         tails.append(replace(piece, shapes=small.shapes))
     return tuple(tails)

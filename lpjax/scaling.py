@@ -371,7 +371,8 @@ def memory_bytes(
         return fixed + int(column * kept.max())
     aux = np.array([_kept(piece) for piece in network.aux_net])
     if policy == "coarse_tail" and K > 1:
-        kept += [aux[pieces_behind(K, k + 1, tail)].sum() for k in range(K)]
+        behind = np.array([_kept(piece) for piece in network.aux_tails])
+        kept += [behind[pieces_behind(K, k + 1, tail)].sum() for k in range(K)]
     exchange = Exchange(network.interfaces, stage, policy == "adjoint")
     packets = 2 * WIDTH * K * (column // stage) * (exchange.outward_length + exchange.homeward_length)
     fixed = 3 * (slots * row + WIDTH * _aux_values(network)) + packets

@@ -10,6 +10,7 @@ from helpers import assert_close
 
 from lpjax import aux_net, chain
 from lpjax.chain import Chain, Mode, make_chain
+from lpjax.models import layers
 from lpjax.models.layers import STANDARDISE
 from lpjax.models.resnet import basic_block, classifier, conv_block, resnet
 from lpjax.partition import split
@@ -100,6 +101,61 @@ def test_gradient_of_a_shift_is_the_adjoint(x64):
         assert_close(adjoints[j - 1], jax.grad(tail)(lam[j - 1]))
 
 
+def grid_pieces(num_stages, grid, width=1.0):
+    stages = split(NETWORK, num_stages=num_stages, standardise=False)
+    return stages, aux_net.make_aux_net(stages, blocks_per_stage=1, width=width, grid=grid)
+
+
+@pytest.mark.parametrize("grid, side", [(2, 2), (5, 4), (8, 8)])
+def test_on_a_grid_pieces_map_interface_to_interface_and_tails_stay_on_it(grid, side):
+    stages, pieces = grid_pieces(4, grid)
+    assert [(p.in_shape, p.out_shape) for p in pieces] == [(s.in_shape, s.out_shape) for s in stages]
+    tails = aux_net.as_tails(pieces, grid)
+    assert max(size for tail in tails[1:] for shape in tail.shapes for size in shape[:2] if len(shape) == 3) == side
+    assert aux_net.aux_share(stages[2:], tails[2:]) <= aux_net.aux_share(stages[2:], pieces[2:])
+    assert aux_net.as_tails(pieces, None) == pieces
+
+
+def test_a_tail_on_the_grid_is_the_auxnet_restricted_to_it(x64):
+    """On maps that are constant over the windows the piece itself gives what the tail does, spread over them."""
+    _, pieces = grid_pieces(3, 4)
+    tails = aux_net.as_tails(pieces, 4)
+    params, stats = aux_net.init(pieces, jax.random.key(0))
+    small = jax.random.normal(jax.random.key(1), (4, *tails[1].in_shape))
+    large = layers.spread(small, pieces[1].in_shape)
+    assert large.shape[1:] == pieces[1].in_shape
+    out, _ = chain.apply(pieces[1], params[1], stats[1], large, Mode(train=True))
+    small_out, _ = chain.apply(tails[1], params[1], stats[1], small, Mode(train=True))
+    assert out.shape[1:] == pieces[1].out_shape != small_out.shape[1:]
+    assert_close(out, layers.spread(small_out, pieces[1].out_shape))
+    whole = aux_net.tail_logits(tails, params, stats, 1, large, Mode(train=True), None)
+    assert_close(whole, aux_net.tail_logits(tails, params, stats, 1, small, Mode(train=True), None))
+
+
+def test_details_finer_than_the_grid_pass_a_piece():
+    _, pieces = grid_pieces(3, 4)
+    params, stats = aux_net.init(pieces, jax.random.key(0))
+    x = 9 + jax.random.normal(jax.random.key(1), (4, *pieces[1].in_shape))
+    out, _ = chain.apply(pieces[1], params[1], stats[1], x, Mode(train=True))
+    kept = layers.pooled(x, pieces[1].out_shape)
+    detail = out[..., : x.shape[-1]] - kept  # what was added is constant over the windows
+    assert_close(detail, layers.spread(layers.pooled(detail, (4, 4)), detail.shape[1:3]), atol=1e-5)
+
+
+def test_what_a_grid_cannot_be_had_for():
+    stages = split(NETWORK, num_stages=3, cuts=(3, 6))
+    with pytest.raises(ValueError, match=r"aux.width=1.0, aux.grid=4: expected 1 and none"):
+        aux_net.make_aux_net(stages, function=aux_net.own_units, blocks_per_stage=1, width=1.0, grid=4)
+    plain = aux_net.make_aux_net(stages, blocks_per_stage=1, width=1.0)
+    with pytest.raises(
+        ValueError, match=r"aux.grid=4: the AuxNet's piece beside stage 1 maps \(4, 4, 8\) to \(2, 2, 16\)"
+    ):
+        aux_net.as_tails(plain, 4)
+    bottle = make_chain([conv_block(8, 1, 3), conv_block(4, 1, 3), classifier(2)], (8, 8, 1))
+    with pytest.raises(ValueError, match=r"features=4 after 8 channels.*choose other cuts"):
+        aux_net.make_aux_net(split(bottle, num_stages=3, cuts=(1, 2)), blocks_per_stage=1, width=1.0, grid=4)
+
+
 def test_pieces_are_initialised_unlike_each_other():
     stages = split(NETWORK, num_stages=11)
     pieces = aux_net.make_aux_net(stages, blocks_per_stage=1, width=1.0)
@@ -129,7 +185,9 @@ def test_own_units_are_those_that_change_the_shape_and_the_first_of_the_others()
     assert names[0] == ["conv3-8", "block-8", "standardise"]
     assert names[1] == ["block-8", "block-16/2", "standardise"]
     assert names[2] == ["block-16", "block-32/2", "classifier-10"]
-    with pytest.raises(ValueError, match=r"piece beside stage 0: aux.width=0.5: expected 1 with"):
+    with pytest.raises(
+        ValueError, match=r"piece beside stage 0: aux.width=0.5, aux.grid=None: expected 1 and none with"
+    ):
         aux_net.make_aux_net(stages, function=aux_net.own_units, blocks_per_stage=1, width=0.5)
 
 
@@ -137,12 +195,12 @@ def test_a_function_of_ones_own():
     stages = split(NETWORK, num_stages=2, cuts=(3,))
     asked = []
 
-    def units(stage, *, blocks, width):
-        asked.append((blocks, width))
+    def units(stage, *, blocks, width, grid):
+        asked.append((blocks, width, grid))
         return [stage.units[0]] if len(stage.out_shape) == 3 else [stage.units[-1]]
 
     pieces = aux_net.make_aux_net(stages, function=units, blocks_per_stage=2, width=0.3)
-    assert asked == [(2, 0.3)] * 2
+    assert asked == [(2, 0.3, None)] * 2
     assert [unit.name for unit in pieces[0].units] == ["conv3-8", "standardise"]
     with pytest.raises(ValueError, match=r"beside stage 0 maps \(16, 16, 3\) to \(10,\): expected \(16, 16, 8\)"):
         aux_net.make_aux_net(stages, function=lambda stage, **_: [classifier(10)], blocks_per_stage=1, width=1.0)

@@ -55,7 +55,7 @@ SETTINGS = {
     "mean": {"optimizer__clip_norm": 0.1, "optimizer__name": "adamw", "optimizer__learning_rate": 0.01},
     "per_example": {"data__crop": 0},
     "adjoint": {},
-    "coarse_tail": {"penalty__growth": 2.0, "remat": True, **RANDOM},
+    "coarse_tail": {"penalty__growth": 2.0, "remat": True, "aux__grid": 2, **RANDOM},
 }
 
 
@@ -176,8 +176,8 @@ def test_a_stage_learns_nothing_from_another_stages_weights():
             assert np.array_equal(update[k], base[k]) == (k != i), f"stage {k}, weights of {i}"
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
+@pytest.mark.parametrize("policy, grid", [*((policy, None) for policy in POLICIES), ("coarse_tail", 2)])
+def test_the_fit_is_the_gradient_of_the_lagrangian(policy, grid):
     """One step of the fit with eta = 1 is dL/domega, L being (1) of `lagrangian` differentiated as a whole.
 
     With the coarse tails' losses for that policy, and the AuxNet's own cross entropy at weight 0.3.
@@ -186,6 +186,7 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy):
     run = small_run(
         multiplier=policy,
         data__crop=0,
+        aux__grid=grid,
         aux__task_weight=weight,
         penalty__initial=beta,
         penalty__aux=None,

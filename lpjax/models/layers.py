@@ -70,7 +70,7 @@ def pooled(x: Float[Array, "b h w c"], size: Sequence[int]) -> Float[Array, "b h
         pads[axis] = (0, wanted * window - length)
         sums = jnp.pad(x, pads).reshape(*x.shape[:axis], wanted, window, *x.shape[axis + 1 :]).sum(axis + 1)
         counts = jnp.minimum(window, length - window * jnp.arange(wanted)).astype(x.dtype)
-        x = sums / counts.reshape(-1, *[1] * (3 - axis))
+        x = sums / counts.reshape([-1 if i == axis else 1 for i in range(4)])
     return x
 
 
