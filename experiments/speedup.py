@@ -116,20 +116,21 @@ def serial_seconds(serial: Json) -> float:
     return float(serial["backprop"] + serial["optimizer"])
 
 
-def eq27(serial: Json, parts: Json, link: Json | None, sent: float, num_stages: int) -> tuple[float, float]:
+def eq27(parts: Json, link: Json | None, sent: float, num_stages: int) -> tuple[float, float]:
     """rho(K) by Eq. 27 of the paper, and its bound."""
-    terms = sharded_terms(parts, link, sent)
+    serial, terms = parts["serial"], sharded_terms(parts, link, sent)
     own = serial["backprop"]
     rest = terms["packing"] + terms["exchange"] + terms["optimizer"]
     waited = serial["data"] + rest + parts["serial_aux_all"]
     return own / (waited + (own - serial["data"]) / num_stages), own / waited
 
 
-def prediction(serial: Json, parts: Json, link: Json | None, sent: float, num_stages: int) -> Json:
+def prediction(parts: Json, link: Json | None, sent: float, num_stages: int) -> Json:
     """rho of a layer-parallel row, by the sharded formula and by Eq. 27."""
+    serial = parts["serial"]
     terms = sharded_terms(parts, link, sent)
     total = sum(terms.values())
-    rho27, bound = eq27(serial, parts, link, sent, num_stages)
+    rho27, bound = eq27(parts, link, sent, num_stages)
     return {
         "terms": terms,
         "seconds": total,
@@ -230,14 +231,15 @@ class Bench:
         fields = self.fields(row, num_stages)
         return {"row": row, "stages": num_stages, **compiler.ask("memory", config=str(self.args.config), fields=fields)}
 
-    def predicted(self, row: str, num_stages: int, serial: Json, link: Json | None) -> Json:
+    def predicted(self, row: str, num_stages: int, link: Json | None) -> Json:
         """A layer-parallel row's prediction from its parts."""
         config, repeats = str(self.args.config), self.args.repeats
         fields = self.fields(row, num_stages)
         single = {**fields, "mesh.stage": 1}
-        parts = self.one.ask("parts", config=config, fields=single, devices=num_stages, repeats=repeats)
+        serial = self.fields("serial", 1)
+        parts = self.one.ask("parts", config=config, fields=single, serial=serial, devices=num_stages, repeats=repeats)
         sent = sent_bytes(num_stages, parts["packet_bytes"])
-        made = prediction(serial, parts, link, sent, num_stages)
+        made = prediction(parts, link, sent, num_stages)
         if num_stages <= self.available:
             alone = max(parts["stages"])
             both = self.many.ask("together", config=config, fields=single, repeats=repeats)["seconds"]
@@ -374,7 +376,7 @@ def main(argv: list[str]) -> int:
 
 def measure(bench: Bench, names: list[str], result: Json, attempt: Callable[..., None]) -> None:
     """Everything, into the result."""
-    args, config = bench.args, str(bench.args.config)
+    args = bench.args
     if args.references or args.torch:
         attempt("references", result.setdefault("references", []).extend, partial(references, bench))
     for K in (K for K in bench.stages if bench.available >= K):
@@ -385,15 +387,14 @@ def measure(bench: Bench, names: list[str], result: Json, attempt: Callable[...,
             attempt(f"timing K = {K}", result["measured"].extend, partial(bench.timed, ready))
     layer_parallel = [name for name in names if ROWS.get(name, {"method": name})["method"] == "layer_parallel"]
     if layer_parallel:
-        serial = bench.one.ask("serial_parts", config=config, fields=bench.fields("serial", 1), repeats=args.repeats)
         count = min(max(bench.stages), bench.available)
         link = bench.many.ask("link", devices=count, repeats=args.repeats) if count > 1 else None
-        result |= {"serial_parts": serial, "link": link}
+        result["link"] = link
     for row, K in itertools.product(layer_parallel, bench.stages):
         attempt(
             f"parts of {row}, K = {K}",
             result["predictions"].append,
-            partial(bench.predicted, row, K, result["serial_parts"], result["link"]),
+            partial(bench.predicted, row, K, result["link"]),
         )
     if args.memory:
         compiler = Process(max(bench.stages), bench.environment)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from experiments.compare import load
-from experiments.step_parts import Parts, link, random_batch, together
+from experiments.step_parts import Parts, Program, link, random_batch, together
 from experiments.worker import serve
 from lpjax import balance, cost, runs
 from lpjax.data.feed import Batch
@@ -29,6 +29,7 @@ class Worker:
     def __init__(self) -> None:
         self.ready: dict[str, tuple[Run, Any, Batch]] = {}
         self.timers: dict[UnitTimer, UnitTimer] = {}
+        self.serial: dict[str, Program] | None = None
         self.compiled = 0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
@@ -102,14 +103,11 @@ class Worker:
         reported = jax.devices()[0].memory_stats() or {}
         return cost.step_cost(run) | {"peak_bytes_reported": reported.get("peak_bytes_in_use")}
 
-    def parts(self, config: str, fields: dict[str, Any], devices: int, repeats: int) -> dict[str, Any]:
-        """Seconds of a layer-parallel step's parts on the first of so many devices along 'stage'."""
-        return Parts(self.run(config, fields), jax.devices()[0], devices).layer_parallel(repeats)
-
-    def serial_parts(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
-        """Seconds of a backprop step's parts on the first device."""
-        parts = Parts(self.run(config, fields), jax.devices()[0])
-        return {name: program.seconds(repeats) for name, program in parts.serial().items()}
+    def parts(self, config: str, fields: dict[str, Any], serial: dict[str, Any], devices: int, repeats: int) -> Any:
+        """Seconds of a layer-parallel step's parts on the first of so many devices along 'stage', and of backprop's."""
+        if self.serial is None:
+            self.serial = Parts(self.run(config, serial), jax.devices()[0]).serial()
+        return Parts(self.run(config, fields), jax.devices()[0], devices).layer_parallel(repeats, self.serial)
 
     def together(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
         """Seconds of the stages on a device each at the same time."""

@@ -28,7 +28,7 @@ from lpjax.methods import data_parallel, layer_parallel
 from lpjax.network import composed
 from lpjax.recipe import example_keys
 from lpjax.runs import Run
-from lpjax.timing import stopwatch
+from lpjax.timing import in_turns, stopwatch
 
 
 def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
@@ -49,9 +49,8 @@ class Program:
     call: Callable[..., Any]
     args: tuple[PyTree, ...]
 
-    def seconds(self, repeats: int) -> float:
-        """Median of `repeats` calls."""
-        return statistics.median(stopwatch(self.call, *self.args, repeats=repeats))
+    def run(self) -> Any:
+        return self.call(*self.args)
 
 
 class Parts:
@@ -97,7 +96,7 @@ class Parts:
         """data, forward, backprop (augmentation, forward and backward pass) and optimizer of the whole network."""
         run, config, state = self.run, self.config, self.state
         data, batch = self.augment(config.batch_size)
-        x = data.call(*data.args)
+        x = data.run()
 
         def forward(params: PyTree, stats: PyTree, x: Array) -> PyTree:
             network = run.network
@@ -149,7 +148,7 @@ class Parts:
         run, state = self.run, self.state
         config = replace(self.config, batch_size=size)
         data, batch = self.augment(size)
-        x = data.call(*data.args)
+        x = data.run()
         exchange = layer_parallel.make_exchange(run.network, config)
         features = [jnp.ones((size, *shape)) for shape in run.network.interfaces[1:]]
         replies = jnp.ones((run.network.num_stages, size, exchange.homeward_length))
@@ -180,24 +179,27 @@ class Parts:
             "receive": self.program(exchange.receive, replies),
         }
 
-    def layer_parallel(self, repeats: int) -> dict[str, Any]:
-        """Seconds of the parts of a device's step, lists by stage."""
+    def layer_parallel(self, repeats: int, serial: dict[str, Program]) -> dict[str, Any]:
+        """Seconds of the parts of a device's step, lists by stage, and of backprop's parts, all taking turns."""
         network, B = self.run.network, self.config.batch_size
         K, own = network.num_stages, B // (self.S * self.D)
-        seconds: dict[str, Any] = {name: p.seconds(repeats) for name, p in self.aux_net(own).items()}
-        seconds["aux_backward"] = max(0.0, seconds["aux_all"] - seconds["aux_forward"] - seconds["correction"])
-        whole = self.aux_net(B)
-        for name in ("aux_forward", "aux_all"):  # of Eq. 27's one serial AuxNet
-            seconds[f"serial_{name}"] = whole[name].seconds(repeats)
-        stages = [self.stage(k) for k in range(K)]
-        seconds["stages"] = [both.seconds(repeats) for both, _ in stages]
-        seconds["stages_forward"] = [forward.seconds(repeats) for _, forward in stages]
+        whole = self.aux_net(B)  # of Eq. 27's one serial AuxNet
+        programs = self.aux_net(own) | {
+            "serial_aux_all": whole["aux_all"],
+            "optimizer": self.optimizer(K // self.S),
+            **{f"serial {name}": program for name, program in serial.items()},
+        }
+        for k in range(K):
+            programs[f"stage {k}"], programs[f"forward {k}"] = self.stage(k)
+        taken = dict(zip(programs, in_turns([p.run for p in programs.values()], repeats), strict=True))
+        seconds: dict[str, Any] = {name: statistics.median(own) for name, own in taken.items()}
+        seconds["stages"] = [seconds.pop(f"stage {k}") for k in range(K)]
+        seconds["stages_forward"] = [seconds.pop(f"forward {k}") for k in range(K)]
+        seconds["serial"] = {name: seconds.pop(f"serial {name}") for name in serial}
         exchange = layer_parallel.make_exchange(network, self.config)
         width = 2 if self.config.exchange.bfloat16 else jnp.dtype(float).itemsize
         seconds["packet_bytes"] = [width * own * n for n in (exchange.outward_length, exchange.homeward_length)]
-        seconds |= {"sweeps": self.config.penalty.sweeps, "stale": self.config.exchange.stale}
-        seconds["optimizer"] = self.optimizer(K // self.S).seconds(repeats)
-        return seconds
+        return seconds | {"sweeps": self.config.penalty.sweeps, "stale": self.config.exchange.stale}
 
 
 def together(parts: list[Parts], repeats: int) -> float:
@@ -205,7 +207,7 @@ def together(parts: list[Parts], repeats: int) -> float:
     programs = [part.stage(i)[0] for i, part in enumerate(parts)]
 
     def all_of_them() -> list[Any]:
-        return [program.call(*program.args) for program in programs]
+        return [program.run() for program in programs]
 
     return statistics.median(stopwatch(all_of_them, repeats=repeats))
 

@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +17,21 @@ from lpjax.chain import Mode, Shape, Unit, make_chain
 
 def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> list[float]:
     """Wall-clock seconds of `repeats` calls, each until its results are there; the call before them is not counted."""
-    jax.block_until_ready(program(*args))
-    seconds = []
-    for _ in range(repeats):
+    return in_turns([partial(program, *args)], repeats)[0]
+
+
+def in_turns(programs: Sequence[Callable[[], Any]], repeats: int = 5) -> list[list[float]]:
+    """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all."""
+
+    def seconds(program: Callable[[], Any]) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(program(*args))
-        seconds.append(time.perf_counter() - start)
-    return seconds
+        jax.block_until_ready(program())
+        return time.perf_counter() - start
+
+    for program in programs:
+        seconds(program)
+    rounds = [[seconds(program) for program in programs] for _ in range(repeats)]
+    return [list(own) for own in zip(*rounds, strict=True)]
 
 
 class Seconds(NamedTuple):
@@ -43,6 +52,9 @@ class UnitTimer:
 
     batch: examples.  repeats: of each measurement.  dtype, remat: see `chain.Chain`.  A unit that keeps the shape is
     measured as a scan of `row` of them, as it runs in a stage.
+
+    All but the first unit are measured in turns with that one, and as multiples of what it took at first: times of
+    units that were measured minutes apart on a machine whose speed changes would not compare.
     """
 
     batch: int
@@ -51,6 +63,7 @@ class UnitTimer:
     remat: bool = False
     row: int = 3
     known: dict[tuple[Unit, Shape], Seconds] = field(default_factory=dict, compare=False)
+    first: list[tuple[Callable[[], Any], float]] = field(default_factory=list, compare=False)
 
     def __call__(self, unit: Unit, in_shape: Shape) -> Seconds:
         if (unit, in_shape) not in self.known:
@@ -75,7 +88,12 @@ class UnitTimer:
             (grads, _), new = both(params, x)
             return grads, new
 
-        programs = forward, both, without_input
-        return Seconds(
-            *(statistics.median(stopwatch(jax.jit(f), params, x, repeats=self.repeats)) / count for f in programs)
-        )
+        programs = [partial(jax.jit(f), params, x) for f in (forward, both, without_input)]
+        if not self.first:
+            medians = [statistics.median(own) for own in in_turns(programs, self.repeats)]
+            self.first.append((programs[1], medians[1]))
+        else:
+            beside, took = self.first[0]
+            *timed, now = in_turns([*programs, beside], self.repeats)
+            medians = [took * statistics.median(a / b for a, b in zip(own, now, strict=True)) for own in timed]
+        return Seconds(*(seconds / count for seconds in medians))

@@ -14,7 +14,7 @@ from lpjax.config import AuxConfig, Config, MeshConfig
 from lpjax.models.resnet import resnet
 from lpjax.network import Network, build
 from lpjax.partition import even_cuts
-from lpjax.timing import Seconds, UnitTimer, stopwatch
+from lpjax.timing import Seconds, UnitTimer, in_turns, stopwatch
 
 UNITS = resnet(depth=20, width=4, classes=10)  # 11 units: stem, nine blocks, head
 
@@ -74,20 +74,29 @@ def test_even_cuts_with_costs_beside():
     assert even_cuts([1.0] * 9, 3, [0.0, 0.0, 3.0]) == (4, 8)
 
 
-def test_a_timer_measures_each_unit_once(monkeypatch):
-    calls = []
+def test_a_timer_measures_each_unit_once_and_others_beside_the_first(monkeypatch):
+    """On a machine that becomes ten times slower after the first unit, the second one is still twice the first."""
+    calls, speed = [], [1.0]
 
-    def watched(program, *args, repeats):
-        calls.append(repeats)
-        return stopwatch(program, *args, repeats=1)
+    def clock(programs, repeats):
+        calls.append((len(programs), repeats))
+        return [[(2.0 if len(calls) == 2 and i < 3 else 1.0) / speed[0]] * repeats for i in range(len(programs))]
 
-    monkeypatch.setattr("lpjax.timing.stopwatch", watched)
-    timer = UnitTimer(batch=4, repeats=7)
-    block = UNITS[2]
-    first = timer(block, (8, 8, 4))
-    assert timer(block, (8, 8, 4)) == first
-    assert calls == [7, 7, 7]
-    assert min(first) > 0
+    monkeypatch.setattr("lpjax.timing.in_turns", clock)
+    timer = UnitTimer(batch=4, repeats=7, row=1)
+    first = timer(UNITS[2], (8, 8, 4))
+    speed[0] = 0.1
+    second = timer(UNITS[4], (8, 8, 4))
+    assert timer(UNITS[2], (8, 8, 4)) == first == Seconds(1.0, 1.0, 1.0)
+    assert second == Seconds(2.0, 2.0, 2.0)
+    assert calls == [(3, 7), (4, 7)]
+
+
+def test_programs_take_turns():
+    order = []
+    seconds = in_turns([lambda i=i: order.append(i) for i in range(3)], repeats=2)
+    assert order == [0, 1, 2] * 3, "once to warm up"
+    assert [len(own) for own in seconds] == [2, 2, 2]
 
 
 def test_a_timer_measures_in_the_precision_of_the_run():

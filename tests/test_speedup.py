@@ -8,7 +8,6 @@ from experiments import speedup
 from experiments.compare import load
 from experiments.speedup import Process
 
-SERIAL = {"data": 1.0, "forward": 30.0, "backprop": 91.0, "optimizer": 2.0}
 PARTS = {
     "stages": [40.0, 20.0],
     "data": 0.5,
@@ -22,12 +21,13 @@ PARTS = {
     "stages_forward": [12.0, 7.0],
     "sweeps": 0,
     "stale": False,
+    "serial": {"data": 1.0, "forward": 30.0, "backprop": 91.0, "optimizer": 2.0},
 }
 LINK = {"latency": 0.5, "bandwidth": 10.0}
 
 
 def test_the_sharded_formula():
-    made = speedup.prediction(SERIAL, PARTS, LINK, 30.0, 2)
+    made = speedup.prediction(PARTS, LINK, 30.0, 2)
     # 40 stage, 0.5 data, 2 AuxNet, 1 correction, 0.5 packing, 2 * 0.5 + 3 exchange, 1 optimiser
     assert made["seconds"] == pytest.approx(49.0)
     assert sum(made["terms"].values()) == pytest.approx(49.0)
@@ -49,11 +49,11 @@ def test_one_device_exchanges_nothing():
 
 
 def test_equation_27_and_its_bound():
-    made = speedup.prediction(SERIAL, PARTS, LINK, 30.0, 2)
+    made = speedup.prediction(PARTS, LINK, 30.0, 2)
     waited = 1.0 + (0.5 + 4.0 + 1.0) + 6.0  # T_d, t_psi, t_f + t_b
     assert made["rho_eq27"] == pytest.approx(91 / (waited + 90 / 2))
     assert made["bound_eq27"] == pytest.approx(91 / waited)
-    many = speedup.eq27(SERIAL, PARTS, LINK, 30.0, 10**9)
+    many = speedup.eq27(PARTS, LINK, 30.0, 10**9)
     assert many[0] == pytest.approx(many[1])
 
 
@@ -138,7 +138,7 @@ def test_the_reference_has_our_parameters():
 
 
 def test_the_table():
-    prediction = {"row": "coarse_tail", "stages": 2, **speedup.prediction(SERIAL, PARTS, LINK, 30.0, 2)}
+    prediction = {"row": "coarse_tail", "stages": 2, **speedup.prediction(PARTS, LINK, 30.0, 2)}
     spread = {"median": 1.5, "min": 1.25, "max": 1.75}
     row = {"row": "coarse_tail", "stages": 2, "seconds": spread, "rho": spread}
     text = speedup.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
