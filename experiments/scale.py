@@ -3,8 +3,8 @@
     python -m experiments.scale [--kernels=1] [--out=experiments/results/scale.json]
 
 Predictions of `lpjax.scaling`, nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D,
-K = S) of each method that fits into a device's memory; layer-parallel with the full coarse tail or a short one and
-three widths of the AuxNet, the pipeline with its best number of micro-batches.  Speed alone: accuracy is another table.
+K = S) of each method that fits into a device's memory; layer-parallel with the full coarse tail and three widths of
+the AuxNet, on the stages' maps or on a grid, the pipeline with its best number of micro-batches.  Speed alone: accuracy is another table.
 Twice: batch norm of all examples, as in lpjax, and of each device's own, as is more common in data parallelism.
 A batch is the whole machine's: 128 images give at most 128 devices one each.  Half a minute on one core.
 """
@@ -47,6 +47,9 @@ DEVICES = (4, 8, 16, 64, 256, 1024)
 MICRO_BATCHES = (2, 4, 8, 16, 32)
 WIDTHS = (0.25, 0.5, 1.0)
 """Of the AuxNet.  Below 1 a piece has more convolutions, to fewer channels and back: less to compute, more kernels."""
+
+GRIDS = dict.fromkeys(CIFAR, 8) | {"ResNet-152": 14}
+"""Side of the maps that an AuxNet on a grid computes on."""
 
 FLOPS, MEMORY, LINK = 0.4, 0.5, 0.8
 """Assumed shares of the peak.  MEMORY is fitted to 2,600 images a second of ResNet-50 on an A100 (2.04 TB/s assumed),
@@ -117,12 +120,12 @@ RIVALS = ("layer_parallel", "data_parallel", "pipeline")
 
 
 @functools.cache
-def build(name: str, num_stages: int, width: float = WIDTHS[0]) -> Network:
+def build(name: str, num_stages: int, width: float = WIDTHS[0], grid: int | None = None) -> Network:
     """A network cut evenly by the seconds of `PER_DEVICE` examples on an H100."""
     units, shape = NETWORKS[name]
     unit_seconds, shapes = h100(1).unit_seconds, make_chain(units, shape).shapes[:-1]
     cuts = even_cuts([sum(unit_seconds(*unit, PER_DEVICE)) for unit in zip(units, shapes, strict=True)], num_stages)
-    aux: dict[str, Any] = {"aux_blocks": 1, "aux_width": width, "aux_tail": 1}
+    aux: dict[str, Any] = {"aux_blocks": 1, "aux_width": width, "aux_grid": grid}
     return network.build(units, shape, num_stages=num_stages, cuts=cuts, dtype="bfloat16", **aux)
 
 
@@ -140,11 +143,13 @@ class Choice:
 def choices(name: str, machine: Machine, batch: int, devices: int, synchronised: bool) -> Iterator[Choice]:
     """The methods on all meshes of so many devices."""
 
-    def choice(method: str, stage: int, how: str = "", width: float = WIDTHS[0], **options: Any) -> Iterator[Choice]:
+    def choice(
+        method: str, stage: int, how: str = "", width: float = WIDTHS[0], grid: int | None = None, **options: Any
+    ) -> Iterator[Choice]:
         """With either axis inside the nodes, where that makes a difference."""
         shape = stage, devices // stage
         mesh = {"batch": batch, "stage": shape[0], "data": shape[1]} | options
-        network = build(name, stage, width)
+        network = build(name, stage, width, grid)
         memory = functools.partial(memory_bytes, method, network, **mesh)
         for adjacent in ("data", "stage") if stage > 1 and devices > machine.devices_per_node else ("data",):
             seconds = step_seconds(method, network, machine, **mesh, adjacent=adjacent, synchronised=synchronised)
@@ -157,8 +162,9 @@ def choices(name: str, machine: Machine, batch: int, devices: int, synchronised:
         yield from choice("local", S)
         for M in (M for M in MICRO_BATCHES if batch * S // devices % M == 0):
             yield from choice("pipeline", S, f"M {M}", micro_batches=M)
-        for width, tail in itertools.product(WIDTHS, (None, 1)):
-            yield from choice("layer_parallel", S, f"tail {tail or 'full'}, width {width:g}", width, tail=tail)
+        for width, grid in itertools.product(WIDTHS, (None, GRIDS[name])):
+            how = f"width {width:g}" + (f", grid {grid}" if grid else "")
+            yield from choice("layer_parallel", S, how, width, grid)
 
 
 def compare(name: str, machine: Machine, batch: int, devices: int, synchronised: bool) -> dict[str, Any]:

@@ -163,7 +163,9 @@ class Parts:
             corrected = aux_step.corrected_inputs(config, state, done, kappa, adjoints, outputs)
             tails = jax.tree.map(lambda p: p[None], state.aux_params)
             optimizer = run.recipe.aux_optimizer
-            return done.lam, aux_step.fit(run.network, config, state, optimizer, x, batch.label, done, corrected, tails)
+            return done.lam, aux_step.fit(
+                run.network, config, state, optimizer, x, batch.label, done, corrected, adjoints, tails
+            )
 
         def correction(lam: list[Array], adjoints: list[Array], outputs: list[Array]) -> PyTree:
             done = aux_step.AuxPass(tuple(lam), jnp.zeros(()), lambda *_: ((), ()), ())

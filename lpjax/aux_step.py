@@ -78,6 +78,36 @@ def corrected_inputs(
     ]
 
 
+def adjoint_mismatch_gradient(
+    network: Network,
+    config: Config,
+    params: PyTree,
+    stats: PyTree,
+    x: Interface,
+    labels: Int[Array, " b"],
+    adjoints: list[Interface],
+) -> PyTree:
+    """Gradient of (9) with respect to the AuxNet's parameters, this device's share: through its backward pass.
+
+    adjoints: P_1 .. P_{K-1}, held fixed.
+    """
+    scales = lax.psum([lagrangian.inner(p, p).sum() for p in adjoints], ALL_AXES)
+
+    def mismatch(params: PyTree) -> Float[Array, ""]:
+        own = own_adjoints(config, forward(network, config, params, stats, x, labels))
+        pairs = zip(own, adjoints, scales, strict=True)
+        missed = sum(lagrangian.psi(a - p).sum() / jnp.maximum(scale, 1e-30) for a, p, scale in pairs)
+        return config.aux.adjoint_weight * missed
+
+    return jax.grad(mismatch)(params)
+
+
+def own_adjoints(config: Config, aux: AuxPass) -> list[Interface]:
+    """D_1 .. D_{K-1}: gradients of the AuxNet's own cross entropy at what it emitted, in the mean inner product."""
+    _, adjoints = aux.pullback(jax.tree.map(jnp.zeros_like, aux.lam), 1.0)
+    return [config.batch_size * lagrangian.features(p.shape[1:]) * p for p in adjoints]
+
+
 def fit(
     network: Network,
     config: Config,
@@ -87,13 +117,14 @@ def fit(
     labels: Int[Array, " b"],
     aux: AuxPass,
     corrected: list[Interface],
+    adjoints: list[Interface],
     tail_grads: PyTree,
 ) -> tuple[PyTree, PyTree]:
     """The AuxNet's parameters and optimiser state after `inner_steps` of the fit (6): step 7.
 
-    Its gradient adds its own cross entropy and, with coarse tails, what the stages' tail losses ask of it
-    (`tail_grads`, one row a stage of this device; as corrected inputs they are held fixed through the inner steps).
-    One psum over the mesh an inner step.
+    Its gradient adds its own cross entropy, (9) with `config.aux.adjoint_weight`, and, with coarse tails, what the
+    stages' tail losses ask of it (`tail_grads`, one row a stage of this device; as corrected inputs they are held fixed
+    through the inner steps).  One psum over the mesh an inner step, and one for (9).
     """
     params, opt = state.aux_params, state.aux_opt
     for inner_step in range(config.aux.inner_steps if network.aux_net else 0):
@@ -104,6 +135,9 @@ def fit(
             for a, target in zip(aux.lam, corrected, strict=True)
         )
         grads, _ = aux.pullback(toward, config.aux.task_weight)
+        if config.aux.adjoint_weight > 0:
+            missed = adjoint_mismatch_gradient(network, config, params, state.aux_stats, x, labels, adjoints)
+            grads = jax.tree.map(jnp.add, grads, missed)
         if config.multiplier == "coarse_tail":
             grads = jax.tree.map(lambda g, tail: g + tail.sum(0), grads, tail_grads)
         params, opt = optim.update(optimizer, lax.psum(grads, ALL_AXES), opt, params)

@@ -33,6 +33,8 @@ class DataConfig:
     channels: 3 or 1, what image files are decoded to, for `folder`.
     shrink: images of a set in memory are averaged over shrink x shrink pixels and rounded; 1 for none.
     train_examples: the first so many of the training set of a set in memory (unset: all).
+    validation_examples: the last so many of that training set are not trained on, and take the place of the test set:
+        for choosing settings without it (unset: none).
     crop: pixels of zero padding for the random crop, 0 for none.  flip: random left-right flip.
     cutout: side in pixels of the square set to the mean, 0 for none (arXiv:1708.04552).
     threads: that read and decode image files.  prefetch: images decoded ahead.
@@ -45,6 +47,7 @@ class DataConfig:
     channels: int = 3
     shrink: int = 1
     train_examples: int | None = None
+    validation_examples: int | None = None
     crop: int = 1
     flip: bool = False
     cutout: int = 0
@@ -76,6 +79,8 @@ class AuxConfig:
     grid: side of the maps that it and the coarse tails compute on, at most (unset: those of the stages).
     tail: pieces of a coarse tail before the last one (unset: all that there are); bounds what a stage has to compute.
     task_weight: weight of the AuxNet's own cross entropy in its training; 0 leaves its head alone.
+    adjoint_weight: weight of adjoint matching ((9) of `lagrangian`) in its training: that its own gradient at each
+        interface, and so that of coarse tails, is what the stages behind it found; 0 for none.
     correction_step: eta, the step of the correction; with inner_steps = 1, eta = 1 is the chain rule.
     inner_steps: optimiser steps of the fit to one correction.
     """
@@ -87,6 +92,7 @@ class AuxConfig:
     grid: int | None = None
     tail: int | None = None
     task_weight: float = 1.0
+    adjoint_weight: float = 0.0
     correction_step: float = 1.0
     inner_steps: int = 1
 
@@ -351,6 +357,10 @@ def check(config: Config) -> None:
         "data.image_size": (config.data.image_size, 1),
         "data.shrink": (config.data.shrink, 1),
         "data.train_examples": (1 if config.data.train_examples is None else config.data.train_examples, 1),
+        "data.validation_examples": (
+            1 if config.data.validation_examples is None else config.data.validation_examples,
+            1,
+        ),
         "data.threads": (config.data.threads, 1),
         "data.prefetch": (config.data.prefetch, 1),
         "data.max_corrupt": (config.data.max_corrupt, 0),
@@ -358,6 +368,7 @@ def check(config: Config) -> None:
         "aux.tail": (config.aux.tail or 0, 0),
         "aux.inner_steps": (config.aux.inner_steps, 1),
         "aux.task_weight": (config.aux.task_weight, 0),
+        "aux.adjoint_weight": (config.aux.adjoint_weight, 0),
         "aux.correction_step": (config.aux.correction_step, 0),
         "penalty.initial": (config.initial_penalty_coef, 0),
         "penalty.growth": (config.penalty.growth, 0),

@@ -26,12 +26,15 @@ the multiplier here, though much of the literature uses it so.)
     AuxNet fit             min over omega of sum_j 1/2 <A_j - lambda_j^+, A_j - lambda_j^+>,  lambda^+ held fixed    (6)
     multiplier update      kappa_j <- kappa_j + rho r_j,   rho = 2 beta for the classical method                     (7)
     coarse correction      lambda_{j+1} <- G_j(lambda_j) + X_j - G_j(lambda_j^old),   lambda_0 = x                   (8)
+    adjoint matching       min over omega of sum_j |D_j - P_j|^2 / |P_j|^2,   P held fixed                            (9)
+                           D_j = grad of phi(A(x), y) with respect to lambda_j
 
 Every l_k needs only lambda_k, lambda_{k+1} and kappa_{k+1}: all stages are evaluated at the same time.  One gradient
 step of (6) with eta = 1 is the chain rule dL/domega.
 
 Source: (1), (2) and (6) arXiv:2112.05387; (5) and (7) the standard method of multipliers (Hestenes 1969, Powell 1969);
-(8) the parareal method (Lions, Maday, Turinici 2001); (3) and the policy `adjoint` are lpjax's own.
+(8) the parareal method (Lions, Maday, Turinici 2001); (3), (9) and the policy `adjoint` are lpjax's own; (9) is the
+idea of synthetic gradients (Jaderberg et al., arXiv:1608.05343) for a network that has a loss of its own.
 """
 
 import math

@@ -6,13 +6,12 @@ writing cost one gather of the indices and one collective of the batch's rows ea
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from lpjax import lagrangian
-from lpjax.aux_step import AuxPass
+from lpjax.aux_step import AuxPass, own_adjoints
 from lpjax.config import Config
 from lpjax.data.feed import Batch
 from lpjax.lagrangian import Interface, InterfaceMultiplier
@@ -29,8 +28,7 @@ def current(config: Config, state: TrainState, batch: Batch, aux: AuxPass) -> li
     if config.multiplier == "per_example":
         return [read(table, batch.index) for table in state.multiplier]
     if config.multiplier == "adjoint":
-        _, adjoints = aux.pullback(jax.tree.map(jnp.zeros_like, aux.lam), 1.0)
-        return [-config.batch_size * lagrangian.features(p.shape[1:]) * p for p in adjoints]
+        return [-adjoint for adjoint in own_adjoints(config, aux)]
     return None
 
 

@@ -230,6 +230,21 @@ def test_a_reduced_set():
     assert reduced_spec(Spec((4, 6, 2), 5, 5, 2), config) == Spec((2, 3, 2), 5, 3, 2)
 
 
+def test_a_validation_split_takes_the_place_of_the_test_set():
+    config = DataConfig(train_examples=2, validation_examples=2)
+    images, labels = np.arange(20, dtype=np.uint8).reshape(5, 2, 2, 1), np.arange(5, dtype=np.int32)
+    whole = Dataset(images, labels, images[:1], labels[:1], np.zeros(1), np.ones(1))
+    data = reduced(whole, config)
+    np.testing.assert_array_equal(data.train_labels, [0, 1])
+    np.testing.assert_array_equal(data.test_labels, [3, 4])
+    np.testing.assert_array_equal(data.test_images, images[3:])
+    np.testing.assert_allclose(data.mean, images[:2].mean() / 255)
+    assert reduced_spec(Spec((2, 2, 1), 5, 5, 1), config) == Spec((2, 2, 1), 5, 2, 2)
+    rest = reduced(whole, DataConfig(validation_examples=2))
+    np.testing.assert_array_equal(rest.train_labels, [0, 1, 2])
+    assert reduced_spec(Spec((2, 2, 1), 5, 5, 1), DataConfig(validation_examples=2)).num_train == 3
+
+
 def test_a_set_that_is_not_reduced_is_left_alone():
     assert reduced(DIGITS, DataConfig()) is DIGITS
     stream = Stream(NoFiles(), NoFiles(), np.zeros(1), np.ones(1))
@@ -251,6 +266,12 @@ def test_a_run_on_a_reduced_set(dry_run):
     [
         ({"shrink": 3}, r"data\.shrink=3: expected a divisor of the sides of the 8 x 8 images"),
         ({"train_examples": 1438}, r"data\.train_examples=1438: expected at most the 1437 examples"),
+        ({"validation_examples": 1437}, r"data\.validation_examples=1437: expected fewer than the 1437 examples"),
+        (
+            {"validation_examples": 37, "train_examples": 1401},
+            r"data\.train_examples=1401: expected at most the 1400 examples .* less data\.validation_examples=37",
+        ),
+        ({"validation_examples": 0}, r"data\.validation_examples=0: expected at least 1"),
         ({"shrink": 0}, r"data\.shrink=0: expected at least 1"),
         ({"train_examples": 0}, r"data\.train_examples=0: expected at least 1"),
     ],
@@ -260,7 +281,7 @@ def test_reductions_that_do_not_fit_are_refused(data, message):
         small_run(data=data)
 
 
-@pytest.mark.parametrize("fields", [{"shrink": 2}, {"train_examples": 1}])
+@pytest.mark.parametrize("fields", [{"shrink": 2}, {"train_examples": 1}, {"validation_examples": 1}])
 def test_a_stream_is_not_reduced(fields):
     stream = Stream(NoFiles(), NoFiles(), np.zeros(1), np.ones(1))
     with pytest.raises(ValueError, match=r"data\.name=folder: expected 1 and unset.*set data\.image_size"):

@@ -237,6 +237,38 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy, grid):
     assert_close(jax.tree.map(lambda o, n: o - n, jax.device_get(omega), new), jax.device_get(expected))
 
 
+@pytest.mark.parametrize("stage, data", [(1, 1), (2, 2)])
+def test_adjoint_matching_is_the_gradient_of_the_mismatch(stage, data):
+    """Of (9) of `lagrangian` differentiated as a whole, the stages' adjoints held fixed."""
+    fields = {"data__crop": 0, "mesh__stage": stage, "mesh__data": data, **plain_sgd()}
+    run = small_run(aux__adjoint_weight=0.7, **fields)
+    network, (x, labels) = run.network, input_and_labels(run)
+    params, stats, omega, aux_stats = trees(run)
+    no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
+    inputs = (x, *aux_net.apply(network.aux_net, omega, aux_stats, x, no_shift, TRAIN)[0], None)
+    adjoints = [
+        stage_pass(
+            network, k, params=params[k], stats=stats[k], lam=inputs[k], target=inputs[k + 1], multiplier=None,
+            labels=labels, aux=(omega, aux_stats), penalty_coef=0.1, policy="coarse_tail", tail=None,
+            batch_size=len(x),
+        ).adjoint
+        for k in range(4)
+    ]  # fmt: skip
+
+    def mismatch(omega):
+        def loss(shifts):
+            logits = aux_net.apply(network.aux_net, omega, aux_stats, x, shifts, TRAIN)[1]
+            return lagrangian.task_loss(logits, labels).sum()
+
+        own = [n[0].size * n for n in jax.grad(loss)(no_shift)]
+        return sum(((d - p) ** 2).sum() / (p**2).sum() for d, p in zip(own, adjoints[1:], strict=True))
+
+    expected = jax.tree.map(lambda g: 0.7 * g, jax.grad(mismatch)(omega))
+    batch = next(run.feed.train())
+    new, plain = (jax.device_get(r.step(r.create(), batch)[0].aux_params) for r in (run, small_run(**fields)))
+    assert_close(jax.tree.map(lambda n, p: p - n, new, plain), jax.device_get(expected))
+
+
 # 6 ------------------------------------------------------------------------------------------------------------------
 
 

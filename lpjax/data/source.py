@@ -120,41 +120,51 @@ def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
-    """The `Spec` after `data.shrink` and `data.train_examples`; raises ValueError where they do not fit the set."""
-    (height, width, channels), factor, count = spec.image_shape, config.shrink, config.train_examples
+    """The `Spec` after `data.shrink`, `data.validation_examples` and `data.train_examples`; raises ValueError where they
+    do not fit the set."""
+    (height, width, channels), factor = spec.image_shape, config.shrink
     if height % factor or width % factor:
         raise ValueError(
             f"data.shrink={factor}: expected a divisor of the sides of the {height} x {width} images; choose another"
         )
-    if count is not None and count > spec.num_train:
+    held_out = config.validation_examples or 0
+    left = spec.num_train - held_out
+    if left < 1:
         raise ValueError(
-            f"data.train_examples={count}: expected at most the {spec.num_train} examples of the training set; lower "
-            f"it, or leave it unset for all"
+            f"data.validation_examples={held_out}: expected fewer than the {spec.num_train} examples of the training "
+            f"set; lower it"
+        )
+    count = left if config.train_examples is None else config.train_examples
+    if count > left:
+        raise ValueError(
+            f"data.train_examples={count}: expected at most the {left} examples of the training set"
+            + (f" less data.validation_examples={held_out}" if held_out else "")
+            + "; lower it, or leave it unset for all"
         )
     shape = (height // factor, width // factor, channels)
-    return replace(spec, image_shape=shape, num_train=spec.num_train if count is None else count)
+    return replace(spec, image_shape=shape, num_train=count, num_test=held_out or spec.num_test)
 
 
 def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
-    """The set after `data.shrink` and `data.train_examples`, which fit it (`reduced_spec`).
+    """The set after `data.shrink`, `data.validation_examples` and `data.train_examples`, which fit it (`reduced_spec`).
 
-    Raises ValueError where it is a `Stream` and either is set.
+    Raises ValueError where it is a `Stream` and one of them is set.
     """
-    if config.shrink == 1 and config.train_examples is None:
+    held_out, count = config.validation_examples, config.train_examples
+    if config.shrink == 1 and held_out is None and count is None:
         return data
     if isinstance(data, Stream):
         raise ValueError(
-            f"data.shrink={config.shrink}, data.train_examples={config.train_examples} with data.name={config.name}: "
-            f"expected 1 and unset, as its image files are read while training; set data.image_size for smaller images"
+            f"data.shrink={config.shrink}, data.train_examples={count}, data.validation_examples={held_out} with "
+            f"data.name={config.name}: expected 1 and unset, as its image files are read while training; set "
+            f"data.image_size for smaller images"
         )
-    train = _shrunk(data.train_images[: config.train_examples], config.shrink)
-    return Dataset(
-        train,
-        data.train_labels[: config.train_examples],
-        _shrunk(data.test_images, config.shrink),
-        data.test_labels,
-        *channel_moments(train),
-    )
+    test = data.test_images, data.test_labels
+    if held_out:
+        test = data.train_images[-held_out:], data.train_labels[-held_out:]
+    stop = len(data.train_images) - (held_out or 0) if count is None else count
+    train = _shrunk(data.train_images[:stop], config.shrink)
+    return Dataset(train, data.train_labels[:stop], _shrunk(test[0], config.shrink), test[1], *channel_moments(train))
 
 
 def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:

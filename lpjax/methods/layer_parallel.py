@@ -214,7 +214,7 @@ class Step:
 
         corrected = aux_step.corrected_inputs(config, state, aux, multipliers, adjoints, outputs)  # 7
         aux_params, aux_opt = aux_step.fit(
-            network, config, state, recipe.aux_optimizer, x, batch.label, aux, corrected, done.aux_grads
+            network, config, state, recipe.aux_optimizer, x, batch.label, aux, corrected, adjoints, done.aux_grads
         )
         violations = [lagrangian.violation(a, output) for a, output in zip(lam[1:], outputs, strict=True)]
         new_state = replace(

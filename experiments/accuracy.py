@@ -1,0 +1,195 @@
+"""README's accuracy tables: a search on a validation split, the recipe it led to beside the peers, and its ablation.
+
+    python -m experiments.accuracy search|final|ablation|deep [--jobs=2] [--seeds=N] [--stages=K,..] [--rows=NAME,..]
+        [--runs=runs/accuracy] [--out=experiments/results/accuracy_TABLE.json] [--config.x=y ...]
+
+The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here.  `search` tests on the last
+10,000 images of the training set and uses seeds from 100 on; the other tables use the test set and seeds from 0 on.
+
+Every run is a process on one core with all stages on one device, which gives the numbers of K devices
+(tests/test_oracles.py) but not their time, so no time is told here; `jobs` of them run side by side.  Runs that are
+finished are kept, see `experiments.compare`.  Exit code 1 if a run failed.
+"""
+
+import argparse
+import datetime
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from experiments.compare import arguments, entry, finished, load, parsed, row_fields
+from experiments.digits_policies import commit, cpu_name
+from lpjax import tables
+from lpjax.config import Config
+from lpjax.metrics import write_json
+
+CONFIG = Path("configs/fashion_mnist_small.py")
+
+PROTOCOL: dict[str, Any] = {
+    "data.train_examples": 10_000,
+    "num_epochs": 15,
+    "eval.every_epochs": 5,
+    "eval.calibration_batches": 10,
+    "mesh.stage": 1,
+}
+"""What all runs of all tables share, beside the config file: docs/method.md."""
+
+VALIDATION: dict[str, Any] = {"data.validation_examples": 10_000, "eval.every_epochs": 0}
+
+DEEP: dict[str, Any] = {"model.depth": 56}
+
+GRID: dict[str, Any] = {"aux.grid": 8, "aux.width": 2.0}
+
+SEARCH: dict[str, dict[str, Any]] = {
+    "serial": {"method": "serial"},
+    "local": {"method": "local"},
+    "coarse_tail": {},
+    "blocks 2": {"aux.blocks_per_stage": 2},
+    "blocks 3": {"aux.blocks_per_stage": 3},
+    "grid": {"aux.grid": 8},
+    "grid wide": GRID,
+    "grid wide, blocks 2": GRID | {"aux.blocks_per_stage": 2},
+    "grid wide, blocks 3": GRID | {"aux.blocks_per_stage": 3},
+    "matching 0.1": {"aux.adjoint_weight": 0.1},
+    "matching 0.3": {"aux.adjoint_weight": 0.3},
+    "matching 1": {"aux.adjoint_weight": 1.0},
+}
+"""Candidates of the search, on top of coarse_tail as configs/fashion_mnist_small.py has it."""
+
+RECIPE: dict[str, Any] = {}
+"""What the search led to."""
+
+
+def rows_of(table: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Rows of a table by name, and the fields that all of them have."""
+    if table == "search":
+        return SEARCH, VALIDATION
+    peers = {name: row_fields(name, 2, PROTOCOL["num_epochs"]) for name in ("serial", "local", "fdg", "coarse_tail")}
+    finals = {name: {n: v for n, v in own.items() if n != "num_stages"} for name, own in peers.items()}
+    finals["recipe"] = RECIPE
+    if table == "ablation":
+        return {"recipe": RECIPE} | {f"without {name}": without(name) for name in RECIPE}, {}
+    return finals, DEEP if table == "deep" else {}
+
+
+def without(name: str) -> dict[str, Any]:
+    """The recipe less one of its fields."""
+    return {other: value for other, value in RECIPE.items() if other != name}
+
+
+def trained(command: list[str]) -> bool:
+    """Run `python ...` on one core; the end of its stderr is shown where it fails."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"NPROC": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        print(f"exit code {done.returncode}: {' '.join(command)}\n{done.stderr[-2000:]}", file=sys.stderr, flush=True)
+    return done.returncode == 0
+
+
+def summary(row: str, num_stages: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row of the JSON."""
+    accuracies = [run["test_accuracy"] for run in runs]
+    return {
+        "row": row,
+        "stages": num_stages,
+        "n": len(runs),
+        "accuracy_mean": statistics.mean(accuracies) if runs else None,
+        "accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
+        "runs": runs,
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A line a row, a column a number of stages: accuracy in %, mean ± std (n)."""
+    stages = sorted({row["stages"] for row in rows})
+    lines = ["| | " + " | ".join(f"K = {K}" for K in stages) + " |", "|---" * (1 + len(stages)) + "|"]
+    for name in dict.fromkeys(row["row"] for row in rows):
+        cells = []
+        for K in stages:
+            row = next((row for row in rows if (row["row"], row["stages"]) == (name, K)), None)
+            if row is None or not row["n"]:
+                cells.append("")
+                continue
+            spread = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.2f}"
+            cells.append(f"{100 * row['accuracy_mean']:.2f}{spread} ({row['n']})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("table", choices=["search", "final", "ablation", "deep"])
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stages", default="4", help="numbers of stages K")
+    parser.add_argument("--rows", help="only these, separated by semicolons")
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the runs' workdirs")
+    parser.add_argument("--out", type=Path)
+    args, extra = parser.parse_known_args(argv)
+    out = args.out or Path(f"experiments/results/accuracy_{args.table}.json")
+    rows, shared = rows_of(args.table)
+    try:
+        if args.rows:
+            rows = {name: rows[name] for name in args.rows.split(";")}
+        shared = PROTOCOL | shared | parsed(extra)
+        cells: dict[tuple[str, int], dict[str, Any]] = {
+            (name, K): {**shared, **fields, "num_stages": K} for K in map(int, args.stages.split(",")) for name, fields in rows.items()
+        }
+        configs = {cell: load(CONFIG, fields) for cell, fields in cells.items()}
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        print(f"accuracy: {error}", file=sys.stderr)
+        return 2
+    first_seed = 100 if args.table == "search" else 0
+    runs: dict[tuple[str, int], dict[int, dict[str, Any]]] = {cell: {} for cell in cells}
+    failed: list[str] = []
+
+    def one(cell: tuple[str, int], seed: int, config: Config) -> None:
+        (row, K), fields = cell, cells[cell]
+        folder = args.runs / args.table / f"{row.replace(' ', '_')}-{K}-{seed}"
+        command = ["-m", "lpjax.main", f"--config={CONFIG}", *arguments(fields), f"--config.seed={seed}"]
+        result = finished(folder, config)
+        if result is None and trained([*command, f"--workdir={folder}"]):
+            result = finished(folder, config)
+        if result is None:
+            failed.append(f"{row}, K = {K}, seed {seed}")
+            return
+        runs[cell][seed] = {"seed": seed, "command": " ".join(["python", *command]), **entry(folder, result, 1.0)}
+        print(f"{row}, K = {K}, seed {seed}: {result['test_accuracy']:.4f}", flush=True)
+        write()
+
+    def write() -> list[dict[str, Any]]:
+        made = [summary(row, K, [own[seed] for seed in sorted(own)]) for (row, K), own in list(runs.items())]
+        header = {
+            "command": "python -m experiments.accuracy " + " ".join(argv),
+            "date": datetime.date.today().isoformat(),
+            "commit": commit(),
+            "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
+            "versions": tables.versions(),
+            "config": str(CONFIG),
+            "fields": shared,
+            "by_row": rows,
+            "failed": failed,
+        }
+        write_json(out, header | {"rows": made})
+        return made
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [
+            pool.submit(one, cell, first_seed + seed, configs[cell]) for seed in range(args.seeds) for cell in cells
+        ]
+        for job in jobs:
+            job.result()
+    print(markdown(write()))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

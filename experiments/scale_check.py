@@ -1,0 +1,143 @@
+"""The cost model of `lpjax.scaling` held against steps that were measured, on the machine where they were.
+
+    python -m experiments.scale_check [--against=experiments/results/speedup.json,..] [--repeats=5]
+        [--out=experiments/results/scale_check.json]
+
+The model is given what this machine's devices take for each kind of unit at each batch size (`timing.UnitTimer`, alone on
+one core), to copy memory, and what `experiments.speedup` found of its links and of how much slower stages become when
+devices work at the same time.  From these alone it predicts each method's step; rho is compared with the measured one.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.compare import load
+from experiments.digits_policies import commit, cpu_name
+from experiments.speedup import RECOMMENDED
+from lpjax import runs, tables
+from lpjax.chain import Shape, Unit
+from lpjax.config import Config
+from lpjax.machine import Link, Machine, UnitSeconds
+from lpjax.metrics import write_json
+from lpjax.scaling import step_seconds
+from lpjax.timing import UnitTimer, stopwatch
+
+ALONE = {"NPROC": "1", **(RECOMMENDED if sys.platform == "linux" else {})}
+"""The environment that units are measured in."""
+
+
+def measured_units(repeats: int) -> UnitSeconds:
+    """Seconds of units as measured here, all beside the same first one."""
+    timers: dict[int, UnitTimer] = {}
+    first: list[Any] = []
+
+    def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
+        timer = timers.setdefault(examples, UnitTimer(examples, repeats, first=first))
+        taken = timer(unit, in_shape)
+        return taken.forward, max(0.0, taken.both - taken.forward)
+
+    return seconds
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second that are read or written in an update of 64 MiB."""
+    x = jnp.zeros(1 << 24)
+    return 2 * x.nbytes / statistics.median(stopwatch(jax.jit(lambda x: 2 * x + 1), x))
+
+
+def slower(units: UnitSeconds, factor: float) -> UnitSeconds:
+    """Units on devices that hinder each other."""
+
+    def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
+        forward, backward = units(unit, in_shape, examples)
+        return factor * forward, factor * backward
+
+    return seconds
+
+
+def predicted(config: Config, row: str, machine: Machine) -> float:
+    """Seconds of a step of a row of `experiments.speedup`."""
+    network = runs.prepare(config).network
+    stage, data = config.mesh_shape
+    method = config.delayed.variant if config.method == "delayed" else config.method
+    options: dict[str, Any] = {"micro_batches": config.pipeline.micro_batches, "tail": config.aux.tail}
+    if config.exchange.bfloat16:
+        options["exchange_bytes"] = 2
+    return step_seconds(
+        method, network, machine, batch=config.batch_size, stage=stage, data=data, policy=config.multiplier, **options
+    ).total
+
+
+def check(path: Path, units: UnitSeconds, bandwidth: float) -> list[dict[str, Any]]:
+    """Rows of a file of `experiments.speedup`: rho as it was measured, and by the model."""
+    found = json.loads(path.read_text())
+    contention = {p["stages"]: max(1.0, p["contention"]) for p in found["predictions"] if "contention" in p}
+    link = Link(**found["link"])
+
+    def machine(factor: float) -> Machine:
+        return Machine(
+            "here", slower(units, factor), memory_bandwidth=bandwidth / factor, devices_per_node=64, inside=link,
+            between=link, launch=0.0, start=0.0,
+        )  # fmt: skip
+
+    def seconds(row: dict[str, Any], factor: float) -> float:
+        fields = {n: tuple(v) if isinstance(v, list) else v for n, v in row["fields"].items()}
+        return predicted(load(Path(found["config"]), {**fields, "dry_run": True}), row["row"], machine(factor))
+
+    measured = [row for row in found["measured"] if not row["row"].startswith("serial")]
+    serial = {row["stages"]: seconds(row, 1.0) for row in found["measured"] if row["row"] == "serial"}
+    rows = []
+    for row in measured:
+        rho = serial[row["stages"]] / seconds(row, contention[row["stages"]])
+        actual = row["rho"]["median"]
+        rows.append(
+            {
+                "of": path.name,
+                "row": row["row"],
+                "stages": row["stages"],
+                "rho_measured": actual,
+                "rho_model": rho,
+                "error": rho / actual - 1,
+            }
+        )
+        print(f"{path.name} {row['row']}, K = {row['stages']}: {actual:.2f}, model {rho:.2f} ({rho / actual - 1:+.0%})")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", default="experiments/results/speedup.json")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/scale_check.json"))
+    args = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ALONE.items()):
+        os.execve(sys.executable, [sys.executable, "-m", "experiments.scale_check", *sys.argv[1:]], os.environ | ALONE)
+    jax.config.update("jax_num_cpu_devices", 8)  # of which one works: meshes of the rows are made, and not used
+    units, bandwidth = measured_units(args.repeats), memory_bandwidth()
+    rows = [row for path in args.against.split(",") for row in check(Path(path), units, bandwidth)]
+    write_json(
+        args.out,
+        {
+            "command": "python -m experiments.scale_check " + " ".join(sys.argv[1:]),
+            "date": datetime.date.today().isoformat(),
+            "commit": commit(),
+            "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
+            "versions": tables.versions(),
+            "memory_bandwidth": bandwidth,
+            "largest_error": max(abs(row["error"]) for row in rows),
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
