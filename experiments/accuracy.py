@@ -141,7 +141,9 @@ def main(argv: list[str]) -> int:
             rows = {name: rows[name] for name in args.rows.split(";")}
         shared = PROTOCOL | shared | parsed(extra)
         cells: dict[tuple[str, int], dict[str, Any]] = {
-            (name, K): {**shared, **fields, "num_stages": K} for K in map(int, args.stages.split(",")) for name, fields in rows.items()
+            (name, K): {**shared, **fields, "num_stages": K}
+            for K in map(int, args.stages.split(","))
+            for name, fields in rows.items()
         }
         configs = {cell: load(CONFIG, fields) for cell, fields in cells.items()}
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
