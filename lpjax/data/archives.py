@@ -57,6 +57,7 @@ CIFAR = {
 
 
 def download_again(name: str) -> str:
+    """The remedy for a bad archive of a set, for messages."""
     return f"download {' and '.join(ARCHIVES[name])} again from {IMAGENET_URL if name == 'imagenet2012' else CIFAR_URL}"
 
 
@@ -77,6 +78,7 @@ def files_in(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
 
 
 def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a file in an archive."""
     file = tar.extractfile(member)
     assert file is not None, "only regular files are asked for"
     return file.read()
@@ -129,6 +131,7 @@ def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]
 
 
 def rgb_jpeg(image: bytes) -> bytes:
+    """An image file, whatever its format and colours, as an RGB JPEG of quality 100."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -178,6 +181,7 @@ def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
 
 
 def imagenet_splits(archives: Sequence[Path], features: Any) -> dict[str, Examples]:
+    """Generators of the examples, from the archives of training and validation images."""
     tfds = import_tfds()
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     train, validation = archives

@@ -27,6 +27,10 @@ EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
 
 def find_archives(name: str, source: Path) -> list[Path]:
+    """The archives of a set, in the order of `ARCHIVES`: `source`, or in that folder under their official names.
+
+    Raises FileNotFoundError naming those that are missing.
+    """
     if not source.exists():
         raise FileNotFoundError(f"--source={source}: no such file or folder; {download_again(name)}")
     if source.is_file() and len(ARCHIVES[name]) == 1:
@@ -42,6 +46,7 @@ def find_archives(name: str, source: Path) -> list[Path]:
 
 
 def check_sha256(name: str, archive: Path, expected: str) -> None:
+    """Raises ValueError where the archive is not the one of this sum."""
     from tqdm import tqdm
 
     digest = hashlib.sha256()
@@ -105,7 +110,10 @@ def write(builder: Any, examples: dict[str, Examples], folder: Path) -> None:
 
 
 def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ()) -> str:
-    """What was done, in a line.  sha256: of the archives, instead of the official ones."""
+    """Prepare a set, if it is not; returns what was done, in a line.
+
+    sha256: of the archives, instead of the official ones.  Raises ValueError or OSError naming the file at fault.
+    """
     folder = set_folder(name, data_dir)
     if is_prepared(folder):
         open_set(name, data_dir)
@@ -137,6 +145,7 @@ def expanded(text: str) -> Path:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Prepare a set as the command line says; returns the exit code, see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m lpjax.data.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=sorted(ARCHIVES), help="the data set")
     parser.add_argument(

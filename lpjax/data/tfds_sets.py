@@ -29,6 +29,7 @@ _TEST_SPLIT = {"cifar10": "test", "cifar100": "test", "imagenet2012": "validatio
 
 
 def import_tfds() -> ModuleType:
+    """The package tensorflow_datasets; raises ValueError where it, or what it needs, is not installed."""
     with extra_packages():
         import array_record  # noqa: F401 - tensorflow-datasets imports it late, and then prints a banner
         import PIL  # noqa: F401 - likewise
@@ -50,6 +51,7 @@ def set_folder(name: str, data_dir: str | os.PathLike[str]) -> Path:
 
 
 def is_prepared(folder: Path) -> bool:
+    """Whether a set was prepared there to its end."""
     return (folder / "dataset_info.json").is_file()
 
 
