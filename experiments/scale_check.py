@@ -4,8 +4,9 @@
         [--out=experiments/results/scale_check.json]
 
 The model is given what this machine's devices take for each kind of unit at each batch size (`timing.UnitTimer`, alone
-on one core), to copy memory, and what `experiments.speedup` found of its links and of how much slower stages become when
-devices work at the same time.  From these alone it predicts each method's step; rho is compared with the measured one.
+on one core), to copy memory, and what `experiments.speedup` found of its links and of how much slower stages become
+when devices work at the same time.  From these alone it predicts each method's step; rho is compared with the measured
+one.
 """
 
 import argparse
