@@ -267,8 +267,8 @@ def test_fields_of_docstrings_become_lists():
     fields = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fields)
     drawing = "\n\n    x <- y\n\nArgs:\n  x: an *x*."
-    text = "One <u>.\nlam, beta: of `a_b`\n    and [b]\nnone  nothing\nThis: no field."
-    shown = "One &lt;u>.\n\n- `lam`, `beta`: of `a_b`\n    and &#91;b]\n- `none`: nothing\n\nThis: no field."
+    text = "One <u> of x_y.\nlam, beta: of `a_b`\n    and [b]\nnone  nothing\nThis: no field."
+    shown = "One &lt;u> of x&#95;y.\n\n- `lam`, `beta`: of `a_b`\n    and &#91;b]\n- `none`: nothing\n\nThis: no field."
     assert fields.as_markdown(text + drawing) == shown + drawing
 
 
