@@ -85,7 +85,10 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]:
-    """Generators of the examples; sets the names of the classes in `features`.  All is checked before it returns."""
+    """Generators of the examples; sets the names of the classes in `features`.
+
+    All is checked before it returns: raises ValueError for another archive, or a damaged one.
+    """
     layout = CIFAR[name]
     wanted = [*layout.train, *layout.test, *layout.labels.values()]
     with open_tar(name, archive) as tar:
@@ -140,7 +143,10 @@ def rgb_jpeg(image: bytes) -> bytes:
 
 
 def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
-    """From a tar with one tar per synset; 150 GB, of which one image at a time is in memory."""
+    """Examples from a tar with one tar per synset; 150 GB, of which one image at a time is in memory.
+
+    Raises ValueError for another archive, or a damaged one.
+    """
     from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder import CMYK_IMAGES, PNG_IMAGES
 
     with open_tar("imagenet2012", archive) as tar:
@@ -164,7 +170,10 @@ def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
 
 
 def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
-    """labels: synset of image 1, 2, .."""
+    """Examples from the tar of the validation images; labels: synset of image 1, 2, ..
+
+    Raises ValueError for another archive, or a damaged one.
+    """
     with open_tar("imagenet2012", archive) as tar:
         empty = True
         for file, member in files_in(tar):

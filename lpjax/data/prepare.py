@@ -63,7 +63,7 @@ def check_sha256(name: str, archive: Path, expected: str) -> None:
 
 
 def check_space(data_dir: Path, archives: Sequence[Path]) -> None:
-    """The prepared set takes about as much as its archives."""
+    """Raises OSError where there is less room than for the prepared set, which takes about as much as its archives."""
     needed = sum(archive.stat().st_size for archive in archives)
     there = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
     free = shutil.disk_usage(there).free
@@ -90,13 +90,13 @@ def files_without_tensorflow() -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What a killed preparation of this set left: tensorflow-datasets writes to `incomplete.*`, then renames."""
+    """Remove what a killed preparation of this set left: tensorflow-datasets writes to `incomplete.*`, then renames."""
     for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
         shutil.rmtree(left)
 
 
 def write(builder: Any, examples: dict[str, Examples], folder: Path) -> None:
-    """All or nothing."""
+    """Write the examples as a set of the builder to `folder`, all or nothing."""
     builder._split_generators = lambda manager: examples
     try:
         with files_without_tensorflow(), contextlib.redirect_stdout(io.StringIO()):  # it prints "Downloading .."
@@ -140,7 +140,7 @@ def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ())
 
 
 def expanded(text: str) -> Path:
-    """The shell leaves the ~ of --source=~/x to us."""
+    """The path with ~ expanded: the shell leaves the ~ of --source=~/x to us."""
     return Path(os.path.expanduser(text))
 
 

@@ -56,7 +56,10 @@ def is_prepared(folder: Path) -> bool:
 
 
 def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    """The stock builder of a set that is prepared in `data_dir`, as array_record files that are all there."""
+    """The stock builder of a set that is prepared in `data_dir`, as array_record files that are all there.
+
+    Raises ValueError or FileNotFoundError, saying how to prepare it.
+    """
     remedy = f"python -m lpjax.data.prepare {name} --source=ARCHIVE --data_dir={data_dir or 'DIR'}"
     if data_dir is None:
         raise ValueError(f"data.dir is unset: expected the folder where {name} is prepared; prepare it with: {remedy}")
