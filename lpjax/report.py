@@ -24,7 +24,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Figures(NamedTuple):
-    """What a step came to.  waited: seconds until its batch was there, T_d of METHOD's speed-up formula."""
+    """What a step came to.  waited: seconds until its batch was there, T_d of the speed-up formulas."""
 
     step: int
     figures: dict[str, Array]
@@ -89,6 +89,7 @@ class Log:
         self.corrupt = len(corrupt)
 
     def evaluation(self, step: int, result: Evaluation) -> None:
+        """Write and show the test figures after a step."""
         epoch = step / self._run.recipe.steps_per_epoch
         self._writer.write("eval", step, epoch, result._asdict())
         aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
@@ -101,6 +102,7 @@ class Log:
         self._writer.write("recovery", step, step / self._run.recipe.steps_per_epoch, {"factor": factor})
 
     def say(self, text: str) -> None:
+        """A line of text."""
         self._display.say(text)
         self.watch.printed()
 
@@ -109,6 +111,7 @@ class Log:
         self._writer.sync()
 
     def close(self) -> None:
+        """No more figures come."""
         self._display.close()
         self._writer.close()
 
