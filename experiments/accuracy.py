@@ -57,6 +57,12 @@ SEARCH: dict[str, dict[str, Any]] = {
     "matching 0.1": {"aux.adjoint_weight": 0.1},
     "matching 0.3": {"aux.adjoint_weight": 0.3},
     "matching 1": {"aux.adjoint_weight": 1.0},
+    "matching 3": {"aux.adjoint_weight": 3.0},
+    "matching 1, blocks 2": {"aux.adjoint_weight": 1.0, "aux.blocks_per_stage": 2},
+    "matching 1, grid wide": GRID | {"aux.adjoint_weight": 1.0},
+    "matching 1, beta 0.01": {"aux.adjoint_weight": 1.0, "penalty.initial": 0.01},
+    "matching 1, beta 0.3": {"aux.adjoint_weight": 1.0, "penalty.initial": 0.3},
+    "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},
 }
 """Candidates of the search, on top of coarse_tail as configs/fashion_mnist_small.py has it."""
 
