@@ -62,6 +62,9 @@ SEARCH: dict[str, dict[str, Any]] = {
     "matching 1, grid wide": GRID | {"aux.adjoint_weight": 1.0},
     "matching 1, beta 0.01": {"aux.adjoint_weight": 1.0, "penalty.initial": 0.01},
     "matching 1, beta 0.3": {"aux.adjoint_weight": 1.0, "penalty.initial": 0.3},
+    "sweeps 1": {"penalty.sweeps": 1},
+    "sweeps 3": {"penalty.sweeps": 3},
+    "matching 1, sweeps 3": {"aux.adjoint_weight": 1.0, "penalty.sweeps": 3},
     "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},
 }
 """Candidates of the search, on top of coarse_tail as configs/fashion_mnist_small.py has it."""
