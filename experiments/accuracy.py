@@ -65,6 +65,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "sweeps 1": {"penalty.sweeps": 1},
     "sweeps 3": {"penalty.sweeps": 3},
     "matching 1, sweeps 3": {"aux.adjoint_weight": 1.0, "penalty.sweeps": 3},
+    "sweeps 3, tails alone": {"penalty.sweeps": 3, "penalty.initial": 0.0, "aux.correction_step": 0.0},
     "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},
 }
 """Candidates of the search, on top of coarse_tail as configs/fashion_mnist_small.py has it."""
