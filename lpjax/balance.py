@@ -40,14 +40,17 @@ def chain_seconds(chain: Chain, cost: Cost) -> float:
 
 def stage_seconds(network: Network, config: Config, cost: Cost) -> list[float]:
     """What each stage's forward and backward passes take, with what the method adds to them: coarse tails
-    (layer_parallel) or classifiers (local)."""
+    (layer_parallel, coarse_adjoint), the AuxNet's piece (coarse_adjoint) or classifiers (local)."""
     seconds = [chain_seconds(stage, cost) for stage in network.stages]
     first = cost(network.chain.units[0], network.chain.in_shape)
     seconds[0] -= first.both - first.without_input
-    if config.method == "layer_parallel" and config.multiplier == "coarse_tail":
+    beside = config.method == "coarse_adjoint"
+    if beside or (config.method == "layer_parallel" and config.multiplier == "coarse_tail"):
         pieces = [chain_seconds(piece, cost) for piece in network.aux_tails]
         for k in range(network.num_stages):
             seconds[k] += sum(pieces[i] for i in aux_net.tail(network.num_stages, k + 1, config.aux.tail))
+    if beside:  # G_k learns beside its stage
+        seconds[1:] = [s + chain_seconds(p, cost) for s, p in zip(seconds[1:], network.aux_net[1:], strict=True)]
     if config.method == "local":
         made = classifiers(network, config.local.blocks).chains
         seconds = [own + chain_seconds(chain, cost) for own, chain in zip(seconds, made, strict=True)]
