@@ -77,7 +77,7 @@ SEARCH: dict[str, dict[str, Any]] = {
 }
 """Candidates of the search, on top of coarse_tail as configs/fashion_mnist_small.py has it."""
 
-RECIPE: dict[str, Any] = {"method": "coarse_adjoint"}
+RECIPE: dict[str, Any] = {"method": "coarse_adjoint", "aux.grid": 8}
 """What the search led to."""
 
 
@@ -89,7 +89,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "tails of the last piece": RECIPE | {"aux.tail": 0},
     "two blocks a piece": RECIPE | {"aux.blocks_per_stage": 2},
     "half the width": RECIPE | {"aux.width": 0.5},
-    "on a grid": RECIPE | {"aux.grid": 8},
+    "on the stages' maps": {"method": "coarse_adjoint"},
     "no standardisation": RECIPE | {"standardise": False},
     "inputs from the AuxNet": {},
     "inputs from the AuxNet, three sweeps": {"penalty.sweeps": 3},

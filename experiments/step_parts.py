@@ -190,8 +190,8 @@ class Parts:
         return programs
 
     def sent_bytes(self) -> float:
-        """What a device sends: packets in two all_to_alls, all but the one for itself; of coarse_adjoint a packet to the
-        next stage, and its own images to all devices."""
+        """What a device sends: packets in two all_to_alls, all but the one for itself; of coarse_adjoint a packet to
+        the next stage, and its own images to all devices."""
         config, network, others = self.config, self.run.network, self.S - 1
         own, width = config.batch_size // (self.S * self.D), jnp.dtype(float).itemsize
         if config.method == "coarse_adjoint":
