@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
         "dropout": 0.0,
     }
     config.num_stages = 4
+    config.method = "coarse_adjoint"
+    config.aux.grid = 8
     config.multiplier = "coarse_tail"
     config.aux.width = 0.5
     config.batch_size = 128

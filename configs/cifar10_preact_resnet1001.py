@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     config.data.flip = True
     config.model = {"function": "lpjax.models.preact_resnet:preact_resnet", "depth": 1001}
     config.num_stages = 8
+    config.method = "coarse_adjoint"
+    config.aux.grid = 8
     config.multiplier = "coarse_tail"
     config.aux.width = 0.25
     config.aux.blocks_per_stage = 2

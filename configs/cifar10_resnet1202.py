@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
     config.model.depth = 1202
     config.model.width = 16
     config.num_stages = 16
+    config.method = "coarse_adjoint"
+    config.aux.grid = 8
     config.multiplier = "coarse_tail"
     config.aux.blocks_per_stage = 2
     config.remat = True

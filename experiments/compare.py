@@ -39,10 +39,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "ddg": {"method": "delayed", "delayed.variant": "ddg"},
     "fdg": {"method": "delayed", "delayed.variant": "fdg"},
     "local": {"method": "local"},
-    "coarse_adjoint": {"method": "coarse_adjoint"},
+    "coarse_adjoint": {"method": "coarse_adjoint", "aux.grid": None},
     "coarse_adjoint_grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "penalty": {"method": "layer_parallel", "multiplier": "none"},
-    "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail"},
+    "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.grid": None},
     "adjoint": {"method": "layer_parallel", "multiplier": "adjoint"},
     "tail_1": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.tail": 1},
     "tail_0": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.tail": 0},
@@ -118,8 +118,8 @@ def row_fields(row: str, num_stages: int, num_epochs: int, devices: int | None =
 
 
 def arguments(fields: Mapping[str, Any]) -> list[str]:
-    """Fields as arguments of `lpjax.main`."""
-    return [f"--config.{name}={value}" for name, value in fields.items()]
+    """Fields as arguments of `lpjax.main`; one that is unset cannot be said, and has to be so in the config file."""
+    return [f"--config.{name}={value}" for name, value in fields.items() if value is not None]
 
 
 # --------------------------------------------------------------------------------------------------------------- cells

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import (
+    accuracy,
     compare,
     compile_time,
     digits_policies,
@@ -39,6 +40,13 @@ def test_tables_are_those_of_the_results(name, experiment):
     results = json.loads((ROOT / out).read_text())
     assert shown.strip() == experiment.markdown(results["rows"])
     assert {"command", "date", "commit", "hardware"} <= results.keys()
+
+
+@pytest.mark.parametrize("table", ["final"])
+def test_accuracy_tables_are_those_of_the_results(table):
+    (shown,) = re.findall(rf"<!-- accuracy_{table} -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    results = json.loads((ROOT / f"experiments/results/accuracy_{table}.json").read_text())
+    assert shown.strip() == accuracy.markdown(results["rows"])
 
 
 def test_files_it_names_exist():
