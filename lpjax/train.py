@@ -35,7 +35,7 @@ from lpjax import checkpoint, distributed, metrics, resume, tables, workdir
 from lpjax.data.feed import TrainBatches
 from lpjax.diagnosis import Diagnosis
 from lpjax.evaluate import Evaluation
-from lpjax.report import Figures, Log, NonFiniteError, check_arrays, summary
+from lpjax.progress import Figures, Log, NonFiniteError, check_arrays, summary
 from lpjax.resume import Start
 from lpjax.runs import Run, in_phase, with_learning_rates
 from lpjax.train_state import TrainState

@@ -29,7 +29,7 @@ from test_main import ROOT, command, environment
 
 from lpjax import checkpoint, metrics, train, workdir
 from lpjax.config import RecoveryConfig
-from lpjax.report import NonFiniteError
+from lpjax.progress import NonFiniteError
 from lpjax.resume import checkpoints
 
 STEPS = 12

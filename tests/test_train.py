@@ -9,7 +9,7 @@ import pytest
 from helpers import small_config, small_run, take_steps
 from rich.console import Console
 
-from lpjax import cost, metrics, report, runs, tables, train, train_state
+from lpjax import cost, metrics, progress, runs, tables, train, train_state
 from lpjax.data import SOURCES
 from lpjax.lagrangian import POLICIES
 from lpjax.partition import chain_size
@@ -104,7 +104,7 @@ def test_meshes_write_the_same_metrics(tmp_path, x64):
 
 def test_non_finite_names_figure_stage_and_step(tmp_path):
     run = small_run(optimizer__learning_rate=1e12, optimizer__schedule="constant", num_steps=20)
-    with pytest.raises(report.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
+    with pytest.raises(progress.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
         train.train(run, tmp_path, quiet())
     assert json.loads((tmp_path / "result.json").read_text())["ended"] == "error"
 
@@ -118,8 +118,8 @@ def test_non_finite_names_figure_stage_and_step(tmp_path):
     ],
 )
 def test_check_finite(name, value, where):
-    with pytest.raises(report.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
-        report.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
+    with pytest.raises(progress.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
+        progress.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
 
 
 def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
