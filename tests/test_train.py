@@ -13,6 +13,7 @@ from lpjax import cost, metrics, progress, runs, tables, train, train_state
 from lpjax.data import SOURCES
 from lpjax.lagrangian import POLICIES
 from lpjax.partition import chain_size
+from lpjax.report import curves, drawings, record
 
 
 def quiet():
@@ -52,6 +53,13 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert [entry["step"] for entry in lines(tmp_path)] == [1, 5, 10, 15, 20, 22]
     assert [entry["step"] for entry in lines(tmp_path, "eval")] == [11, 22]
     assert lines(tmp_path, "eval")[-1]["test_accuracy"] == result["test_accuracy"]
+    page = record.read(tmp_path)
+    assert (page.notes, page.ended, page.last_step) == ((), "finished", 22)
+    assert len(page.lines["relative_violation"]) == len(page.structure["stages"]) - 1 == 3
+    assert [stage["parameters"] for stage in page.structure["stages"]] == result["parameters"]["stages"]
+    assert sum(piece["parameters"] for piece in page.structure["aux"]) == result["parameters"]["aux"]
+    makers = (curves.learning, curves.constraints, drawings.cuts, drawings.schedules, drawings.times)
+    assert all(chart.figure for make in makers for chart in make([page]))
     assert "test accuracy" in console.file.getvalue()
     assert "step 20/22" in console.file.getvalue()
 
