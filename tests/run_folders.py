@@ -67,7 +67,7 @@ def result(config: Config, steps: int) -> dict:
     return {
         "ended": "finished",
         "method": config.method,
-        "multiplier": config.multiplier,
+        "multiplier": config.multiplier if config.method == "layer_parallel" else None,
         "num_stages": K,
         "mesh": {"stage": K, "data": 1},
         "seed": config.seed,

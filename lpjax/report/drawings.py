@@ -119,11 +119,13 @@ def schedules(records: Sequence[Record]) -> list[Chart]:
     for number, (group, structure) in enumerate(with_one_step(records)):
         drawn = schedule.make(structure, group[0].measured)
         title = f"A step of {structure['method']}{of(group, records)}"
-        made.append(_timeline(f"schedule-{number}", title, drawn, structure["mesh"]))
+        took = [f"{1e3 * seconds:,.3g} ms" for record in group if (seconds := record.step_seconds)]
+        text = (f"The step of the run as a whole took {', '.join(took)} (median).",) if took else ()
+        made.append(_timeline(f"schedule-{number}", title, drawn, structure["mesh"], *text))
     return made or [Chart("schedule", "A step", without(records), None)]
 
 
-def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int]) -> Chart:
+def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int], *text: str) -> Chart:
     devices, columns = mesh
     scale, unit = (1e3, "ms") if drawn.unit == "s" else (1.0, drawn.unit)
     traces = []
@@ -146,6 +148,7 @@ def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int
     layout["xaxis"] |= {"title": {"text": unit}, "rangemode": "tozero"}
     layout["yaxis"] |= {"autorange": "reversed", "categoryarray": [f"device {d}" for d in range(devices)]}
     text = (
+        *text,
         f"{drawn.note[0].upper()}{drawn.note[1:]}.",
         "Exchanges, optimisers and waits for batch norm are left out."
         + (f" A row is {columns} devices along 'data', which do the same." if columns > 1 else ""),
