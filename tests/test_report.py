@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -153,9 +154,9 @@ def test_thinning_keeps_extremes_and_ends(n):
 
 def test_thinning_passes_over_what_is_no_number():
     value = np.full(1000, np.nan)
-    value[::100] = np.arange(10.0)
+    value[::100], value[5::100] = np.arange(10.0), -np.arange(10.0)
     keep = extremes(value, 50)
-    assert set(range(0, 1000, 100)) <= set(keep.tolist())
+    assert set(np.flatnonzero(np.isfinite(value))) <= set(keep)
 
 
 def test_the_page_says_that_it_was_thinned(tmp_path):
@@ -246,6 +247,8 @@ def test_the_schedule_of_a_step_by_operations(tmp_path):
     longest = max(stage["flops"] + stage["beside_flops"] for stage in found["stages"])
     aux = sum(piece["flops"] for piece in found["aux"]) / K
     assert drawn.end == pytest.approx(scale * (longest + aux))
+    back = [min(bar.start for bar in drawn.bars if (bar.device, bar.kind) == (d, "AuxNet backward")) for d in range(K)]
+    assert back == pytest.approx([scale * (longest + aux / 3)] * K), "all wait for the longest stage"
 
 
 @pytest.mark.parametrize(
@@ -343,6 +346,9 @@ def test_names_cannot_break_the_page(tmp_path):
     text = page.render([read(run), read(run, "other")])
     assert "<b>" not in text.split("<body>")[1]
     assert "alert(1)</script>" not in text
+    assert not [
+        held for held in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text) if "<" in held
+    ]
 
 
 @pytest.mark.parametrize(

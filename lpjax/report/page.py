@@ -46,8 +46,8 @@ def render(records: Sequence[Record]) -> str:
         style=_file("page.css").template,
         plotly=get_plotlyjs(),
         script=_file("page.js").template,
-        themes=_json({name: _theme(name) for name in INK}),
-        scales=_json({"log": scale(log=True), "linear": scale(log=False)}),
+        themes=json.dumps({name: _theme(name) for name in INK}),
+        scales=json.dumps({"log": scale(log=True), "linear": scale(log=False)}),
         body=body,
     )
 
@@ -58,15 +58,6 @@ def _file(name: str) -> Template:
 
 def _text(value: object) -> str:
     return html.escape(str(value))
-
-
-def _json(value: Any) -> str:
-    return _inert(json.dumps(value))
-
-
-def _inert(text: str) -> str:
-    """JSON that cannot end the script element it is in."""
-    return text.replace("<", "\\u003c")
 
 
 def _theme(name: str) -> dict[str, Any]:
@@ -104,7 +95,7 @@ def _chart(chart: Chart) -> str:
     return (
         f'<section class="chart" id="{chart.key}"><div class="head">{head}<span>{buttons}</span></div>'
         f'<div class="plot" role="img" aria-label="{_text(chart.title)}"></div>{text}'
-        f'<script type="application/json">{_inert(chart.figure.to_json())}</script></section>\n'
+        f'<script type="application/json">{chart.figure.to_json()}</script></section>\n'
     )
 
 
