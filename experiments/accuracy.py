@@ -57,6 +57,16 @@ SEARCH: dict[str, dict[str, Any]] = {
     "matching 0.1": {"aux.adjoint_weight": 0.1},
     "matching 0.3": {"aux.adjoint_weight": 0.3},
     "matching 1": {"aux.adjoint_weight": 1.0},
+    "matching 3": {"aux.adjoint_weight": 3.0},
+    "matching 1, blocks 2": {"aux.adjoint_weight": 1.0, "aux.blocks_per_stage": 2},
+    "matching 1, grid wide": GRID | {"aux.adjoint_weight": 1.0},
+    "matching 1, beta 0.01": {"aux.adjoint_weight": 1.0, "penalty.initial": 0.01},
+    "matching 1, beta 0.3": {"aux.adjoint_weight": 1.0, "penalty.initial": 0.3},
+    "sweeps 1": {"penalty.sweeps": 1},
+    "sweeps 3": {"penalty.sweeps": 3},
+    "matching 1, sweeps 3": {"aux.adjoint_weight": 1.0, "penalty.sweeps": 3},
+    "sweeps 3, tails alone": {"penalty.sweeps": 3, "penalty.initial": 0.0, "aux.correction_step": 0.0},
+    "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},
 }
 """Candidates of the search, on top of coarse_tail as configs/fashion_mnist_small.py has it."""
 
@@ -141,7 +151,9 @@ def main(argv: list[str]) -> int:
             rows = {name: rows[name] for name in args.rows.split(";")}
         shared = PROTOCOL | shared | parsed(extra)
         cells: dict[tuple[str, int], dict[str, Any]] = {
-            (name, K): {**shared, **fields, "num_stages": K} for K in map(int, args.stages.split(",")) for name, fields in rows.items()
+            (name, K): {**shared, **fields, "num_stages": K}
+            for K in map(int, args.stages.split(","))
+            for name, fields in rows.items()
         }
         configs = {cell: load(CONFIG, fields) for cell, fields in cells.items()}
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:

@@ -4,7 +4,8 @@
 
 Predictions of `lpjax.scaling`, nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D,
 K = S) of each method that fits into a device's memory; layer-parallel with the full coarse tail and three widths of
-the AuxNet, on the stages' maps or on a grid, the pipeline with its best number of micro-batches.  Speed alone: accuracy is another table.
+the AuxNet, on the stages' maps or on a grid, the pipeline with its best number of micro-batches.  Speed alone: accuracy
+is another table.
 Twice: batch norm of all examples, as in lpjax, and of each device's own, as is more common in data parallelism.
 A batch is the whole machine's: 128 images give at most 128 devices one each.  Half a minute on one core.
 """

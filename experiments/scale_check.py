@@ -3,9 +3,9 @@
     python -m experiments.scale_check [--against=experiments/results/speedup.json,..] [--repeats=5]
         [--out=experiments/results/scale_check.json]
 
-The model is given what this machine's devices take for each kind of unit at each batch size (`timing.UnitTimer`, alone on
-one core), to copy memory, and what `experiments.speedup` found of its links and of how much slower stages become when
-devices work at the same time.  From these alone it predicts each method's step; rho is compared with the measured one.
+The model is given what this machine's devices take for each kind of unit at each batch size (`timing.UnitTimer`, alone
+on one core), to copy memory, and what `experiments.speedup` found of its links and of how much slower stages become
+when devices work at the same time.  From these alone it predicts each method's step; rho is compared with the measured.
 """
 
 import argparse

@@ -13,7 +13,8 @@ CPUs a device is a core: serial runs in a process that has one (NPROC=1), and, a
 all.
 
 Of layer-parallel rows all parts of a step are timed alone on one device, for every K, whether there are K devices or
-not.  With what links take they predict rho, T the whole network's and the whole batch's, t a device's share:
+not, in turns with the whole step of serial (in another process: its memory is not to be shared out to the parts).  With
+what links take they predict rho, T the whole network's and the whole batch's, t a device's share:
 
     sharded    (T_d + T_f + T_b + T_o) / (max_k stage_k + t_d + t_AuxNet + t_correction + t_packing + t_exchange + t_o)
     contended  the same where devices share memory and clock: all takes as much longer as the stages take when they run
@@ -111,30 +112,23 @@ def sharded_terms(parts: Json, link: Json | None, sent: float) -> dict[str, floa
     }
 
 
-def serial_seconds(serial: Json) -> float:
-    """Of a backprop step, from its parts."""
-    return float(serial["backprop"] + serial["optimizer"])
-
-
 def eq27(parts: Json, link: Json | None, sent: float, num_stages: int) -> tuple[float, float]:
     """rho(K) by Eq. 27 of the paper, and its bound."""
-    serial, terms = parts["serial"], sharded_terms(parts, link, sent)
-    own = serial["backprop"]
+    terms, own, data = sharded_terms(parts, link, sent), parts["serial"], parts["serial_data"]
     rest = terms["packing"] + terms["exchange"] + terms["optimizer"]
-    waited = serial["data"] + rest + parts["serial_aux_all"]
-    return own / (waited + (own - serial["data"]) / num_stages), own / waited
+    waited = data + rest + parts["serial_aux_all"]
+    return own / (waited + (own - data) / num_stages), own / waited
 
 
 def prediction(parts: Json, link: Json | None, sent: float, num_stages: int) -> Json:
     """rho of a layer-parallel row, by the sharded formula and by Eq. 27."""
-    serial = parts["serial"]
     terms = sharded_terms(parts, link, sent)
     total = sum(terms.values())
     rho27, bound = eq27(parts, link, sent, num_stages)
     return {
         "terms": terms,
         "seconds": total,
-        "rho": serial_seconds(serial) / total,
+        "rho": parts["serial"] / total,
         "rho_eq27": rho27,
         "bound_eq27": bound,
         "not_stage": 1 - terms["stage"] / total,
@@ -186,13 +180,14 @@ class Bench:
             probe.close()
             self.many = Process(min(max(self.stages), self.available), environment)
             self.one = Process(1, environment | {"NPROC": "1"})
+            self.apart = Process(1, environment | {"NPROC": "1"})
             self.default = Process(1, environment)
         else:
-            self.many = self.one = self.default = probe
+            self.many = self.one = self.apart = self.default = probe
         self.environment = environment
 
     def close(self) -> None:
-        for process in {self.many, self.one, self.default}:
+        for process in {self.many, self.one, self.apart, self.default}:
             process.close()
 
     def fields(self, row: str, num_stages: int) -> Json:
@@ -236,8 +231,17 @@ class Bench:
         config, repeats = str(self.args.config), self.args.repeats
         fields = self.fields(row, num_stages)
         single = {**fields, "mesh.stage": 1}
-        serial = self.fields("serial", 1)
-        parts = self.one.ask("parts", config=config, fields=single, serial=serial, devices=num_stages, repeats=repeats)
+        self.one.ask("prepare", name="serial", config=config, fields=self.fields("serial", 1))
+        parts = self.apart.ask("parts", config=config, fields=single, devices=num_stages)
+        rounds = []
+        for _ in range(repeats + 1):  # the first one warms up
+            own = self.apart.ask("parts_round")
+            serial = self.one.ask("step", name="serial", steps=1)["seconds"][0]
+            rounds.append({**own, "serial": serial})
+        parts |= medians(rounds[1:])
+        parts["stages"] = [parts.pop(f"stage {k}") for k in range(num_stages)]
+        parts["stages_forward"] = [parts.pop(f"forward {k}") for k in range(num_stages)]
+        parts["aux_backward"] = max(0.0, parts["aux_all"] - parts["aux_forward"] - parts["correction"])
         sent = sent_bytes(num_stages, parts["packet_bytes"])
         made = prediction(parts, link, sent, num_stages)
         if num_stages <= self.available:
@@ -246,6 +250,11 @@ class Bench:
             made["contention"] = both / alone
             made["rho_contended"] = made["rho"] / max(1.0, both / alone)
         return {"row": row, "stages": num_stages, "fields": fields, "parts": parts, "sent_bytes": sent, **made}
+
+
+def medians(rounds: list[dict[str, float]]) -> Json:
+    """Of each name over the rounds."""
+    return {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
 
 
 def sent_bytes(num_stages: int, packet_bytes: list[int]) -> float:

@@ -20,7 +20,7 @@ from lpjax.data.feed import Batch
 from lpjax.main import provide_devices
 from lpjax.partition import chain_size
 from lpjax.runs import Run
-from lpjax.timing import UnitTimer
+from lpjax.timing import UnitTimer, in_turns
 
 
 class Worker:
@@ -29,7 +29,7 @@ class Worker:
     def __init__(self) -> None:
         self.ready: dict[str, tuple[Run, Any, Batch]] = {}
         self.timers: dict[UnitTimer, UnitTimer] = {}
-        self.serial: dict[str, Program] | None = None
+        self.programs: dict[str, Program] = {}
         self.compiled = 0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
@@ -103,11 +103,22 @@ class Worker:
         reported = jax.devices()[0].memory_stats() or {}
         return cost.step_cost(run) | {"peak_bytes_reported": reported.get("peak_bytes_in_use")}
 
-    def parts(self, config: str, fields: dict[str, Any], serial: dict[str, Any], devices: int, repeats: int) -> Any:
-        """Seconds of a layer-parallel step's parts on the first of so many devices along 'stage', and of backprop's."""
-        if self.serial is None:
-            self.serial = Parts(self.run(config, serial), jax.devices()[0]).serial()
-        return Parts(self.run(config, fields), jax.devices()[0], devices).layer_parallel(repeats, self.serial)
+    def parts(self, config: str, fields: dict[str, Any], devices: int) -> dict[str, Any]:
+        """Compile a layer-parallel step's parts on the first of so many devices along 'stage'."""
+        run = self.run(config, fields)
+        parts = Parts(run, jax.devices()[0], devices)
+        self.programs = parts.layer_parallel()
+        for program in self.programs.values():
+            jax.block_until_ready(program.run())
+        sweeps, stale = run.config.penalty.sweeps, run.config.exchange.stale
+        return {"packet_bytes": parts.packet_bytes(), "sweeps": sweeps, "stale": stale}
+
+    def parts_round(self) -> dict[str, Any]:
+        """Seconds of each of them once."""
+        programs = [program.run for program in self.programs.values()]
+        return {
+            name: seconds for name, (seconds,) in zip(self.programs, in_turns(programs, 1, warm=False), strict=True)
+        }
 
     def together(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
         """Seconds of the stages on a device each at the same time."""

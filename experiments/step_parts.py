@@ -19,16 +19,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from lpjax import aux_step, chain, lagrangian, multiplier, optim, train_state
+from lpjax import aux_step, chain, multiplier, optim, train_state
 from lpjax import mesh as meshes
 from lpjax.chain import Mode
 from lpjax.config import MeshConfig
 from lpjax.data.feed import Batch
-from lpjax.methods import data_parallel, layer_parallel
-from lpjax.network import composed
+from lpjax.methods import layer_parallel
 from lpjax.recipe import example_keys
 from lpjax.runs import Run
-from lpjax.timing import in_turns, stopwatch
+from lpjax.timing import stopwatch
 
 
 def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
@@ -89,33 +88,6 @@ class Parts:
             return optim.update_rows(self.run.recipe.optimizer, params, opt, params)
 
         return self.program(part, params, opt)
-
-    # -------------------------------------------------------------------------------------------------- of backprop
-
-    def serial(self) -> dict[str, Program]:
-        """data, forward, backprop (augmentation, forward and backward pass) and optimizer of the whole network."""
-        run, config, state = self.run, self.config, self.state
-        data, batch = self.augment(config.batch_size)
-        x = data.run()
-
-        def forward(params: PyTree, stats: PyTree, x: Array) -> PyTree:
-            network = run.network
-            trees = network.params.unpack_all(params), network.stats.unpack_all(stats)
-            logits, new = composed(network, *trees, x, Mode(train=True, axes=meshes.ALL_AXES))
-            return lagrangian.task_loss(logits, batch.label).mean(), new
-
-        def backprop(params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
-            keys = example_keys(state.key, state.step, batch.index)
-            return data_parallel.backprop(run.network, config, run.recipe, params, stats, keys, batch)
-
-        return {
-            "data": data,
-            "forward": self.program(forward, state.stage_params, state.stage_stats, x),
-            "backprop": self.program(backprop, state.stage_params, state.stage_stats, batch),
-            "optimizer": self.optimizer(run.network.num_stages),
-        }
-
-    # -------------------------------------------------------------------------------------------- of layer-parallel
 
     def stage(self, k: int) -> tuple[Program, Program]:
         """Forward and backward pass of stage k on its local loss with opening and packing of packets; and the forward
@@ -181,27 +153,24 @@ class Parts:
             "receive": self.program(exchange.receive, replies),
         }
 
-    def layer_parallel(self, repeats: int, serial: dict[str, Program]) -> dict[str, Any]:
-        """Seconds of the parts of a device's step, lists by stage, and of backprop's parts, all taking turns."""
+    def layer_parallel(self) -> dict[str, Program]:
+        """The parts of a device's step; serial_data and serial_aux_all: of one device that has the whole batch."""
         network, B = self.run.network, self.config.batch_size
-        K, own = network.num_stages, B // (self.S * self.D)
-        whole = self.aux_net(B)  # of Eq. 27's one serial AuxNet
-        programs = self.aux_net(own) | {
+        K, whole = network.num_stages, self.aux_net(B)
+        programs = self.aux_net(B // (self.S * self.D)) | {
+            "serial_data": whole["data"],
             "serial_aux_all": whole["aux_all"],
             "optimizer": self.optimizer(K // self.S),
-            **{f"serial {name}": program for name, program in serial.items()},
         }
         for k in range(K):
             programs[f"stage {k}"], programs[f"forward {k}"] = self.stage(k)
-        taken = dict(zip(programs, in_turns([p.run for p in programs.values()], repeats), strict=True))
-        seconds: dict[str, Any] = {name: statistics.median(own) for name, own in taken.items()}
-        seconds["stages"] = [seconds.pop(f"stage {k}") for k in range(K)]
-        seconds["stages_forward"] = [seconds.pop(f"forward {k}") for k in range(K)]
-        seconds["serial"] = {name: seconds.pop(f"serial {name}") for name in serial}
-        exchange = layer_parallel.make_exchange(network, self.config)
+        return programs
+
+    def packet_bytes(self) -> list[int]:
+        """Of a packet of a device's own examples to a stage, and back."""
+        exchange, own = layer_parallel.make_exchange(self.run.network, self.config), self.config.batch_size
         width = 2 if self.config.exchange.bfloat16 else jnp.dtype(float).itemsize
-        seconds["packet_bytes"] = [width * own * n for n in (exchange.outward_length, exchange.homeward_length)]
-        return seconds | {"sweeps": self.config.penalty.sweeps, "stale": self.config.exchange.stale}
+        return [width * own // (self.S * self.D) * n for n in (exchange.outward_length, exchange.homeward_length)]
 
 
 def together(parts: list[Parts], repeats: int) -> float:

@@ -96,8 +96,8 @@ def adjoint_mismatch_gradient(
     def mismatch(params: PyTree) -> Float[Array, ""]:
         own = own_adjoints(config, forward(network, config, params, stats, x, labels))
         pairs = zip(own, adjoints, scales, strict=True)
-        missed = sum(lagrangian.psi(a - p).sum() / jnp.maximum(scale, 1e-30) for a, p, scale in pairs)
-        return config.aux.adjoint_weight * missed
+        missed = [lagrangian.psi(a - p).sum() / jnp.maximum(scale, 1e-30) for a, p, scale in pairs]
+        return config.aux.adjoint_weight * jnp.stack(missed).sum()
 
     return jax.grad(mismatch)(params)
 

@@ -131,6 +131,7 @@ def cut(config: Config, spec: Spec, cuts: tuple[int, ...] | None) -> Network:
 
 
 def run_cli(argv: list[str]) -> int:
+    """Measure the units, print the cuts; returns the exit code."""
     console = Console(soft_wrap=not sys.stdout.isatty())
     errors = Console(stderr=True, soft_wrap=True, style="red", highlight=False, markup=False)
     try:

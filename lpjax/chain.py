@@ -86,10 +86,12 @@ class Chain:
 
     @property
     def in_shape(self) -> Shape:
+        """Of an example that enters the chain."""
         return self.shapes[0]
 
     @property
     def out_shape(self) -> Shape:
+        """Of an example that leaves it."""
         return self.shapes[-1]
 
     @functools.cached_property

@@ -29,9 +29,10 @@ from lpjax.train_state import TrainState
 class Evaluation(NamedTuple):
     """Test figures, losses in nats, accuracies in 0..1.
 
-    composed: the network without AuxNet, recalibrated statistics: THE accuracy.
-    aux_path: the last stage on the AuxNet's lambda_{K-1}, running statistics: what training sees.  None without AuxNet.
-    aux_head: the AuxNet by itself with its own head; None without AuxNet.
+    test_loss, test_accuracy: the composed network without AuxNet, recalibrated statistics: THE accuracy.
+    aux_path_accuracy: the last stage on the AuxNet's lambda_{K-1}, running statistics: what training sees.  None
+        without AuxNet.
+    aux_head_accuracy: the AuxNet by itself with its own head; None without AuxNet.
     test_examples: how many; fewer than the split has where image files cannot be decoded.
     """
 

@@ -142,6 +142,7 @@ def _restored(run: Run, workdir: Path, step: int | None) -> tuple[TrainState, in
 
 
 def run_cli(argv: list[str]) -> int:
+    """Export the newest good checkpoint of a workdir, or the one asked for; returns the exit code."""
     console = Console(soft_wrap=not sys.stdout.isatty())
     errors = Console(stderr=True, soft_wrap=True, style="red", highlight=False, markup=False)
     try:

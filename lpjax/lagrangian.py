@@ -26,7 +26,7 @@ the multiplier here, though much of the literature uses it so.)
     AuxNet fit             min over omega of sum_j 1/2 <A_j - lambda_j^+, A_j - lambda_j^+>,  lambda^+ held fixed    (6)
     multiplier update      kappa_j <- kappa_j + rho r_j,   rho = 2 beta for the classical method                     (7)
     coarse correction      lambda_{j+1} <- G_j(lambda_j) + X_j - G_j(lambda_j^old),   lambda_0 = x                   (8)
-    adjoint matching       min over omega of sum_j |D_j - P_j|^2 / |P_j|^2,   P held fixed                            (9)
+    adjoint matching       min over omega of sum_j |D_j - P_j|^2 / |P_j|^2,   P held fixed                           (9)
                            D_j = grad of phi(A(x), y) with respect to lambda_j
 
 Every l_k needs only lambda_k, lambda_{k+1} and kappa_{k+1}: all stages are evaluated at the same time.  One gradient

@@ -96,12 +96,14 @@ class Group:
     stride: int = 1
 
     def all_reduce(self, size: Number) -> float:
+        """Seconds of an all-reduce of `size` bytes, a device's own."""
         machine = self.machine
         local = max(1, min(self.n, machine.devices_per_node // self.stride))
         within = all_reduce(local, size, machine.inside)
         return machine.start * (self.n > 1) + within + all_reduce(-(-self.n // local), size / local, machine.between)
 
     def __call__(self, collective: Callable[[int, Number, Link], float], size: Number) -> float:
+        """Seconds of another collective of `size` bytes."""
         machine = self.machine
         link = machine.inside if self.n * self.stride <= machine.devices_per_node else machine.between
         return machine.start * (self.n > 1) + collective(self.n, size, link)

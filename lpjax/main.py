@@ -96,6 +96,7 @@ def devices_of_a_process(mesh_shape: tuple[int, int], processes: int) -> int:
 
 
 def main(argv: list[str]) -> int:
+    """Train, test or dry-run as the command line says; returns the exit code, see the module's docstring."""
     console = Console(soft_wrap=not sys.stdout.isatty())
     errors = Console(stderr=True, soft_wrap=True, style="red", highlight=False, markup=False)
     try:

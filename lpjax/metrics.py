@@ -88,6 +88,7 @@ class Writer:
         self._events.write_event(Event(step=step, wall_time=time.time(), **what))
 
     def write(self, kind: str, step: int, epoch: float, figures: Mapping[str, Any]) -> None:
+        """A line, and events, of one step; figures that are None are left out."""
         figures = {name: plain(value) for name, value in figures.items() if value is not None}
         self._lines.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **figures}) + "\n")
         scalars = [
@@ -105,6 +106,7 @@ class Writer:
         self._events.flush()
 
     def close(self) -> None:
+        """Both files, also where one of them fails."""
         with contextlib.closing(self._lines), contextlib.closing(self._events):
             pass
 
@@ -112,11 +114,14 @@ class Writer:
 class Nowhere:
     """A `Writer` that writes nothing: of the processes that do not write."""
 
-    def write(self, kind: str, step: int, epoch: float, figures: Mapping[str, Any]) -> None: ...
+    def write(self, kind: str, step: int, epoch: float, figures: Mapping[str, Any]) -> None:
+        """Nothing."""
 
-    def sync(self) -> None: ...
+    def sync(self) -> None:
+        """Nothing."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing."""
 
 
 class Display:
@@ -163,8 +168,10 @@ class Display:
             self._console.print(f"step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}", highlight=False)
 
     def say(self, text: str) -> None:
+        """A line of text."""
         self._console.print(text, highlight=False)
 
     def close(self) -> None:
+        """Leave the terminal as it was."""
         if self._progress:
             self._progress.stop()

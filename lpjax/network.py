@@ -34,6 +34,7 @@ class Network:
 
     @property
     def num_stages(self) -> int:
+        """K."""
         return len(self.stages)
 
     @property

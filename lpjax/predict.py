@@ -103,6 +103,7 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Print the classes of the image files; returns the exit code: 2 where a file or the model could not be read."""
     parser = argparse.ArgumentParser(prog="python -m lpjax.predict", description="Classes of image files.")
     parser.add_argument("--model", type=Path, required=True, help="folder that python -m lpjax.export wrote")
     parser.add_argument("--top", type=_positive, default=5, metavar="N", help="how many classes, 1 or more (5)")

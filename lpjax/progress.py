@@ -26,7 +26,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Figures(NamedTuple):
-    """What a step came to.  waited: seconds until its batch was there, T_d of METHOD's speed-up formula."""
+    """What a step came to.  waited: seconds until its batch was there, T_d of the speed-up formulas."""
 
     step: int
     figures: dict[str, Array]
@@ -44,7 +44,7 @@ class Times(NamedTuple):
 class Log:
     """Where a run's figures go, on the process that writes; the others only read and check them.
 
-    done: the last step read.  last: its figures.  corrupt: image files skipped.  seconds: that the run took so far.
+    done: the last step read.  last: its figures.  corrupt: image files skipped.
     """
 
     def __init__(self, run: Run, workdir: Path, console: Console, watch: Watch, start: Start) -> None:
@@ -69,6 +69,7 @@ class Log:
 
     @property
     def seconds(self) -> float:
+        """That the run took so far, of all processes that carried it on."""
         return time.perf_counter() - self._began
 
     def _epoch(self, step: int) -> float:
@@ -103,6 +104,7 @@ class Log:
         self.corrupt = len(corrupt)
 
     def evaluation(self, step: int, result: Evaluation) -> None:
+        """Write and show the test figures after a step."""
         self._write("eval", step, result._asdict())
         aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
         some = self._run.spec.num_test - result.test_examples
@@ -114,6 +116,7 @@ class Log:
         self._write("recovery", step, {"factor": factor})
 
     def say(self, text: str) -> None:
+        """A line of text."""
         self._display.say(text)
         self.watch.printed()
 
@@ -122,6 +125,7 @@ class Log:
         self._writer.sync()
 
     def close(self) -> None:
+        """No more figures come."""
         self._display.close()
         self._writer.close()
 

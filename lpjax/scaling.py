@@ -64,6 +64,7 @@ class StepSeconds:
 
     @property
     def total(self) -> float:
+        """Seconds of the step: nothing overlaps."""
         return float(sum(astuple(self)))
 
 

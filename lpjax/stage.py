@@ -63,6 +63,8 @@ def stage_pass(
       target, multiplier: lambda_{k+1} and kappa_{k+1}; None for the last stage, and for a zero multiplier.
       keys: of the examples, for dropout; None for none.
       aux: parameters and statistics of the AuxNet, for the coarse tail.
+      penalty_coef: beta.
+      policy: of the multipliers; coarse_tail adds its tail to the loss.
       tail: pieces of a coarse tail before the last one, see `aux_net.tail`.
       batch_size: B, examples of the batch over the whole mesh.
       axes: mesh axes over which the stage's batch is spread; batch norm averages over them.

@@ -20,15 +20,18 @@ def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> l
     return in_turns([partial(program, *args)], repeats)[0]
 
 
-def in_turns(programs: Sequence[Callable[[], Any]], repeats: int = 5) -> list[list[float]]:
-    """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all."""
+def in_turns(programs: Sequence[Callable[[], Any]], repeats: int = 5, *, warm: bool = True) -> list[list[float]]:
+    """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all.
+
+    warm: call each once before.
+    """
 
     def seconds(program: Callable[[], Any]) -> float:
         start = time.perf_counter()
         jax.block_until_ready(program())
         return time.perf_counter() - start
 
-    for program in programs:
+    for program in programs if warm else ():
         seconds(program)
     rounds = [[seconds(program) for program in programs] for _ in range(repeats)]
     return [list(own) for own in zip(*rounds, strict=True)]

@@ -34,8 +34,8 @@ class TrainState:
         likewise.  Under layer-parallel training these belong to the AuxNet's inputs, not to the composed network.
     aux_params, aux_stats: one tree a piece of the AuxNet; replicated.  Empty for K = 1 and for other methods.
     aux_opt: optimiser state of aux_params; replicated.
-    multiplier: K-1 arrays, what the policy stores: `mean` [H, W, C], replicated; `per_example` [rows, H, W, C] with
-        rows >= training examples, sharded over the whole mesh; otherwise none.
+    multiplier: K-1 arrays, what the policy stores: `mean` [...], an interface's shape, replicated; `per_example`
+        [rows, ...] with rows >= training examples, sharded over the whole mesh; otherwise none.
     penalty_coef: beta of this step; replicated.
     carry: what the method alone needs from step to step, see its file; see there how it lies on the mesh.  () for most.
     """
@@ -126,5 +126,5 @@ def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> Trai
 
 
 def running_average(old: PyTree, batch: PyTree) -> PyTree:
-    """Running statistics after one more batch."""
+    """Running statistics after one more batch: `RUNNING_MOMENTUM` old + (1 - `RUNNING_MOMENTUM`) batch."""
     return jax.tree.map(lambda o, b: RUNNING_MOMENTUM * o + (1 - RUNNING_MOMENTUM) * b, old, batch)

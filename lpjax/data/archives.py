@@ -57,6 +57,7 @@ CIFAR = {
 
 
 def download_again(name: str) -> str:
+    """The remedy for a bad archive of a set, for messages."""
     return f"download {' and '.join(ARCHIVES[name])} again from {IMAGENET_URL if name == 'imagenet2012' else CIFAR_URL}"
 
 
@@ -77,13 +78,17 @@ def files_in(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
 
 
 def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a file in an archive."""
     file = tar.extractfile(member)
     assert file is not None, "only regular files are asked for"
     return file.read()
 
 
 def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]:
-    """Generators of the examples; sets the names of the classes in `features`.  All is checked before it returns."""
+    """Generators of the examples; sets the names of the classes in `features`.
+
+    All is checked before it returns: raises ValueError for another archive, or a damaged one.
+    """
     layout = CIFAR[name]
     wanted = [*layout.train, *layout.test, *layout.labels.values()]
     with open_tar(name, archive) as tar:
@@ -129,6 +134,7 @@ def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]
 
 
 def rgb_jpeg(image: bytes) -> bytes:
+    """An image file, whatever its format and colours, as an RGB JPEG of quality 100."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -137,7 +143,10 @@ def rgb_jpeg(image: bytes) -> bytes:
 
 
 def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
-    """From a tar with one tar per synset; 150 GB, of which one image at a time is in memory."""
+    """Examples from a tar with one tar per synset; 150 GB, of which one image at a time is in memory.
+
+    Raises ValueError for another archive, or a damaged one.
+    """
     from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder import CMYK_IMAGES, PNG_IMAGES
 
     with open_tar("imagenet2012", archive) as tar:
@@ -161,7 +170,10 @@ def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
 
 
 def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
-    """labels: synset of image 1, 2, .."""
+    """Examples from the tar of the validation images; labels: synset of image 1, 2, ..
+
+    Raises ValueError for another archive, or a damaged one.
+    """
     with open_tar("imagenet2012", archive) as tar:
         empty = True
         for file, member in files_in(tar):
@@ -178,6 +190,7 @@ def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
 
 
 def imagenet_splits(archives: Sequence[Path], features: Any) -> dict[str, Examples]:
+    """Generators of the examples, from the archives of training and validation images."""
     tfds = import_tfds()
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     train, validation = archives

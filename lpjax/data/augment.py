@@ -35,8 +35,10 @@ def _draw(keys: Key[Array, " b"], what: int, limits: Int[Array, " n"]) -> Int[Ar
 
 
 def cut_out(x: Float[Array, "b h w c"], keys: Key[Array, " b"], size: int) -> Float[Array, "b h w c"]:
-    """Normalised images with a square of `size` pixels set to 0, the mean; its centre is anywhere in the image, so that
-    it may hang over the edge (arXiv:1708.04552).  keys: of the examples in this step."""
+    """Normalised images with a square of `size` pixels a side set to 0, the mean (arXiv:1708.04552).
+
+    Its centre is anywhere in the image, so that it may hang over the edge.  keys: of the examples in this step.
+    """
     if not size:
         return x
     _, height, width, _ = x.shape

@@ -115,12 +115,15 @@ class Resident:
         self._num_train, self._num_test = len(dataset.train_labels), len(dataset.test_labels)
 
     def train(self) -> "ResidentBatches":
+        """See `Feed`."""
         return ResidentBatches(self._train, self._num_train, self._config)
 
     def sample(self, count: int) -> Iterator[Batch]:
+        """See `Feed`."""
         return map(self._train, sample_order(self._num_train, self._config.batch_size, self._mesh, count))
 
     def test(self) -> Iterator[Batch]:
+        """See `Feed`."""
         return map(self._test, padded_order(self._num_test, self._config.batch_size))
 
 
@@ -146,9 +149,11 @@ class ResidentBatches:
         return self._gather(self._order[position * size : (position + 1) * size])
 
     def get_state(self) -> dict[str, Any]:
+        """See `TrainBatches`: the number of batches given."""
         return {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """See `TrainBatches`."""
         self._step = state["step"]
 
 

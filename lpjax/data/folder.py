@@ -32,6 +32,7 @@ class Files:
         return self.paths[position].read_bytes(), self.labels[position]
 
     def name(self, position: int) -> str:
+        """The file's path."""
         return str(self.paths[position])
 
 

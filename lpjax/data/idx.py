@@ -49,13 +49,13 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Shape]]:
 
 
 def axes(path: Path) -> Shape:
-    """Of the values of an IDX file, from its header."""
+    """Axes of the values of an IDX file, from its header; raises ValueError where it is none."""
     with _open(path) as (_, shape):
         return shape
 
 
 def read(path: Path) -> np.ndarray:
-    """The values of an IDX file."""
+    """The values of an IDX file, uint8 [`axes`]; raises ValueError where it is damaged."""
     with _open(path) as (file, shape):
         values = np.frombuffer(file.read(), np.uint8)
     if len(values) != math.prod(shape):

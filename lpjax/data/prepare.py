@@ -27,6 +27,10 @@ EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
 
 def find_archives(name: str, source: Path) -> list[Path]:
+    """The archives of a set, in the order of `ARCHIVES`: `source`, or in that folder under their official names.
+
+    Raises FileNotFoundError naming those that are missing.
+    """
     if not source.exists():
         raise FileNotFoundError(f"--source={source}: no such file or folder; {download_again(name)}")
     if source.is_file() and len(ARCHIVES[name]) == 1:
@@ -42,6 +46,7 @@ def find_archives(name: str, source: Path) -> list[Path]:
 
 
 def check_sha256(name: str, archive: Path, expected: str) -> None:
+    """Raises ValueError where the archive is not the one of this sum."""
     from tqdm import tqdm
 
     digest = hashlib.sha256()
@@ -58,7 +63,7 @@ def check_sha256(name: str, archive: Path, expected: str) -> None:
 
 
 def check_space(data_dir: Path, archives: Sequence[Path]) -> None:
-    """The prepared set takes about as much as its archives."""
+    """Raises OSError where there is less room than for the prepared set, which takes about as much as its archives."""
     needed = sum(archive.stat().st_size for archive in archives)
     there = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
     free = shutil.disk_usage(there).free
@@ -85,13 +90,13 @@ def files_without_tensorflow() -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What a killed preparation of this set left: tensorflow-datasets writes to `incomplete.*`, then renames."""
+    """Remove what a killed preparation of this set left: tensorflow-datasets writes to `incomplete.*`, then renames."""
     for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
         shutil.rmtree(left)
 
 
 def write(builder: Any, examples: dict[str, Examples], folder: Path) -> None:
-    """All or nothing."""
+    """Write the examples as a set of the builder to `folder`, all or nothing."""
     builder._split_generators = lambda manager: examples
     try:
         with files_without_tensorflow(), contextlib.redirect_stdout(io.StringIO()):  # it prints "Downloading .."
@@ -105,7 +110,10 @@ def write(builder: Any, examples: dict[str, Examples], folder: Path) -> None:
 
 
 def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ()) -> str:
-    """What was done, in a line.  sha256: of the archives, instead of the official ones."""
+    """Prepare a set, if it is not; returns what was done, in a line.
+
+    sha256: of the archives, instead of the official ones.  Raises ValueError or OSError naming the file at fault.
+    """
     folder = set_folder(name, data_dir)
     if is_prepared(folder):
         open_set(name, data_dir)
@@ -132,11 +140,12 @@ def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ())
 
 
 def expanded(text: str) -> Path:
-    """The shell leaves the ~ of --source=~/x to us."""
+    """The path with ~ expanded: the shell leaves the ~ of --source=~/x to us."""
     return Path(os.path.expanduser(text))
 
 
 def main(argv: Sequence[str]) -> int:
+    """Prepare a set as the command line says; returns the exit code, see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m lpjax.data.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=sorted(ARCHIVES), help="the data set")
     parser.add_argument(

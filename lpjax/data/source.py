@@ -120,8 +120,10 @@ def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
-    """The `Spec` after `data.shrink`, `data.validation_examples` and `data.train_examples`; raises ValueError where they
-    do not fit the set."""
+    """The `Spec` after `data.shrink`, `data.validation_examples` and `data.train_examples`.
+
+    Raises ValueError where they do not fit the set.
+    """
     (height, width, channels), factor = spec.image_shape, config.shrink
     if height % factor or width % factor:
         raise ValueError(

@@ -70,13 +70,16 @@ class Streamed:
         self._stream, self._config, self._mesh = stream, config, mesh
 
     def train(self) -> "StreamedBatches":
+        """See `Feed`."""
         return StreamedBatches(self._stream.train, self._config, self._mesh)
 
     def sample(self, count: int) -> Iterator[Batch]:
+        """See `Feed`."""
         order = sample_order(len(self._stream.train), self._config.batch_size, self._mesh, count)
         return self._in_order(self._stream.train, order)
 
     def test(self) -> Iterator[Batch]:
+        """See `Feed`."""
         return self._in_order(self._stream.test, padded_order(len(self._stream.test), self._config.batch_size))
 
     def _in_order(self, files: ImageFiles, order: list[np.ndarray]) -> Iterator[Batch]:
@@ -107,9 +110,11 @@ class StreamedBatches:
         return _on_mesh(next(self._batches), self._mesh)
 
     def get_state(self) -> dict[str, Any]:
+        """See `TrainBatches`: grain's own, for this process's share, and what was skipped."""
         return {"grain": self._batches.get_state(), "own": self._own, "corrupt": list(self.corrupt)}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """See `TrainBatches`."""
         self.corrupt[:] = state["corrupt"]
         grain_state = state["grain"]
         if state["own"] != self._own:  # another number of processes: from the start of that batch

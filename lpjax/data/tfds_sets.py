@@ -29,6 +29,7 @@ _TEST_SPLIT = {"cifar10": "test", "cifar100": "test", "imagenet2012": "validatio
 
 
 def import_tfds() -> ModuleType:
+    """The package tensorflow_datasets; raises ValueError where it, or what it needs, is not installed."""
     with extra_packages():
         import array_record  # noqa: F401 - tensorflow-datasets imports it late, and then prints a banner
         import PIL  # noqa: F401 - likewise
@@ -50,11 +51,15 @@ def set_folder(name: str, data_dir: str | os.PathLike[str]) -> Path:
 
 
 def is_prepared(folder: Path) -> bool:
+    """Whether a set was prepared there to its end."""
     return (folder / "dataset_info.json").is_file()
 
 
 def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    """The stock builder of a set that is prepared in `data_dir`, as array_record files that are all there."""
+    """The stock builder of a set that is prepared in `data_dir`, as array_record files that are all there.
+
+    Raises ValueError or FileNotFoundError, saying how to prepare it.
+    """
     remedy = f"python -m lpjax.data.prepare {name} --source=ARCHIVE --data_dir={data_dir or 'DIR'}"
     if data_dir is None:
         raise ValueError(f"data.dir is unset: expected the folder where {name} is prepared; prepare it with: {remedy}")

@@ -74,7 +74,7 @@ class Carry:
 
 
 def staleness(config: Config) -> list[int]:
-    """By how many steps each stage's weights are newer than those of the gradient that updates them."""
+    """By how many steps each stage's weights are newer than those of the gradient that updates them, [K]."""
     once = 2 if config.delayed.variant == "fdg" else 1
     return [once * (config.num_stages - 1 - k) for k in range(config.num_stages)]
 

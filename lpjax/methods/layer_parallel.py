@@ -1,13 +1,13 @@
 """The layer-parallel step: all stages run forward, backward and update at the same time.
 
-    device (stage 0, data d)        device (stage 1, data d)     ...    device (stage K-1, data d)
- 1  augment its 1/S of the column   its 1/S                             its 1/S
- 2  AuxNet forward -> lambda_1..lambda_{K-1} on its 1/S of the column
- 3  ---------------- all_to_all over 'stage': examples-sliced -> stage-sliced ----------------
- 4  F_0(x), l_0, grad W_0           F_1(lambda_1), l_1, P_1             F_{K-1}(..), phi, P_{K-1}
- 5  psum of grad W_k over 'data';  optimiser on the stage's own row
- 6  ---------------- all_to_all back: P_j and X_{j-1} -> the owner of those examples ----------
- 7  lambda^+, AuxNet backward on its 1/S, psum over the mesh, AuxNet optimiser;  multipliers
+        device (stage 0, data d)        device (stage 1, data d)     ...    device (stage K-1, data d)
+     1  augment its 1/S of the column   its 1/S                             its 1/S
+     2  AuxNet forward -> lambda_1..lambda_{K-1} on its 1/S of the column
+     3  ---------------- all_to_all over 'stage': examples-sliced -> stage-sliced ----------------
+     4  F_0(x), l_0, grad W_0           F_1(lambda_1), l_1, P_1             F_{K-1}(..), phi, P_{K-1}
+     5  psum of grad W_k over 'data';  optimiser on the stage's own row
+     6  ---------------- all_to_all back: P_j and X_{j-1} -> the owner of those examples ----------
+     7  lambda^+, AuxNet backward on its 1/S, psum over the mesh, AuxNet optimiser;  multipliers
 
 The drawing has S = K; with S devices along 'stage', S a divisor of K, each holds K/S stages and runs them one after
 another.  In 4, `lax.switch` makes a device run only its own stages.  No collective over 'stage' may stand inside it

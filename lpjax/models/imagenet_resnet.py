@@ -27,10 +27,12 @@ Kind = Callable[[int, int], Convs]
 
 
 def basic(features: int, stride: int) -> Convs:
+    """Two 3x3 convolutions, the first with the stride."""
     return (3, features, stride), (3, features, 1)
 
 
 def bottleneck(features: int, stride: int) -> Convs:
+    """1x1 to `features`, 3x3 with the stride, 1x1 to four times as many."""
     return (1, features, 1), (3, features, stride), (1, 4 * features, 1)
 
 

@@ -164,6 +164,7 @@ def standardise(x: Float[Array, "*b c"], stats: Stats, mode: Mode) -> tuple[Floa
 
 
 def init_stats(channels: int) -> Stats:
+    """Statistics before any batch: mean 0, variance 1, each [channels]."""
     return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
 
 
@@ -178,6 +179,7 @@ def batch_norm(
 
 
 def init_batch_norm(channels: int) -> tuple[dict[str, Float[Array, " c"]], Stats]:
+    """Parameters of `batch_norm`, scale 1 and bias 0, each [channels], and its statistics."""
     return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}, init_stats(channels)
 
 

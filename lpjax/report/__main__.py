@@ -37,6 +37,7 @@ def write(folders: Sequence[Path], out: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Write the page; returns the exit code, see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m lpjax.report", description="A page of charts of runs.")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run")

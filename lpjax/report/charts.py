@@ -51,15 +51,17 @@ class Chart:
 
 
 def colour(index: int) -> str:
+    """Of run, line or piece number `index`."""
     return COLOURS[index % len(COLOURS)]
 
 
 def marker(index: int) -> str:
+    """Of run or line number `index`."""
     return list(MARKERS)[index % len(MARKERS)]
 
 
 def scale(log: bool) -> dict[str, Any]:
-    """Of an axis."""
+    """Of an axis, and its ticks."""
     return {"type": "log" if log else "linear", "nticks": 3 if log else 8, "tickformat": "~g"}
 
 

@@ -16,10 +16,12 @@ Group = tuple[list[Record], dict[str, Any]]
 
 
 def with_one_cut(records: Sequence[Record]) -> list[Group]:
+    """Runs with the same stages and the same AuxNet."""
     return _grouped(records, lambda record, structure: [structure["stages"], structure["aux"]])
 
 
 def with_one_step(records: Sequence[Record]) -> list[Group]:
+    """Runs whose step has one schedule: the same structure and the same measured seconds, or none."""
     return _grouped(records, lambda record, structure: [structure, record.measured])
 
 

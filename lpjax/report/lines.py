@@ -99,9 +99,11 @@ class Table:
 
     @property
     def timed(self) -> bool:
+        """Whether lines say how long the run had taken."""
         return any(not math.isnan(lines[-1].seconds) for lines in (self.train, self.eval) if lines)
 
     def add(self, raw: bytes) -> None:
+        """The next line of the file, with its end."""
         if not raw.endswith(b"\n"):
             self.torn = True
             return
@@ -120,6 +122,7 @@ class Table:
         self.last_step = max(self.last_step, line.step)
 
     def notes(self) -> list[str]:
+        """In words, what was left out."""
         notes = []
         if self.torn:
             notes.append("the last line of metrics.jsonl is torn (being written, or the run was killed): left out")
@@ -151,6 +154,7 @@ class Table:
         return float(np.median(seconds[known] / step[known])) if known.any() else None
 
     def data_seconds(self) -> float | None:
+        """Median of the logged steps."""
         values = [line.data_seconds for line in self.train if isinstance(line.data_seconds, float)]
         return float(np.median(values)) if values else None
 

@@ -40,6 +40,7 @@ class Schedule:
 
     @property
     def end(self) -> float:
+        """When the last device has finished."""
         return max(bar.start + bar.length for bar in self.bars)
 
     @property

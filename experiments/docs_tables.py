@@ -1,0 +1,151 @@
+"""The tables of docs/choosing.md and docs/when_not.md, from the files in experiments/results/; nothing is run.
+
+    python -m experiments.docs_tables [--docs=docs]
+
+Writes each between `<!-- NAME -->` and `<!-- end -->` of a page.  To be called when one of the files has changed.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.compare import ROWS
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def result(name: str) -> dict[str, Any]:
+    """A file of experiments/results/."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]], *names: str) -> str:
+    """A Markdown table and the files it is from."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heading, *rows)]
+    lines.insert(1, "|" + "---|" * len(heading))
+    files = ", ".join(f"`experiments/results/{name}.json` ({result(name)['date']})" for name in names)
+    return "\n".join([*lines, "", f"From {files}."])
+
+
+def percent(row: dict[str, Any]) -> str:
+    """Mean and standard deviation of a row's accuracy, in %."""
+    return f"{100 * row['test_accuracy_mean']:.2f} ± {100 * row['test_accuracy_std']:.2f} ({row['n']})"
+
+
+def fields_of(row: str) -> str:
+    """What a row of `experiments.compare` sets beside the method."""
+    own = {name: value for name, value in ROWS.get(row, {}).items() if name != "method"}
+    return ", ".join(f"`{name}={value}`" for name, value in own.items())
+
+
+def points(row: dict[str, Any], base: dict[str, Any]) -> str:
+    """Difference of two rows' accuracies, in percentage points."""
+    return f"{100 * (row['test_accuracy_mean'] - base['test_accuracy_mean']):+.2f}"
+
+
+def stages() -> str:
+    """Accuracy of layer-parallel rows over K, beside backprop."""
+    rows = result("compare")["rows"]
+    shown = []
+    for row in rows:
+        if ROWS.get(row["row"], {}).get("method") == "layer_parallel":
+            (base,) = [r for r in rows if (r["row"], r["stages"]) == ("serial", row["stages"])]
+            shown.append([str(row["stages"]), fields_of(row["row"]), percent(row), points(row, base)])
+    return table(["K", "", "test accuracy, %, mean ± std (n)", "minus backprop, points"], shown, "compare")
+
+
+def speed() -> str:
+    """Predicted speed-ups over K."""
+    shown = []
+    for name, network in (("speedup", "ResNet-110"), ("speedup_wrn16_4", "WRN-16-4")):
+        for p in result(name)["predictions"]:
+            rest = f"{p['not_stage']:.1%}"
+            shown.append([network, fields_of(p["row"]), str(p["stages"]), f"{p['rho']:.2f}", rest])
+    heading = ["network", "", "K", "rho, predicted", "of a step, not stages"]
+    return table(heading, shown, "speedup", "speedup_wrn16_4")
+
+
+def aux() -> str:
+    """What a cheaper AuxNet, tail or exchange costs in accuracy."""
+    rows = {row["row"]: row for row in result("price")["rows"]}
+    shown = [
+        [
+            "backprop" if name == "serial" else name,
+            fields_of(name),
+            percent(row),
+            points(row, rows["coarse_tail"]),
+            f"{row['exchanged_bytes'] / 1e6:.2f}",
+        ]
+        for name, row in rows.items()
+    ]
+    heading = ["", "", "test accuracy, %, mean ± std (n)", "minus coarse_tail, points", "MB sent a step"]
+    return table(heading, shown, "price")
+
+
+def policies() -> str:
+    """Policies on the digits."""
+    rows = result("digits_policies")["rows"]
+    shown = []
+    for name, row in rows.items():
+        base = rows["serial backprop, no augmentation" if "per_example" in name else "serial backprop"]
+        difference = "" if name.startswith("serial") else points(row, base)
+        shown.append([name, percent(row), difference, ", ".join(f"{r:.3f}" for r in row["relative_violation_mean"])])
+    heading = ["policy", "test accuracy, %, mean ± std (n)", "minus backprop, points", "relative violations"]
+    return table(heading, shown, "digits_policies")
+
+
+def faster() -> str:
+    """Measured speed-ups of all methods."""
+    shown = []
+    for name, network in (("speedup", "ResNet-110"), ("speedup_wrn16_4", "WRN-16-4")):
+        for m in result(name)["measured"]:
+            if not m["row"].startswith("serial"):
+                rho = m["rho"]
+                measured = f"{rho['median']:.2f} ({rho['min']:.2f} .. {rho['max']:.2f})"
+                shown.append([network, str(m["stages"]), m["row"], measured])
+    heading = ["network", "K", "method", "speed-up against one core, median (least .. most)"]
+    return table(heading, shown, "speedup", "speedup_wrn16_4")
+
+
+def gap() -> str:
+    """Accuracy of all methods at each K."""
+    rows = result("compare")["rows"]
+    every = sorted({row["stages"] for row in rows})
+    cells = {(row["row"], row["stages"]): percent(row) for row in rows}
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    shown = [[name, *(cells.get((name, K), "") for K in every)] for name in names]
+    return table(["method", *(f"K = {K}: test accuracy, %" for K in every)], shown, "compare")
+
+
+TABLES: dict[str, Callable[[], str]] = {make.__name__: make for make in (stages, speed, aux, policies, faster, gap)}
+
+
+def filled(text: str) -> str:
+    """A page with its tables as the results have them."""
+
+    def with_table(found: re.Match[str]) -> str:
+        return f"<!-- {found[1]} -->\n\n{TABLES[found[1]]()}\n\n<!-- end -->"
+
+    return re.sub(rf"<!-- ({'|'.join(TABLES)}) -->\n.*?<!-- end -->", with_table, text, flags=re.DOTALL)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    args = parser.parse_args(argv)
+    for page in sorted(args.docs.glob("*.md")):
+        text = page.read_text()
+        if filled(text) != text:
+            page.write_text(filled(text))
+            print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

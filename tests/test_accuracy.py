@@ -1,0 +1,53 @@
+"""The accuracy tables: what is compared with what, on which split, and what becomes of the figures."""
+
+import json
+
+import pytest
+
+from experiments import accuracy
+from experiments.compare import load
+
+
+def test_only_the_search_is_judged_on_the_validation_split():
+    for table in ("search", "final", "ablation", "deep"):
+        rows, shared = accuracy.rows_of(table)
+        for fields in rows.values():
+            config = load(accuracy.CONFIG, accuracy.PROTOCOL | shared | fields | {"num_stages": 4, "dry_run": True})
+            assert config.data.validation_examples == (10_000 if table == "search" else None)
+            assert config.num_epochs == 15
+            assert config.model.arguments["depth"] == (56 if table == "deep" else 20)
+
+
+def test_an_ablation_takes_one_thing_away(monkeypatch):
+    monkeypatch.setattr(accuracy, "RECIPE", {"aux.width": 2.0, "penalty.initial": 0.03})
+    rows, _ = accuracy.rows_of("ablation")
+    assert rows["recipe"] == accuracy.RECIPE
+    assert rows["without aux.width"] == {"penalty.initial": 0.03}
+    assert rows["without penalty.initial"] == {"aux.width": 2.0}
+    assert len(rows) == 3
+
+
+def test_rows_and_their_table():
+    runs = [{"test_accuracy": value} for value in (0.8, 0.82)]
+    rows = [accuracy.summary("a", 2, runs), accuracy.summary("a", 4, runs[:1]), accuracy.summary("b", 2, [])]
+    assert rows[0]["accuracy_std"] == pytest.approx(0.01 * 2**0.5)
+    assert accuracy.markdown(json.loads(json.dumps(rows))).splitlines() == [
+        "| | K = 2 | K = 4 |",
+        "|---|---|---|",
+        "| a | 81.00 ± 1.41 (2) | 80.00 (1) |",
+        "| b |  |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "argv, message", [(["search", "--rows=nothing"], "'nothing'"), (["final", "--config.num_epoch=3"], "num_epoch")]
+)
+def test_bad_input_starts_nothing(argv, message, capsys, tmp_path):
+    assert accuracy.main([*argv, f"--runs={tmp_path}", f"--out={tmp_path / 'out.json'}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_published_json_can_be_read():
+    for path in accuracy.Path("experiments/results").glob("*.json"):
+        assert {"command", "date", "commit", "hardware"} <= set(json.loads(path.read_text())), path
