@@ -289,6 +289,19 @@ def test_seconds_of_another_cut_are_not_used(tmp_path):
     assert any("seconds.json is of another cut" in note for note in found.notes)
 
 
+def test_the_cut_says_what_its_pieces_are(tmp_path):
+    """Stages and AuxNet by shapes and units; of coarse tails only the operations are known."""
+    found = read(finished(tmp_path))
+    drawn = drawings.cuts([found])[0].figure.data
+    assert [list(trace.y) for trace in drawn] == [["stages", "coarse tails", "AuxNet"]] * K
+    first = dict(zip(drawn[0].y, drawn[0].hovertext, strict=True))
+    assert first["stages"] == "<br>8x8x1 → 8x8x4<br>conv3-4, standardise"
+    assert (first["coarse tails"], first["AuxNet"].count("<br>")) == ("", 2)
+    stages, tails, _ = zip(*(trace.x for trace in drawn), strict=True)
+    assert stages == pytest.approx([stage["flops"] / 1e6 for stage in found.structure["stages"]])
+    assert tails == pytest.approx([stage["beside_flops"] / 1e6 for stage in found.structure["stages"]])
+
+
 def test_runs_with_one_cut_are_drawn_once(tmp_path):
     records = [read(finished(tmp_path / name, method=method)) for name, method in (("a", "serial"), ("b", "serial"))]
     assert [chart.title for chart in drawings.cuts(records)] == [

@@ -55,7 +55,7 @@ def cuts(records: Sequence[Record]) -> list[Chart]:
     for number, (group, structure) in enumerate(with_one_cut(records)):
         tail = "classifiers" if structure["method"] == "local" else "coarse tails"
         stages, aux = structure["stages"], structure["aux"]
-        rows = {"stages": stages, tail: [stage | {"flops": stage["beside_flops"]} for stage in stages], "AuxNet": aux}
+        rows = {"stages": stages, tail: [{"flops": stage["beside_flops"]} for stage in stages], "AuxNet": aux}
         for what, title, scale, unit in (
             ("flops", "operations of a forward pass", 1e6, "MFLOP an example"),
             ("parameters", "parameters", 1.0, "parameters"),
@@ -71,7 +71,7 @@ def _cut(
 ) -> Chart:
     rows = {name: pieces for name, pieces in rows.items() if any(piece[what] for piece in pieces)}
     traces = []
-    for k in range(max(map(len, rows.values()))):
+    for k in range(max(map(len, rows.values()), default=0)):
         there = {name: pieces[k] for name, pieces in rows.items() if k < len(pieces)}
         traces.append(
             go.Bar(
@@ -85,12 +85,8 @@ def _cut(
                 textangle=0,
                 textfont={"color": "#ffffff", "size": 14, "weight": 700},
                 marker=_fill(k),
-                customdata=[[_shape(piece["in_shape"]), _shape(piece["out_shape"])] for piece in there.values()],
-                hovertext=[
-                    html.escape(piece["units"]) if name != "coarse tails" else "" for name, piece in there.items()
-                ],
-                hovertemplate=f"%{{y}}, stage {k}: %{{x:,.4g}} {unit}<br>%{{customdata[0]}} → %{{customdata[1]}}"
-                "<br>%{hovertext}<extra></extra>",
+                hovertext=list(map(_contents, there.values())),
+                hovertemplate=f"%{{y}}, stage {k}: %{{x:,.4g}} {unit}%{{hovertext}}<extra></extra>",
             )
         )
     layout = charts.layout(120 + 50 * len(rows), legend=False)
@@ -108,7 +104,16 @@ def _fill(index: int) -> dict[str, Any]:
     return {"color": colour(index), "pattern": pattern, "line": {"width": 1, "color": "#808080"}}
 
 
-def _shape(shape: Sequence[int]) -> str:
+def _contents(piece: Mapping[str, Any]) -> str:
+    """Shapes and units, where they are known."""
+    if "units" not in piece:
+        return ""
+    ends = (shape_text(piece[end]) for end in ("in_shape", "out_shape"))
+    return f"<br>{' → '.join(ends)}<br>{html.escape(piece['units'])}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """As in "8x8x1"."""
     return "x".join(map(str, shape))
 
 

@@ -185,7 +185,7 @@ def _cut_tables(records: Sequence[Record]) -> str:
             (
                 name,
                 _text(row["units"]),
-                *("x".join(map(str, row[shape])) for shape in ("in_shape", "out_shape")),
+                *(drawings.shape_text(row[end]) for end in ("in_shape", "out_shape")),
                 f"{row['parameters']:,}",
                 f"{row['flops'] / 1e6:,.3f}",
                 f"{row['beside_flops'] / 1e6:,.3f}" if row.get("beside_flops") else "",
