@@ -53,4 +53,6 @@ def test_beside_stages():
     assert beside(network, config) == [[tails[1], tails[3]], [tails[2], tails[3]], [tails[3]], []]
     network, config = built(method="local")
     assert [units(chain) for (chain,) in beside(network, config)] == list(map(units, classifiers(network, 1).chains))
+    flops = [stage["beside_flops"] for stage in describe(network, config)["stages"]]
+    assert [own > 0 for own in flops] == [True, True, True, False], "the last stage has the network's own head"
     assert beside(*built(num_stages=1)) == [[]]
