@@ -66,12 +66,36 @@ SEARCH: dict[str, dict[str, Any]] = {
     "sweeps 3": {"penalty.sweeps": 3},
     "matching 1, sweeps 3": {"aux.adjoint_weight": 1.0, "penalty.sweeps": 3},
     "sweeps 3, tails alone": {"penalty.sweeps": 3, "penalty.initial": 0.0, "aux.correction_step": 0.0},
+    "real inputs": {"method": "coarse_adjoint"},
+    "real inputs, no fit": {"method": "coarse_adjoint", "penalty.aux": 0.0},
+    "real inputs, blocks 2": {"method": "coarse_adjoint", "aux.blocks_per_stage": 2},
+    "real inputs, grid": {"method": "coarse_adjoint", "aux.grid": 8},
+    "real inputs, grid wide": GRID | {"method": "coarse_adjoint"},
+    "real inputs, tail 1": {"method": "coarse_adjoint", "aux.tail": 1},
+    "real inputs, tail 0": {"method": "coarse_adjoint", "aux.tail": 0},
     "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},
 }
 """Candidates of the search, on top of coarse_tail as configs/fashion_mnist_small.py has it."""
 
-RECIPE: dict[str, Any] = {}
+RECIPE: dict[str, Any] = {"method": "coarse_adjoint"}
 """What the search led to."""
+
+
+ABLATION: dict[str, dict[str, Any]] = {
+    "recipe": RECIPE,
+    "pieces not fitted to the stages": RECIPE | {"penalty.aux": 0.0},
+    "no loss of the AuxNet's own": RECIPE | {"aux.task_weight": 0.0},
+    "tails of one piece and the last": RECIPE | {"aux.tail": 1},
+    "tails of the last piece": RECIPE | {"aux.tail": 0},
+    "two blocks a piece": RECIPE | {"aux.blocks_per_stage": 2},
+    "half the width": RECIPE | {"aux.width": 0.5},
+    "on a grid": RECIPE | {"aux.grid": 8},
+    "no standardisation": RECIPE | {"standardise": False},
+    "inputs from the AuxNet": {},
+    "inputs from the AuxNet, three sweeps": {"penalty.sweeps": 3},
+    "classifiers of their own": {"method": "local"},
+}
+"""One thing changed at a time."""
 
 
 def rows_of(table: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -82,13 +106,8 @@ def rows_of(table: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     finals = {name: {n: v for n, v in own.items() if n != "num_stages"} for name, own in peers.items()}
     finals["recipe"] = RECIPE
     if table == "ablation":
-        return {"recipe": RECIPE} | {f"without {name}": without(name) for name in RECIPE}, {}
+        return ABLATION, {}
     return finals, DEEP if table == "deep" else {}
-
-
-def without(name: str) -> dict[str, Any]:
-    """The recipe less one of its fields."""
-    return {other: value for other, value in RECIPE.items() if other != name}
 
 
 def trained(command: list[str]) -> bool:

@@ -39,6 +39,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "ddg": {"method": "delayed", "delayed.variant": "ddg"},
     "fdg": {"method": "delayed", "delayed.variant": "fdg"},
     "local": {"method": "local"},
+    "coarse_adjoint": {"method": "coarse_adjoint"},
+    "coarse_adjoint_grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "penalty": {"method": "layer_parallel", "multiplier": "none"},
     "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail"},
     "adjoint": {"method": "layer_parallel", "multiplier": "adjoint"},

@@ -1,8 +1,8 @@
 """README's speed-ups: methods beside backprop on one device, what a step is made of, and what that predicts.
 
     python -m experiments.speedup --config=configs/cifar10_resnet110.py [--stages=2,4,8] [--rounds=5] [--steps=2]
-        [--methods=serial,data_parallel,pipeline,fdg,local,coarse_tail] [--cuts=measured|even] [--memory] [--plain]
-        [--references] [--torch=PYTHON] [--out=experiments/results/speedup.json] [--config.x=y ...]
+        [--methods=serial,data_parallel,pipeline,fdg,local,coarse_tail,coarse_adjoint] [--cuts=measured|even]
+        [--memory] [--plain] [--references] [--torch=PYTHON] [--out=experiments/results/speedup.json] [--config.x=y ...]
 
 Writes the JSON after every part, and at the end a table and a figure (rho over K) beside it.  Nothing is read or
 learnt: the images are noise.  The machine must have nothing else to do.
@@ -12,7 +12,7 @@ turns (`rounds` times `steps` steps each), and rho = seconds of serial on one de
 CPUs a device is a core: serial runs in a process that has one (NPROC=1), and, as `serial_default`, in one that may use
 all.
 
-Of layer-parallel rows all parts of a step are timed alone on one device, for every K, whether there are K devices or
+Of rows of `TAKEN_APART` all parts of a step are timed alone on one device, for every K, whether there are K devices or
 not, in turns with the whole step of serial (in another process: its memory is not to be shared out to the parts).  With
 what links take they predict rho, T the whole network's and the whole batch's, t a device's share:
 
@@ -46,6 +46,9 @@ from lpjax.metrics import write_json
 
 RECOMMENDED = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Environment of processes on Linux: large pages for the arrays of a step, which are new in each."""
+
+TAKEN_APART = ("layer_parallel", "coarse_adjoint")
+"""Methods whose steps are predicted from their parts."""
 
 Json = dict[str, Any]
 
@@ -97,6 +100,10 @@ def sharded_terms(parts: Json, link: Json | None, sent: float) -> dict[str, floa
     Without a link, where there is one device, an exchange takes no time.  A sweep is the stages' forward passes, two
     exchanges, and two forward passes of the AuxNet; a stale exchange a second forward pass of it.
     """
+    none: Json = dict.fromkeys(
+        ("send", "receive", "correction", "aux_forward"), 0.0
+    )  # coarse_adjoint has none of these
+    parts = none | parts
     packing = parts["send"] + parts["receive"]
     exchange = 2 * link["latency"] + sent / link["bandwidth"] if link else 0.0
     sweep = max(parts["stages_forward"]) + packing + exchange + 2 * parts["aux_forward"]
@@ -124,7 +131,7 @@ def prediction(parts: Json, link: Json | None, sent: float, num_stages: int) -> 
     """rho of a layer-parallel row, by the sharded formula and by Eq. 27."""
     terms = sharded_terms(parts, link, sent)
     total = sum(terms.values())
-    rho27, bound = eq27(parts, link, sent, num_stages)
+    rho27, bound = eq27(parts, link, sent, num_stages) if "serial_aux_all" in parts else (None, None)
     return {
         "terms": terms,
         "seconds": total,
@@ -240,26 +247,19 @@ class Bench:
             rounds.append({**own, "serial": serial})
         parts |= medians(rounds[1:])
         parts["stages"] = [parts.pop(f"stage {k}") for k in range(num_stages)]
-        parts["stages_forward"] = [parts.pop(f"forward {k}") for k in range(num_stages)]
-        parts["aux_backward"] = max(0.0, parts["aux_all"] - parts["aux_forward"] - parts["correction"])
-        sent = sent_bytes(num_stages, parts["packet_bytes"])
-        made = prediction(parts, link, sent, num_stages)
+        parts["stages_forward"] = [parts.pop(f"forward {k}", 0.0) for k in range(num_stages)]
+        made = prediction(parts, link, parts["sent_bytes"], num_stages)
         if num_stages <= self.available:
             alone = max(parts["stages"])
             both = self.many.ask("together", config=config, fields=single, repeats=repeats)["seconds"]
             made["contention"] = both / alone
             made["rho_contended"] = made["rho"] / max(1.0, both / alone)
-        return {"row": row, "stages": num_stages, "fields": fields, "parts": parts, "sent_bytes": sent, **made}
+        return {"row": row, "stages": num_stages, "fields": fields, "parts": parts, **made}
 
 
 def medians(rounds: list[dict[str, float]]) -> Json:
     """Of each name over the rounds."""
     return {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-
-
-def sent_bytes(num_stages: int, packet_bytes: list[int]) -> float:
-    """What a device sends in the two all_to_alls: all its packets but the one for itself."""
-    return float(sum(packet_bytes) * (num_stages - 1))
 
 
 # -------------------------------------------------------------------------------------------------------------- output
@@ -278,7 +278,7 @@ def markdown(result: Json) -> str:
             f"{m['rho']['median']:.2f} ({m['rho']['min']:.2f} .. {m['rho']['max']:.2f})" if m else "",
             f"{p['rho']:.2f}" if p else "",
             f"{p['rho_contended']:.2f}" if p and "rho_contended" in p else "",
-            f"{p['rho_eq27']:.2f} < {p['bound_eq27']:.2f}" if p else "",
+            f"{p['rho_eq27']:.2f} < {p['bound_eq27']:.2f}" if p and p["rho_eq27"] else "",
             f"{p['not_stage']:.1%}" if p else "",
         ]
         lines.append(f"| {K} | {row} | " + " | ".join(shown) + " |")
@@ -299,6 +299,8 @@ def draw(result: Json, path: Path) -> None:
             K = [p["stages"] for p in own]
             color = f"C{number}"
             axis.plot(K, [p["rho"] for p in own], color=color, marker="o", label=f"{row}, predicted from parts")
+            if own[0]["rho_eq27"] is None:
+                continue
             axis.plot(K, [p["rho_eq27"] for p in own], color=color, marker="x", ls="--", label=f"{row}, Eq. 27")
             bound = [p["bound_eq27"] for p in own]
             axis.plot(K, bound, color=color, ls=":", label=f"{row}, bound of Eq. 27")
@@ -327,7 +329,7 @@ def main(argv: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", type=Path, default=Path("configs/cifar10_resnet110.py"))
-    parser.add_argument("--methods", default="serial,data_parallel,pipeline,fdg,local,coarse_tail")
+    parser.add_argument("--methods", default="serial,data_parallel,pipeline,fdg,local,coarse_tail,coarse_adjoint")
     parser.add_argument("--stages", default="2,4,8", help="numbers of stages K")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of a row in a round")
@@ -394,12 +396,12 @@ def measure(bench: Bench, names: list[str], result: Json, attempt: Callable[...,
             attempt(f"compiling {row}, K = {K}", ready.update, partial(bench.prepared, row, K))
         if "serial" in ready:
             attempt(f"timing K = {K}", result["measured"].extend, partial(bench.timed, ready))
-    layer_parallel = [name for name in names if ROWS.get(name, {"method": name})["method"] == "layer_parallel"]
-    if layer_parallel:
+    taken_apart = [name for name in names if ROWS.get(name, {"method": name})["method"] in TAKEN_APART]
+    if taken_apart:
         count = min(max(bench.stages), bench.available)
         link = bench.many.ask("link", devices=count, repeats=args.repeats) if count > 1 else None
         result["link"] = link
-    for row, K in itertools.product(layer_parallel, bench.stages):
+    for row, K in itertools.product(taken_apart, bench.stages):
         attempt(
             f"parts of {row}, K = {K}",
             result["predictions"].append,

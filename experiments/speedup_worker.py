@@ -104,14 +104,14 @@ class Worker:
         return cost.step_cost(run) | {"peak_bytes_reported": reported.get("peak_bytes_in_use")}
 
     def parts(self, config: str, fields: dict[str, Any], devices: int) -> dict[str, Any]:
-        """Compile a layer-parallel step's parts on the first of so many devices along 'stage'."""
+        """Compile a step's parts on the first of so many devices along 'stage'."""
         run = self.run(config, fields)
         parts = Parts(run, jax.devices()[0], devices)
-        self.programs = parts.layer_parallel()
+        self.programs = parts.all()
         for program in self.programs.values():
             jax.block_until_ready(program.run())
         sweeps, stale = run.config.penalty.sweeps, run.config.exchange.stale
-        return {"packet_bytes": parts.packet_bytes(), "sweeps": sweeps, "stale": stale}
+        return {"sent_bytes": parts.sent_bytes(), "sweeps": sweeps, "stale": stale}
 
     def parts_round(self) -> dict[str, Any]:
         """Seconds of each of them once."""

@@ -19,12 +19,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from lpjax import aux_step, chain, multiplier, optim, train_state
+from lpjax import aux_step, chain, flow, lagrangian, multiplier, optim, train_state
 from lpjax import mesh as meshes
 from lpjax.chain import Mode
 from lpjax.config import MeshConfig
 from lpjax.data.feed import Batch
-from lpjax.methods import layer_parallel
+from lpjax.methods import coarse_adjoint, layer_parallel
 from lpjax.recipe import example_keys
 from lpjax.runs import Run
 from lpjax.timing import stopwatch
@@ -153,29 +153,59 @@ class Parts:
             "receive": self.program(exchange.receive, replies),
         }
 
-    def layer_parallel(self) -> dict[str, Program]:
+    def real_stage(self, k: int) -> Program:
+        """Stage k of `methods.coarse_adjoint`, with its tail and the AuxNet's piece beside it."""
+        run, state, column = self.run, self.state, self.config.batch_size // self.D
+        step = coarse_adjoint.Step(run.network, replace(self.config, batch_size=column), run.recipe)
+        batch = random_batch(run, column, self.mesh)
+        inputs = jax.random.normal(jax.random.key(0), (column, flow.length(run.network)), float)
+        tags = jnp.stack([batch.label, batch.index, jnp.zeros_like(batch.index)], axis=1)
+        params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
+
+        def part(params: PyTree, stats: PyTree, carry: PyTree, state: PyTree) -> PyTree:
+            return step.run_stage(k, params, stats, carry, state=state)
+
+        return self.program(part, params, stats, coarse_adjoint.Carry(inputs, tags), state)
+
+    def aux_optimizer(self) -> Program:
+        """The update of the AuxNet."""
+        state = self.state
+
+        def part(params: PyTree, opt: PyTree) -> PyTree:
+            return optim.update(self.run.recipe.aux_optimizer, params, opt, params)
+
+        return self.program(part, state.aux_params, state.aux_opt)
+
+    def all(self) -> dict[str, Program]:
         """The parts of a device's step; serial_data and serial_aux_all: of one device that has the whole batch."""
         network, B = self.run.network, self.config.batch_size
-        K, whole = network.num_stages, self.aux_net(B)
-        programs = self.aux_net(B // (self.S * self.D)) | {
-            "serial_data": whole["data"],
-            "serial_aux_all": whole["aux_all"],
-            "optimizer": self.optimizer(K // self.S),
-        }
-        for k in range(K):
+        own, stages = B // (self.S * self.D), range(network.num_stages)
+        programs = {"optimizer": self.optimizer(network.num_stages // self.S), "serial_data": self.augment(B)[0]}
+        if self.config.method == "coarse_adjoint":
+            parts = {"data": self.augment(own)[0], "aux_all": self.aux_optimizer()}
+            return programs | parts | {f"stage {k}": self.real_stage(k) for k in stages}
+        programs |= self.aux_net(own) | {"serial_aux_all": self.aux_net(B)["aux_all"]}
+        for k in stages:
             programs[f"stage {k}"], programs[f"forward {k}"] = self.stage(k)
         return programs
 
-    def packet_bytes(self) -> list[int]:
-        """Of a packet of a device's own examples to a stage, and back."""
-        exchange, own = layer_parallel.make_exchange(self.run.network, self.config), self.config.batch_size
-        width = 2 if self.config.exchange.bfloat16 else jnp.dtype(float).itemsize
-        return [width * own // (self.S * self.D) * n for n in (exchange.outward_length, exchange.homeward_length)]
+    def sent_bytes(self) -> float:
+        """What a device sends: packets in two all_to_alls, all but the one for itself; of coarse_adjoint a packet to
+        the next stage, and its own images to all devices."""
+        config, network, others = self.config, self.run.network, self.S - 1
+        own, width = config.batch_size // (self.S * self.D), jnp.dtype(float).itemsize
+        if config.method == "coarse_adjoint":
+            images = others * own * lagrangian.features(network.chain.in_shape)
+            return float(width * (images + self.S * own * flow.length(network)))
+        exchange = layer_parallel.make_exchange(network, config)
+        lengths = exchange.outward_length + exchange.homeward_length
+        return float((2 if config.exchange.bfloat16 else width) * others * own * lengths)
 
 
 def together(parts: list[Parts], repeats: int) -> float:
     """Seconds of stage i on the i-th device, all at the same time."""
-    programs = [part.stage(i)[0] for i, part in enumerate(parts)]
+    real = parts[0].config.method == "coarse_adjoint"
+    programs = [part.real_stage(i) if real else part.stage(i)[0] for i, part in enumerate(parts)]
 
     def all_of_them() -> list[Any]:
         return [program.run() for program in programs]

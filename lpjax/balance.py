@@ -26,6 +26,7 @@ from lpjax.chain import Chain, Shape, Unit
 from lpjax.config import Config
 from lpjax.config_dict import from_config_dict
 from lpjax.data.source import Spec
+from lpjax.methods import METHODS
 from lpjax.network import Network
 from lpjax.partition import even_cuts
 from lpjax.structure import beside
@@ -77,7 +78,7 @@ def measured(network: Network, config: Config, cost: Cost, aux_cost: Cost) -> di
     stages: `StageSeconds`, on the examples of a stage column.  aux: of the AuxNet's pieces, on a device's share of
     those, which `aux_cost` measures.  cuts: that the network has.
     """
-    pieces = network.aux_net if config.method == "layer_parallel" else ()
+    pieces = network.aux_net if METHODS[config.method].aux_net else ()
     aux = [(forward_seconds(piece, aux_cost), chain_seconds(piece, aux_cost)) for piece in pieces]
     return {
         "method": config.method,

@@ -70,7 +70,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AuxConfig:
-    """The AuxNet (`aux_net`, `lagrangian` (5) and (6)).
+    """The AuxNet (`aux_net`, `lagrangian` (5) and (6)); of coarse_adjoint all but the last three fields.
 
     function: "module:function" that makes the units of a piece; see `aux_net`.
     blocks_per_stage: residual blocks of a piece besides the transition it must have.

@@ -21,6 +21,7 @@ from lpjax import mesh as meshes
 from lpjax.chain import Mode
 from lpjax.config import Config
 from lpjax.data.feed import Batch, Feed
+from lpjax.methods import METHODS
 from lpjax.network import Network, composed
 from lpjax.recipe import Recipe
 from lpjax.train_state import TrainState
@@ -94,7 +95,7 @@ def make_evaluate(
         mode, real = Mode(train=False), batch.index >= 0
         x, trees = normalise(batch.image), network.params.unpack_all(state.stage_params)
         logits = {"composed": composed(network, trees, calibrated, x, mode)[0]}
-        if state.aux_params:
+        if state.aux_params and METHODS[config.method].aux_net == "inputs":
             no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
             lam, head, _ = aux_net.apply(network.aux_net, state.aux_params, state.aux_stats, x, no_shift, mode)
             running = network.stats.unpack_all(state.stage_stats)[-1]

@@ -112,6 +112,7 @@ def _batch_norm(known: Mapping[str, Any]) -> str:
 def _training(config: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     known_as = {
         "layer_parallel": f"layer-parallel training (arXiv:2112.05387), multiplier policy {config['multiplier']}",
+        "coarse_adjoint": "layer-parallel training on real inputs one step late, with adjoints of an AuxNet",
         "serial": "layer-serial backprop",
         "data_parallel": "data-parallel backprop",
         "pipeline": "pipelined backprop (arXiv:1811.06965)",

@@ -13,6 +13,7 @@ from rich.console import Console
 from lpjax import distributed, metrics, tables
 from lpjax.canonical import Arrays
 from lpjax.evaluate import Evaluation
+from lpjax.methods import METHODS
 from lpjax.partition import chain_size
 from lpjax.resume import Start
 from lpjax.runs import Run
@@ -163,7 +164,7 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
     per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
     figures = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
     names = config.phases.methods or (config.method,)
-    pieces = network.aux_net if "layer_parallel" in names else ()
+    pieces = network.aux_net if any(METHODS[name].aux_net for name in names) else ()
     return {
         "ended": ended,
         "method": ", ".join(names),

@@ -14,7 +14,7 @@ from lpjax.aux_net import aux_share, tail
 from lpjax.chain import Chain
 from lpjax.config import Config
 from lpjax.exchange import Exchange
-from lpjax.methods import delayed
+from lpjax.methods import METHODS, delayed
 from lpjax.network import Network
 from lpjax.partition import activation_bytes, chain_flops, chain_size
 from lpjax.structure import units
@@ -76,7 +76,7 @@ def cut_table(network: Network, config: Config) -> Table:
 
     for k, stage in enumerate(network.stages):
         row(str(k), stage)
-    if config.method == "layer_parallel":
+    if METHODS[config.method].aux_net:
         table.add_section()
         for j, piece in enumerate(network.aux_net):
             row(f"aux {j}", piece)
@@ -100,29 +100,34 @@ def device_bytes(network: Network, config: Config, num_examples: int) -> dict[st
         whole = sum(activation_bytes(stage, batch) for stage in network.stages)
         return {"parameters": copies * rows * width, "activations": whole, "packets": 0, "multipliers": 0}
     column, pieces = config.batch_size // D, network.aux_net
+    behind = [activation_bytes(piece, column) for piece in network.aux_tails]
+    tails = [
+        sum(behind[i] for i in tail(network.num_stages, k + 1, config.aux.tail)) for k in range(network.num_stages)
+    ]
+    aux_parameters = copies * width * sum(map(chain_size, pieces))
     if config.method != "layer_parallel":
         micro = config.pipeline.micro_batches if config.method == "pipeline" else 1
         kept = [activation_bytes(stage, column // micro) for stage in network.stages]
+        if config.method == "coarse_adjoint":
+            beside = [0] + [activation_bytes(piece, column) for piece in pieces[1:]]
+            kept = [sum(parts) for parts in zip(kept, tails, beside, strict=True)] if pieces else kept
         slots, packet = network.num_stages // S, width * column * flow.length(network)
         rings = slots * (max(delayed.staleness(config)) + 1) if config.method == "delayed" else 0
         per_device = [sum(kept[i : i + slots]) for i in range(0, network.num_stages, slots)]
         return {
-            "parameters": width * (copies * rows // S + rings * sum(network.params.lengths.values())),
+            "parameters": width * (copies * rows // S + rings * sum(network.params.lengths.values()))
+            + (aux_parameters if METHODS[config.method].aux_net else 0),
             "activations": max(per_device if config.method == "pipeline" else kept),
             "packets": packet * (rings + 3 * slots),
             "multipliers": 0,
         }
     aux = [activation_bytes(piece, batch) for piece in pieces]
-    behind = [activation_bytes(piece, column) for piece in network.aux_tails]
-    tails = config.multiplier == "coarse_tail"
-    stages = [
-        activation_bytes(stage, column)
-        + (sum(behind[i] for i in tail(network.num_stages, k + 1, config.aux.tail)) if tails else 0)
-        for k, stage in enumerate(network.stages)
-    ]
+    stages = [activation_bytes(stage, column) for stage in network.stages]
+    if config.multiplier == "coarse_tail":
+        stages = [own + beyond for own, beyond in zip(stages, tails, strict=True)]
     exchange = Exchange(network.interfaces, S, config.multiplier in ("per_example", "adjoint"))
     return {
-        "parameters": copies * width * (rows // S + sum(map(chain_size, pieces))),
+        "parameters": copies * width * (rows // S) + aux_parameters,
         "activations": max(stages) + sum(aux),
         "packets": 2 * width * batch * network.num_stages * (exchange.outward_length + exchange.homeward_length),
         "multipliers": multiplier_bytes(config, network, num_examples)
@@ -134,7 +139,7 @@ def print_tables(console: Console, network: Network, config: Config, mesh: Mesh,
     """The tables above, the AuxNet's share, and the size of stored multipliers."""
     console.print(device_table(mesh))
     console.print(cut_table(network, config))
-    if config.method == "layer_parallel" and network.aux_net:
+    if METHODS[config.method].aux_net == "inputs" and network.aux_net:
         share = aux_share(network.stages, network.aux_net)
         console.print(f"AuxNet: {share:.1%} of the network's forward cost, {share / mesh.shape['stage']:.1%} a device")
         stored = multiplier_bytes(config, network, num_examples)

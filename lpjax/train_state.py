@@ -104,7 +104,7 @@ def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> Trai
 
         devices = mesh.shape["stage"] if config.staged else 1
         params, stats = meshes.on_stages(init_stage, network.num_stages, devices)
-        pieces = network.aux_net if layer_parallel else ()
+        pieces = network.aux_net if methods.METHODS[config.method].aux_net else ()
         aux_params, aux_stats = aux_net.init(pieces, jax.random.fold_in(key, 1))
         return TrainState(
             step=jnp.zeros((), jnp.int32),

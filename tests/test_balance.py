@@ -55,6 +55,13 @@ def test_stages_of_other_methods(method, beside):
     assert seconds == pytest.approx([a + b for a, b in zip([4 - 1 / 3, 4, 3], beside, strict=True)])
 
 
+def test_stages_with_tails_and_a_piece_beside():
+    made = network((4, 8))
+    seconds = balance.stage_seconds(made, Config(num_stages=3, method="coarse_adjoint"), one_each)
+    _, second, third = map(count, made.aux_net)
+    assert seconds == pytest.approx([4 - 1 / 3 + second + third, 4 + third + second, 3 + third])
+
+
 def test_the_multiplier_needs_no_tail():
     seconds = balance.stage_seconds(network((4, 8)), Config(num_stages=3, multiplier="adjoint"), one_each)
     assert seconds == pytest.approx([4 - 1 / 3, 4, 3])

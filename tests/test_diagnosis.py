@@ -45,8 +45,9 @@ def test_exact_gradients_have_cosine_one(fields, ratio, x64):
     np.testing.assert_allclose(figures["gradient_ratio"], ratio, rtol=1e-6)
 
 
-def test_only_the_last_stage_of_local_learning_sees_backprops_gradient(x64):
-    figures = last_figures(5, method="local", **STILL)
+@pytest.mark.parametrize("method", ["local", "coarse_adjoint"])
+def test_only_the_last_stage_of_local_learning_sees_backprops_gradient(method, x64):
+    figures = last_figures(5, method=method, **STILL)
     np.testing.assert_allclose(figures["gradient_cosine"][-1], 1, rtol=1e-6)
     assert (np.abs(figures["gradient_cosine"][:-1]) < 0.9).all()
 

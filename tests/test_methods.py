@@ -28,6 +28,7 @@ STAGED = {
     "fdg": {"method": "delayed", "delayed__shrink": 0.9},
     "ddg": {"method": "delayed", "delayed__variant": "ddg"},
     "local": {"method": "local"},
+    "coarse_adjoint": {"method": "coarse_adjoint", "aux__grid": 2},
 }
 
 
@@ -226,6 +227,67 @@ def test_local_gradients_do_not_cross_stages(x64):
             assert np.array_equal(changed, was) == (k != i), f"stage {k}, weights of {i}"
 
 
+def test_coarse_adjoint_is_every_stage_by_itself_before_a_shared_tail(x64):
+    """Stages and AuxNet, on inputs of the step before: by hand, in any order of the stages."""
+    steps, K, beta, weight = 6, 4, 0.7, 0.3
+    fields = {"penalty__aux": beta, "aux__task_weight": weight, "data__crop": 0, **plain_sgd(RATE)}
+    run = small_run(method="coarse_adjoint", **fields)
+    params, stats, omega, aux_stats = trees(run)
+    first_omega, network, batches = omega, run.network, plain_batches(run, steps)
+    params, lam, history = list(params), {}, []
+    for t in range(steps):
+        lam[0, t], learnt = batches[t][0], []
+        for k in reversed(range(K)):
+            m = t - k
+            if m < 0:
+                continue
+            x, labels = lam[k, m], batches[m][1]
+
+            def tail(omega, output, k=k, labels=labels):
+                for j in range(k + 1, K):
+                    output, _ = chain.apply(network.aux_net[j], omega[j], aux_stats[j], output, TRAIN)
+                return lagrangian.task_loss(output, labels).mean()
+
+            def own(p, k=k, x=x):
+                return chain.apply(network.stages[k], p, stats[k], x, TRAIN)[0]
+
+            output = own(params[k])
+
+            def coarse(omega, k=k, x=x, labels=labels, output=output):
+                made, _ = chain.apply(network.aux_net[k], omega[k], aux_stats[k], x, TRAIN)
+                if k == 0:
+                    return 0.0
+                if k == K - 1:
+                    return weight * lagrangian.task_loss(made, labels).mean()
+                return beta * ((made - output) ** 2).mean()
+
+            def both(p, o, tail=tail, own=own, coarse=coarse):
+                return tail(o, own(p)) + coarse(o)
+
+            grads = jax.grad(both, argnums=(0, 1))(params[k], omega)
+            params[k] = descended(params[k], grads[0])
+            learnt.append(grads[1])
+            lam[k + 1, m] = output
+        for grads in learnt:
+            omega = descended(omega, grads)
+        history.append((tuple(params), omega))
+    state, feed = run.create(), run.feed.train()
+    for expected, expected_omega in history:
+        state, figures = run.step(state, next(feed))
+        assert_close(detach(network.params.unpack_all(state.stage_params)), expected)
+        assert_close(detach(state.aux_params), detach(expected_omega))
+    assert_close(detach(state.aux_params[0]), first_omega[0])
+    made, _ = chain.apply(network.aux_net[1], omega[1], aux_stats[1], lam[1, 3], TRAIN)
+    assert figures["coarse_error"][0] == figures["coarse_error"][3] == 0 < figures["coarse_error"][1]
+    assert made.shape == lam[2, 3].shape
+
+
+def test_coarse_adjoint_of_one_stage_is_backprop(x64):
+    fields = {"num_stages": 1, "data__crop": 0, **plain_sgd(RATE)}
+    ours, serial = (after(small_run(method=method, **fields), 2) for method in ("coarse_adjoint", "serial"))
+    assert_close(ours, serial)
+
+
 def test_local_needs_a_head_that_fits():
     with pytest.raises(ValueError, match="method=local: the network's head does not fit behind stage 0"):
         small_run(
@@ -257,7 +319,7 @@ def narrow_head(*, classes):
 # state ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fdg", "local"])
+@pytest.mark.parametrize("name", ["fdg", "local", "coarse_adjoint"])
 def test_what_is_under_way_goes_on_on_another_mesh(name, x64):
     run, other = (small_run(**STAGED[name], mesh__stage=s) for s in (4, 2))
     batches = run.feed.train()

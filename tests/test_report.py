@@ -260,12 +260,13 @@ def test_the_schedule_of_a_step_by_operations(tmp_path):
         ("delayed", {"variant": "fdg"}, 4),
         ("delayed", {"variant": "ddg"}, K - 1 + 3),
         ("local", {}, 3 + 5),
+        ("coarse_adjoint", {}, 3 + 5),
     ],
 )
 def test_schedules_of_other_methods(method, more, end):
-    """Every stage takes 1 forward and 2 backward, and a classifier 5; as in the drawings of `lpjax.methods`."""
+    """Every stage takes 1 forward and 2 backward, and what is beside it 5; as in the drawings of `lpjax.methods`."""
     made = {"method": method, "mesh": [K, 1], "examples": 1, **more}
-    stages = [{"forward": 1.0, "backward": 2.0, "beside": 5.0 if method == "local" else 0.0}] * K
+    stages = [{"forward": 1.0, "backward": 2.0, "beside": 5.0 if method in ("local", "coarse_adjoint") else 0.0}] * K
     drawn = schedule.make(made, {"stages": stages, "aux": [], "device": "none"})
     assert drawn.end == pytest.approx(end)
     for device in range(K):

@@ -69,8 +69,11 @@ def test_ratios_are_paired_by_round():
     assert row["compiled"] == 0
 
 
-def test_a_device_sends_all_packets_but_its_own():
-    assert speedup.sent_bytes(4, [10, 5]) == 45
+def test_a_step_without_exchange_or_serial_auxnet():
+    names = ("stages", "data", "aux_all", "optimizer", "stages_forward", "sweeps", "stale", "serial", "serial_data")
+    made = speedup.prediction({name: PARTS[name] for name in names}, LINK, 30.0, 2)
+    assert made["seconds"] == pytest.approx(40 + 0.5 + 3 + 1 + 2 * 0.5 + 3)
+    assert made["rho_eq27"] is made["bound_eq27"] is None
 
 
 def test_networks_for_the_references():

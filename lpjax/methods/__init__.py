@@ -23,14 +23,17 @@ class Entry(NamedTuple):
     staged: each device along 'stage' holds its K/S stages, K devices unless told otherwise; otherwise every device
         holds the whole network.
     devices: along 'stage' where nothing is said: "stages" (K) or "one".
+    aux_net: what an AuxNet is for: "inputs" of the stages (and tails), "tails" alone, or "" where there is none.
     """
 
     staged: bool
     devices: str = "stages"
+    aux_net: str = ""
 
 
 METHODS = {
-    "layer_parallel": Entry(staged=True),
+    "layer_parallel": Entry(staged=True, aux_net="inputs"),
+    "coarse_adjoint": Entry(staged=True, aux_net="tails"),
     "serial": Entry(staged=False, devices="one"),
     "data_parallel": Entry(staged=False),
     "pipeline": Entry(staged=True),

@@ -160,13 +160,13 @@ def _delayed(rows: _Rows, stages: Sequence[Part], _: Any, structure: Mapping[str
             rows.add(d, stages[k].backward, "backward", f"stage {k}, backward")
 
 
-def _local(rows: _Rows, stages: Sequence[Part], *_: Any) -> None:
-    """Every stage on its own classifier's loss."""
-    S = len(rows.now)
+def _local(rows: _Rows, stages: Sequence[Part], _: Any, structure: Mapping[str, Any]) -> None:
+    """Every stage on the loss of its own classifier, or of its coarse tail; the AuxNet's piece learns beside that."""
+    S, kind = len(rows.now), "classifier" if structure["method"] == "local" else "coarse tail"
     for d in range(S):
         for k in _held(d, stages, S):
             rows.add(d, stages[k].forward, "forward", f"stage {k}, forward")
-            rows.add(d, stages[k].beside, "classifier", f"classifier of stage {k}, forward and backward")
+            rows.add(d, stages[k].beside, kind, f"{kind} of stage {k}, forward and backward")
             rows.add(d, stages[k].backward, "backward", f"stage {k}, backward")
 
 
@@ -177,4 +177,5 @@ _DRAWINGS = {
     "pipeline": _pipeline,
     "delayed": _delayed,
     "local": _local,
+    "coarse_adjoint": _local,
 }

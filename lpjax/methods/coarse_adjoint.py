@@ -1,0 +1,197 @@
+"""Real inputs one step late, adjoints from the AuxNet: layer-parallel training without an exchange of examples.
+
+In step t (K = 3; m: the batch of step m), all at the same time:
+
+    stage 0   F_0(x_t),            G_2 G_1 and head behind it,  update  |
+    stage 1   F_1(X_0 of t-1),     G_2 and head behind it,      update  | shift: X_k is stage k+1's input of step t+1
+    stage 2   F_2(X_1 of t-2), phi,                             update  |
+
+    l_k = phi(G_{K-1}(..G_{k+1}(X_k)), y),  X_k = F_k(lambda_k; W_k),  k < K-1;      l_{K-1} = phi(X_{K-1}, y)
+
+lambda_{k+1} = X_k of the step before, held fixed.  The stages' losses are (3) of `lagrangian` with beta = 0: coarse
+tails.  The auxiliary variables are not what an AuxNet emits but the stages' own outputs, so that a stage learns from
+the inputs that it will have in the composed network, as in `methods.local`; the AuxNet is left with its other task, to
+tell each stage what the stages behind it will make of its output.  For that G_k is to be like F_k.  Beside its stage it
+sees the same input, and learns
+
+    c_k = beta_A psi(G_k(lambda_k) - X_k),  0 < k < K-1,  X_k held fixed;      c_{K-1} = w phi(G_{K-1}(lambda_{K-1}), y)
+
+as parareal's coarse propagator, beta_A = `penalty.aux` (beta, where that is None), w = `aux.task_weight`; and it learns
+from all tails that it is part of.  G_0 is in no tail; it stays as it was.
+
+Collectives of a step: two all_gathers over 'stage' (input and tags); ppermutes over 'stage' of outputs and tags; psum
+over 'data' of the stages' gradients; psum over the mesh of the AuxNet's and of the figures; batch norm's over 'data'.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from lpjax import aux_net, chain, exchange, flow, lagrangian, optim, train_state
+from lpjax import mesh as meshes
+from lpjax.chain import Mode
+from lpjax.config import Config
+from lpjax.data.feed import Batch
+from lpjax.network import Network
+from lpjax.packing import Row
+from lpjax.recipe import Recipe
+from lpjax.train_state import TrainState
+
+
+@struct.dataclass
+class Carry:
+    """What is under way.  inputs, tags: [K, B, L], [K, B, 3], the stages' inputs of this step and whose they are."""
+
+    inputs: PyTree
+    tags: PyTree
+
+
+def lags(config: Config) -> list[int]:
+    """How many steps ago the batch of each stage's gradient entered the network."""
+    return list(range(config.num_stages))
+
+
+def carry_specs(config: Config) -> Carry:
+    """Where the carry lies on the mesh."""
+    return Carry(P("stage", "data"), P("stage", "data"))
+
+
+def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Carry:
+    """Nothing under way."""
+    return Carry(*flow.empty(network, config, network.num_stages // config.mesh_shape[0]))
+
+
+class StageResult(NamedTuple):
+    """What a stage makes of a step, in shapes that are the same for all stages.
+
+    loss, correct: sums over examples over B of l_k, and of examples that the stage and its tail classify rightly.
+    coarse_error, output: sums over examples of psi(G_k(lambda_k) - X_k) and psi(X_k); 0 where G_k does not learn it.
+    real: whether there was a batch.  next_input: X_k, packed.
+    """
+
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    coarse_error: Float[Array, ""]
+    output: Float[Array, ""]
+    real: Bool[Array, ""]
+    grads: Row
+    stats: Row
+    aux_grads: PyTree
+    next_input: Float[Array, "b l"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of one device, and what is the same in every step."""
+
+    network: Network
+    config: Config
+    recipe: Recipe
+
+    def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
+        """Forward and backward pass of stage k with its tail, and of G_k beside it."""
+        network, config, examples = self.network, self.config, flow.opened(state, carry.tags)
+        last = k == network.num_stages - 1
+        mode = Mode(train=True, axes=("data",), keys=examples.keys)
+        coarse_mode = mode._replace(keys=None)
+        lam, old = flow.unpack(carry.inputs, network.interfaces[k]), network.stats.unpack(k, stats)
+        penalty_coef = state.penalty_coef if config.penalty.aux is None else config.penalty.aux
+
+        def mean(values: lagrangian.PerExample) -> Float[Array, ""]:
+            return jnp.where(examples.real, values.sum(), 0.0) / config.batch_size
+
+        def coarse_loss(aux_params: PyTree, output: Array) -> lagrangian.PerExample:
+            """c_k, per example."""
+            coarse, _ = chain.apply(network.aux_net[k], aux_params[k], state.aux_stats[k], lam, coarse_mode)
+            if last:
+                return config.aux.task_weight * lagrangian.task_loss(coarse, examples.labels)
+            return penalty_coef * lagrangian.psi(coarse - output)
+
+        def local_loss(params: PyTree, aux_params: PyTree) -> tuple[Array, Any]:
+            output, new = chain.apply(network.stages[k], params, old, lam, mode)
+            logits = output
+            if not last:
+                tails, tail = network.aux_tails, config.aux.tail
+                logits = aux_net.tail_logits(tails, aux_params, state.aux_stats, k + 1, output, coarse_mode, tail)
+            loss, coarse = mean(lagrangian.task_loss(logits, examples.labels)), jnp.zeros(())
+            if k > 0:
+                coarse = mean(coarse_loss(aux_params, lax.stop_gradient(output)))
+            return loss + coarse, (loss, coarse, logits, output, new)
+
+        gradients = jax.grad(local_loss, argnums=(0, 1), has_aux=True)
+        grads, (loss, coarse, logits, output, new) = gradients(network.params.unpack(k, params), state.aux_params)
+        none, learns = jnp.zeros(()), k > 0 and not last
+        return StageResult(
+            loss=loss,
+            correct=mean(lagrangian.correct(logits, examples.labels).astype(float)),
+            coarse_error=coarse / jnp.maximum(penalty_coef, 1e-30) if learns else none,
+            output=mean(lagrangian.psi(output)) if learns else none,
+            real=examples.real,
+            grads=network.params.pack(grads[0]),
+            stats=network.stats.pack(new),
+            aux_grads=grads[1],
+            next_input=jnp.zeros_like(carry.inputs) if last else flow.pack(network, output),
+        )
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """One step as one device sees it."""
+        network, config, recipe, carry = self.network, self.config, self.recipe, state.carry
+        S, K = config.mesh_shape[0], network.num_stages
+        x, tags = flow.column_batch(recipe, state, batch)
+        inputs, tags = flow.entering(flow.pack(network, x), carry.inputs), flow.entering(tags, carry.tags)
+
+        def run(k: int, *args: Any) -> StageResult:
+            return self.run_stage(k, *args, state=state)
+
+        done: StageResult = meshes.on_stages(run, K, S, state.stage_params, state.stage_stats, Carry(inputs, tags))
+        grads = lax.psum(done.grads, "data")
+        stage_params, stage_opt = optim.update_rows(recipe.optimizer, grads, state.stage_opt, state.stage_params)
+        averaged = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
+        aux_grads = lax.psum(jax.tree.map(lambda g: g.sum(0), done.aux_grads), meshes.ALL_AXES)
+        aux_params, aux_opt = optim.update(recipe.aux_optimizer, aux_grads, state.aux_opt, state.aux_params)
+        new_state = replace(
+            state,
+            step=state.step + 1,
+            stage_params=stage_params,
+            stage_opt=stage_opt,
+            stage_stats=flow.averaged(state.stage_stats, averaged, done.real),
+            aux_params=aux_params,
+            aux_opt=aux_opt,
+            penalty_coef=recipe.penalty_coef(state.step + 1),
+            carry=Carry(
+                inputs=exchange.shift(done.next_input, S, forward=True),
+                tags=exchange.shift(tags, S, forward=True),
+            ),
+        )
+        squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
+        mine = jnp.stack([done.loss, done.correct, done.coarse_error, done.output, squares])
+        loss, correct, coarse_error, output, squares = meshes.by_stage(mine, K)
+        figures = {
+            "task_loss": loss[-1],
+            "accuracy": correct[-1],
+            "stage_loss": loss,
+            "stage_accuracy": correct,
+            "gradient_norm": jnp.sqrt(squares),
+            "coarse_error": coarse_error / jnp.maximum(output, 1e-30),
+        }
+        return new_state, figures
+
+
+def make_step(
+    network: Network, config: Config, mesh: Mesh, recipe: Recipe
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The jitted step (state, batch) -> (state, figures); the state is donated.
+
+    Figures: task_loss [] and accuracy [] of the last stage; stage_loss [K] and stage_accuracy [K] of each with its
+    tail; gradient_norm [K]; coarse_error [K], |G_k(lambda_k) - X_k|^2 / |X_k|^2, 0 for the first and the last stage,
+    whose pieces do not learn it.  A stage that no batch has reached yet (stage k in the first k steps) has zeros.
+    """
+    return meshes.jit_step(Step(network, config, recipe), mesh, train_state.specs(config))
