@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.digits_policies import commit, cpu_name
 from lpjax import checkpoint
-from lpjax.metrics import write_json
+from lpjax.metrics import CLOCK, write_json
 
 FIELDS = {
     "model.depth": 8,
@@ -72,7 +72,7 @@ def kill(process: subprocess.Popen, workdir: Path, *, after: float, saving: bool
 def figures(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without the clock."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name != "data_seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

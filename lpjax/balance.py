@@ -1,8 +1,10 @@
 """Cuts that balance what the stages' devices really do, by seconds measured on one of them.
 
-    python -m lpjax.balance --config=FILE [--config.field=value ...] [--repeats=5]
+    python -m lpjax.balance --config=FILE [--config.field=value ...] [--repeats=5] [--workdir=DIR]
 
 Prints the seconds of each stage and the cuts as an argument of `lpjax.main`.  Nothing is trained and no data is read.
+With --workdir the seconds of the stages as the configuration has them now are written to DIR/seconds.json, from which
+`lpjax.report` draws the schedule of a step.
 `partition.split` cuts evenly by floating-point operations, which early blocks (few channels on large maps) need more
 time for; and not all stages have the same to do beside their units: the first one needs no gradient of the image, and a
 coarse tail is the longer the earlier the stage.
@@ -14,18 +16,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 from absl import flags
 from rich.console import Console
 
-from lpjax import aux_net, main, runs
+from lpjax import main, metrics, runs, tables
 from lpjax.chain import Chain, Shape, Unit
 from lpjax.config import Config
 from lpjax.config_dict import from_config_dict
 from lpjax.data.source import Spec
-from lpjax.methods.local import classifiers
+from lpjax.methods import METHODS
 from lpjax.network import Network
 from lpjax.partition import even_cuts
+from lpjax.structure import beside
 from lpjax.timing import Seconds, UnitTimer
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each unit, of which the median counts.", lower_bound=1)
@@ -38,23 +42,54 @@ def chain_seconds(chain: Chain, cost: Cost) -> float:
     return sum((cost(unit, shape).both for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)), 0.0)
 
 
-def stage_seconds(network: Network, config: Config, cost: Cost) -> list[float]:
-    """What each stage's forward and backward passes take, with what the method adds to them: coarse tails
-    (layer_parallel, coarse_adjoint), the AuxNet's piece (coarse_adjoint) or classifiers (local)."""
-    seconds = [chain_seconds(stage, cost) for stage in network.stages]
+def forward_seconds(chain: Chain, cost: Cost) -> float:
+    """Of the forward pass."""
+    return sum((cost(unit, shape).forward for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)), 0.0)
+
+
+class StageSeconds(NamedTuple):
+    """Of a stage's forward and backward pass, and of both passes of what it computes behind its units, see
+    `structure.beside`."""
+
+    forward: float
+    backward: float
+    beside: float
+
+
+def stage_parts(network: Network, config: Config, cost: Cost) -> list[StageSeconds]:
+    """Of each stage; the first one needs no gradient of the image."""
     first = cost(network.chain.units[0], network.chain.in_shape)
-    seconds[0] -= first.both - first.without_input
-    beside = config.method == "coarse_adjoint"
-    if beside or (config.method == "layer_parallel" and config.multiplier == "coarse_tail"):
-        pieces = [chain_seconds(piece, cost) for piece in network.aux_tails]
-        for k in range(network.num_stages):
-            seconds[k] += sum(pieces[i] for i in aux_net.tail(network.num_stages, k + 1, config.aux.tail))
-    if beside:  # G_k learns beside its stage
-        seconds[1:] = [s + chain_seconds(p, cost) for s, p in zip(seconds[1:], network.aux_net[1:], strict=True)]
-    if config.method == "local":
-        made = classifiers(network, config.local.blocks).chains
-        seconds = [own + chain_seconds(chain, cost) for own, chain in zip(seconds, made, strict=True)]
-    return seconds
+    parts = []
+    for k, (stage, behind) in enumerate(zip(network.stages, beside(network, config), strict=True)):
+        forward, both = forward_seconds(stage, cost), chain_seconds(stage, cost)
+        spared = first.both - first.without_input if k == 0 else 0.0
+        parts.append(StageSeconds(forward, both - spared - forward, sum(chain_seconds(c, cost) for c in behind)))
+    return parts
+
+
+def stage_seconds(network: Network, config: Config, cost: Cost) -> list[float]:
+    """What each stage's forward and backward passes take, with what the method adds to them."""
+    return [sum(parts) for parts in stage_parts(network, config, cost)]
+
+
+def measured(network: Network, config: Config, cost: Cost, aux_cost: Cost) -> dict[str, Any]:
+    """seconds.json: of the parts of a step on one device, one after another, without exchanges and optimisers.
+
+    stages: `StageSeconds`, on the examples of a stage column.  aux: of the AuxNet's pieces, on a device's share of
+    those, which `aux_cost` measures.  cuts: that the network has.
+    """
+    pieces = network.aux_net if METHODS[config.method].aux_net else ()
+    aux = [(forward_seconds(piece, aux_cost), chain_seconds(piece, aux_cost)) for piece in pieces]
+    return {
+        "method": config.method,
+        "mesh": config.mesh_shape,
+        "examples": config.batch_size // config.mesh.data,
+        "cuts": network.cuts,
+        "stages": [parts._asdict() for parts in stage_parts(network, config, cost)],
+        "aux": [{"forward": forward, "backward": both - forward} for forward, both in aux],
+        "device": tables.device_name(),
+        "versions": tables.versions(),
+    }
 
 
 def balanced(
@@ -84,10 +119,11 @@ def balanced(
     return best, tried[best]
 
 
-def make_timer(config: Config, repeats: int) -> UnitTimer:
-    """Measures units as the configuration runs them: on a stage column's examples, in its precision."""
+def make_timer(config: Config, repeats: int, devices: int = 1) -> UnitTimer:
+    """Measures units as the configuration runs them: on a stage column's examples, or the share of one of `devices`
+    that have them together, in its precision."""
     dtype = "bfloat16" if config.bfloat16 else None
-    return UnitTimer(config.batch_size // config.mesh.data, repeats, dtype, config.remat)
+    return UnitTimer(config.batch_size // (config.mesh.data * devices), repeats, dtype, config.remat)
 
 
 def cut(config: Config, spec: Spec, cuts: tuple[int, ...] | None) -> Network:
@@ -100,10 +136,15 @@ def run_cli(argv: list[str]) -> int:
     console = Console(soft_wrap=not sys.stdout.isatty())
     errors = Console(stderr=True, soft_wrap=True, style="red", highlight=False, markup=False)
     try:
-        config = replace(from_config_dict(main.parse(argv)[0]), dry_run=True)
+        fields, folder = main.parse(argv)
+        config = replace(from_config_dict(fields), dry_run=True)
         main.provide_devices(config.mesh_shape[0] * config.mesh_shape[1])
         spec = runs.prepare(config).spec
         timer = make_timer(config, _REPEATS.value)
+        if flags.FLAGS.workdir:
+            shares = make_timer(config, _REPEATS.value, config.mesh_shape[0])
+            folder.mkdir(parents=True, exist_ok=True)
+            metrics.write_json(folder / "seconds.json", measured(cut(config, spec, config.cuts), config, timer, shares))
         cuts, seconds = balanced(partial(cut, config, spec), config, timer)
     except (ValueError, OSError) as error:
         errors.print(f"lpjax: {error}")

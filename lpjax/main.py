@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
         fields, folder = parse(argv)
         config = from_config_dict(fields)
         provide_devices(devices_of_a_process(config.mesh_shape, join()))
-        from lpjax import cost, distributed, metrics, report, runs, tables, train, workdir
+        from lpjax import cost, distributed, metrics, progress, runs, tables, train, workdir
         from lpjax.data.source import CorruptDataError
 
         console.quiet = not distributed.is_writer()
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> int:
             result = train.train(run, folder, console, restart=_RESTART.value)
             seconds = f"{result['seconds_total']:.0f} s; {folder}/result.json"
             console.print(f"test accuracy {result['test_accuracy']:.4f}, {seconds}")
-    except report.NonFiniteError as error:
+    except progress.NonFiniteError as error:
         errors.print(f"lpjax: {error}")
         return EXIT_NON_FINITE
     except (CorruptDataError, workdir.WorkdirError) as error:

@@ -18,7 +18,19 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from lpjax.watch import duration
 
-PARTS = ("checkpoints", "config.json", "eval.json", "metrics.jsonl", "profile", "result.json", "tensorboard")
+PARTS = (
+    "checkpoints",
+    "config.json",
+    "eval.json",
+    "metrics.jsonl",
+    "profile",
+    "result.json",
+    "seconds.json",
+    "structure.json",
+    "tensorboard",
+)
+CLOCK = ("data_seconds", "seconds")
+"""Figures of a line that another run of the same numbers has otherwise."""
 
 
 def plain(value: Any) -> Any:
@@ -59,8 +71,9 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 class Writer:
     """Figures of steps, in TensorBoard and as lines of metrics.jsonl, added to what is there.
 
-    A line has "step", "epoch" and "kind" ("train", "eval" or "recovery"); a list stands for stages or interfaces, in
-    order.  step: the last one whose figures stay; TensorBoard hides what it has of later ones.
+    A line has "step", "epoch", "seconds" (that the run took so far, of all processes that carried it on) and "kind"
+    ("train", "eval" or "recovery"); a list stands for stages or interfaces, in order.  step: the last one whose figures
+    stay; TensorBoard hides what it has of later ones.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:

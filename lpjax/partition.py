@@ -34,7 +34,7 @@ def unit_flops(unit: Unit, in_shape: Shape) -> float:
 
 def chain_flops(chain: Chain) -> float:
     """Floating-point operations of a chain's forward pass on one example."""
-    return sum(unit_flops(unit, shape) for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True))
+    return sum((unit_flops(unit, shape) for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)), 0.0)
 
 
 def chain_size(chain: Chain) -> int:

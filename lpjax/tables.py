@@ -17,6 +17,7 @@ from lpjax.exchange import Exchange
 from lpjax.methods import METHODS, delayed
 from lpjax.network import Network
 from lpjax.partition import activation_bytes, chain_flops, chain_size
+from lpjax.structure import units
 from lpjax.train_state import multiplier_bytes
 
 
@@ -46,11 +47,6 @@ def _positions(mesh: Mesh) -> list[tuple[tuple[int, int], jax.Device]]:
     return [((s, d), device) for s, row in enumerate(mesh.devices) for d, device in enumerate(row)]
 
 
-def _units(chain: Chain) -> str:
-    """Units in short: runs as "n x name"."""
-    return ", ".join((f"{run.count} x " if run.count > 1 else "") + run.unit.name for run in chain.runs)
-
-
 def cut_table(network: Network, config: Config) -> Table:
     """Stage, units, parameters, forward GFLOP of a step, what it keeps for its backward pass; and the AuxNet's pieces.
 
@@ -71,7 +67,7 @@ def cut_table(network: Network, config: Config) -> Table:
     def row(name: str, chain: Chain) -> None:
         table.add_row(
             name,
-            _units(chain),
+            units(chain),
             "x".join(map(str, chain.in_shape)),
             f"{chain_size(chain):,}",
             f"{chain_flops(chain) * column / 1e9:.3f}",

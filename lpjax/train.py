@@ -35,9 +35,10 @@ from lpjax import checkpoint, distributed, metrics, resume, tables, workdir
 from lpjax.data.feed import TrainBatches
 from lpjax.diagnosis import Diagnosis
 from lpjax.evaluate import Evaluation
-from lpjax.report import Figures, Log, NonFiniteError, check_arrays, summary
+from lpjax.progress import Figures, Log, NonFiniteError, check_arrays, summary
 from lpjax.resume import Start
 from lpjax.runs import Run, in_phase, with_learning_rates
+from lpjax.structure import describe
 from lpjax.train_state import TrainState
 from lpjax.watch import Profile, Watch, memory_line
 
@@ -156,7 +157,6 @@ class _Session:
     def __init__(self, run: Run, folder: Path, start: Start, factor: float, requests: _Requests, log: Log) -> None:
         self.run, self.folder, self.start, self.requests, self.log = run, folder, start, requests, log
         self.factor = factor
-        self.began = time.perf_counter() - start.meta.get("seconds", 0.0)
         self.evaluation: Evaluation | None = None
         if tested := start.meta.get("evaluation"):
             self.evaluation = Evaluation(**tested)
@@ -164,11 +164,7 @@ class _Session:
         if distributed.is_writer():
             self.writer = checkpoint.Writer(resume.checkpoints(folder), run.config.checkpoint)
             metrics.write_json(folder / "config.json", asdict(run.config))
-
-    @property
-    def seconds(self) -> float:
-        """That the run took so far."""
-        return time.perf_counter() - self.began
+            metrics.write_json(folder / "structure.json", describe(run.network, run.config))
 
     def train(self, recovered: bool, ends: str) -> dict[str, Any]:
         """To the end, which result.json calls `ends`.  recovered: from a step that was gone back to."""
@@ -191,7 +187,7 @@ class _Session:
             self.writer.close()
         self.log.close()
         evaluation = self.evaluation if ended == "finished" else None
-        result = summary(self.run, ended, self.log, evaluation, self.seconds)
+        result = summary(self.run, ended, self.log, evaluation)
         if distributed.is_writer():
             metrics.write_json(self.folder / "result.json", result)
         return result
@@ -262,7 +258,7 @@ class _Session:
             "method": run.config.method,
             "last_lines": run.last_lines(step),
             "factor": self.factor,
-            "seconds": self.seconds,
+            "seconds": self.log.seconds,
             "versions": tables.versions(),
         }
         if self.writer:

@@ -1,6 +1,7 @@
 """Cuts by what the stages' devices have to do."""
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_the_multiplier_needs_no_tail():
     assert seconds == pytest.approx([4 - 1 / 3, 4, 3])
 
 
+@pytest.mark.parametrize("method", ["layer_parallel", "pipeline"])
+def test_seconds_of_the_parts_of_a_step(method):
+    """A third of a unit's second is forward; the first unit is spared a third; a coarse tail takes all of its units."""
+    made, config = network((4, 8)), Config(num_stages=3, method=method, batch_size=12)
+    seconds = json.loads(json.dumps(balance.measured(made, config, one_each, one_each)))
+    assert (seconds["cuts"], seconds["mesh"], seconds["examples"]) == ([4, 8], [3, 1], 12)
+    stages = [(part["forward"], part["backward"]) for part in seconds["stages"]]
+    assert [x for part in stages for x in part] == pytest.approx([4 / 3, 8 / 3 - 1 / 3, 4 / 3, 8 / 3, 1, 2])
+    if method == "pipeline":
+        assert (seconds["aux"], [part["beside"] for part in seconds["stages"]]) == ([], [0, 0, 0])
+        return
+    pieces = [count(piece) for piece in made.aux_net]
+    assert [part["beside"] for part in seconds["stages"]] == pytest.approx([pieces[1] + pieces[2], pieces[2], 0])
+    assert [part["forward"] for part in seconds["aux"]] == pytest.approx([piece / 3 for piece in pieces])
+    assert [part["backward"] for part in seconds["aux"]] == pytest.approx([2 * piece / 3 for piece in pieces])
+
+
 def test_balanced_cuts_are_the_best_of_all():
     config = Config(num_stages=3)
     cuts, seconds = balance.balanced(network, config, one_each)
@@ -109,6 +127,7 @@ def test_programs_take_turns():
 def test_a_timer_measures_in_the_precision_of_the_run():
     timer = balance.make_timer(Config(batch_size=8, bfloat16=True, remat=True, mesh=MeshConfig(2, 2)), repeats=1)
     assert (timer.batch, timer.dtype, timer.remat) == (4, "bfloat16", True)
+    assert balance.make_timer(Config(batch_size=8, mesh=MeshConfig(2, 2)), repeats=1, devices=2).batch == 2
     seen = []
 
     def apply(params, stats, x, mode):
@@ -133,13 +152,14 @@ def test_a_stopwatch_waits_for_results_and_drops_the_first_call():
 
 
 @pytest.mark.slow
-def test_the_command_prints_cuts_that_the_trainer_takes():
+def test_the_command_prints_cuts_that_the_trainer_takes(tmp_path):
     root = Path(__file__).parent.parent
     flags = ["--config=configs/digits.py", "--config.num_stages=2", "--config.model.depth=8"]
-    done = subprocess.run(
-        [sys.executable, "-m", "lpjax.balance", *flags, "--repeats=1"], cwd=root, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "lpjax.balance", *flags, "--repeats=1", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    seconds = json.loads((tmp_path / "seconds.json").read_text())
+    assert (len(seconds["stages"]), len(seconds["aux"]), seconds["mesh"]) == (2, 2, [2, 1])
     *stages, cuts = done.stdout.splitlines()
     assert [line.split(":")[0] for line in stages] == ["stage 0", "stage 1"]
     again = subprocess.run(

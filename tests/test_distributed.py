@@ -15,6 +15,7 @@ from data_makers import jpeg, make_folder
 
 from lpjax import distributed
 from lpjax.main import devices_of_a_process
+from lpjax.metrics import CLOCK
 
 TESTS = Path(__file__).parent
 
@@ -200,7 +201,7 @@ def by_flags(folder, **options):
 def lines(folder):
     """Of metrics.jsonl, without times."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "data_seconds"} for line in found]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in found]
 
 
 @pytest.mark.slow

@@ -178,6 +178,8 @@ def test_commands_could_be_given(page):
             continue
         spec = importlib.util.find_spec(module)
         assert spec, module
+        if spec.submodule_search_locations:  # a package is run by its __main__
+            spec = importlib.util.find_spec(f"{module}.__main__")
         source = Path(spec.origin).read_text()
         if "main.parse(" in source:  # the options of lpjax.main, and more
             source += (ROOT / "lpjax/main.py").read_text()

@@ -29,7 +29,8 @@ from test_main import ROOT, command, environment
 
 from lpjax import checkpoint, metrics, train, workdir
 from lpjax.config import RecoveryConfig
-from lpjax.report import NonFiniteError
+from lpjax.metrics import CLOCK
+from lpjax.progress import NonFiniteError
 from lpjax.resume import checkpoints
 
 STEPS = 12
@@ -120,7 +121,7 @@ def complaint(done):
 def lines(folder):
     """metrics.jsonl without the clock."""
     entries = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in entry.items() if name != "data_seconds"} for entry in entries]
+    return [{name: value for name, value in entry.items() if name not in CLOCK} for entry in entries]
 
 
 def assert_same_arrays(saved, expected):

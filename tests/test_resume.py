@@ -11,6 +11,7 @@ from helpers import assert_close, on_host, small_run
 from rich.console import Console
 
 from lpjax import canonical, checkpoint, resume, train
+from lpjax.metrics import CLOCK
 from lpjax.workdir import WorkdirError
 
 POLICIES = {
@@ -42,7 +43,7 @@ def trained(workdir, **fields):
 def metrics_of(workdir):
     """The lines of metrics.jsonl without the clock."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name != "data_seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
 
 def assert_same(arrays, expected):

@@ -9,10 +9,11 @@ import pytest
 from helpers import small_config, small_run, take_steps
 from rich.console import Console
 
-from lpjax import cost, metrics, report, runs, tables, train, train_state
+from lpjax import cost, metrics, progress, runs, tables, train, train_state
 from lpjax.data import SOURCES
 from lpjax.lagrangian import POLICIES
 from lpjax.partition import chain_size
+from lpjax.report import curves, drawings, record
 
 
 def quiet():
@@ -44,10 +45,21 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert 0 < result["data_seconds_median"] < result["seconds_per_step_median"]
     assert result["corrupt_images"] == 0
     assert all(0 < entry["data_seconds"] < 10 for entry in lines(tmp_path))
+    seconds = [entry["seconds"] for kind in ("train", "eval") for entry in lines(tmp_path, kind)]
+    assert seconds[0] > 0
+    assert sorted(seconds) == sorted(set(seconds))
+    assert max(seconds) < result["seconds_total"]
     assert result["seconds_per_step_median"] * result["examples_per_second"] == pytest.approx(128)
     assert [entry["step"] for entry in lines(tmp_path)] == [1, 5, 10, 15, 20, 22]
     assert [entry["step"] for entry in lines(tmp_path, "eval")] == [11, 22]
     assert lines(tmp_path, "eval")[-1]["test_accuracy"] == result["test_accuracy"]
+    page = record.read(tmp_path)
+    assert (page.notes, page.ended, page.last_step) == ((), "finished", 22)
+    assert len(page.lines["relative_violation"]) == len(page.structure["stages"]) - 1 == 3
+    assert [stage["parameters"] for stage in page.structure["stages"]] == result["parameters"]["stages"]
+    assert sum(piece["parameters"] for piece in page.structure["aux"]) == result["parameters"]["aux"]
+    makers = (curves.learning, curves.constraints, drawings.cuts, drawings.schedules, drawings.times)
+    assert all(chart.figure for make in makers for chart in make([page]))
     assert "test accuracy" in console.file.getvalue()
     assert "step 20/22" in console.file.getvalue()
 
@@ -98,13 +110,13 @@ def test_meshes_write_the_same_metrics(tmp_path, x64):
     for stage in (2, 4):
         for one, other in zip(runs[1], runs[stage], strict=True):
             assert one.keys() == other.keys()
-            for name in one.keys() - {"kind", "data_seconds"}:
+            for name in one.keys() - {"kind", *metrics.CLOCK}:
                 np.testing.assert_allclose(other[name], one[name], rtol=1e-7, atol=1e-9, err_msg=f"{name} S={stage}")
 
 
 def test_non_finite_names_figure_stage_and_step(tmp_path):
     run = small_run(optimizer__learning_rate=1e12, optimizer__schedule="constant", num_steps=20)
-    with pytest.raises(report.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
+    with pytest.raises(progress.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
         train.train(run, tmp_path, quiet())
     assert json.loads((tmp_path / "result.json").read_text())["ended"] == "error"
 
@@ -118,8 +130,8 @@ def test_non_finite_names_figure_stage_and_step(tmp_path):
     ],
 )
 def test_check_finite(name, value, where):
-    with pytest.raises(report.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
-        report.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
+    with pytest.raises(progress.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
+        progress.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
 
 
 def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """What a run says: figures as they come, and result.json at its end."""
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +51,7 @@ class Log:
     def __init__(self, run: Run, workdir: Path, console: Console, watch: Watch, start: Start) -> None:
         done = start.step
         self._run = run
+        self._began = time.perf_counter() - start.meta.get("seconds", 0.0)
         self._display = metrics.Display(console, run.num_steps, run.config.batch_size, done)
         self.done = done
         self.last: dict[str, Any] = start.meta.get("figures", {})
@@ -65,6 +68,17 @@ class Log:
             metrics.prune(workdir, stays)
         self._writer = metrics.Writer(workdir, done) if distributed.is_writer() else metrics.Nowhere()
 
+    @property
+    def seconds(self) -> float:
+        """That the run took so far, of all processes that carried it on."""
+        return time.perf_counter() - self._began
+
+    def _epoch(self, step: int) -> float:
+        return step / self._run.recipe.steps_per_epoch
+
+    def _write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
+        self._writer.write(kind, step, self._epoch(step), {**figures, "seconds": self.seconds})
+
     def step(self, step: int, figures: dict[str, Array], waited: float) -> None:
         """Read a step's figures from the devices, check them, and show and write those that are due.
 
@@ -77,10 +91,11 @@ class Log:
         distributed.reached(f"after step {step}")
         self._display.advance(step)
         if self._run.logs(step):
-            epoch = step / self._run.recipe.steps_per_epoch
             host = {"learning_rate": float(self._run.recipe.learning_rate(step - 1)), "data_seconds": waited}
-            self._writer.write("train", step, epoch, self.last | host | {"corrupt_images": self.corrupt})
-            self._display.show(step, epoch, self.last, time_left(step, self._run.num_steps, self.times.steps))
+            self._write("train", step, self.last | host | {"corrupt_images": self.corrupt})
+            self._display.show(
+                step, self._epoch(step), self.last, time_left(step, self._run.num_steps, self.times.steps)
+            )
             self.watch.printed()
 
     def skipped(self, corrupt: list[str]) -> None:
@@ -91,16 +106,15 @@ class Log:
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Write and show the test figures after a step."""
-        epoch = step / self._run.recipe.steps_per_epoch
-        self._writer.write("eval", step, epoch, result._asdict())
+        self._write("eval", step, result._asdict())
         aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
         some = self._run.spec.num_test - result.test_examples
         damaged = f", {some} test images left out: they cannot be decoded" if some else ""
-        self.say(f"epoch {epoch:.1f}: test accuracy {result.test_accuracy:.4f}{aux}{damaged}")
+        self.say(f"epoch {self._epoch(step):.1f}: test accuracy {result.test_accuracy:.4f}{aux}{damaged}")
 
     def recovery(self, step: int, factor: float) -> None:
         """A step size made smaller after `step`: all learning rates are now `factor` of the configuration's."""
-        self._writer.write("recovery", step, step / self._run.recipe.steps_per_epoch, {"factor": factor})
+        self._write("recovery", step, {"factor": factor})
 
     def say(self, text: str) -> None:
         """A line of text."""
@@ -138,7 +152,7 @@ def _place(name: str, index: int) -> str:
     return f"stage {index}" if name == "stage_loss" or name.startswith("gradient_") else f"interface {index + 1}"
 
 
-def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None, seconds_total: float) -> dict[str, Any]:
+def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> dict[str, Any]:
     """result.json.
 
     test_*, aux_*: see `Evaluation`; null if the run did not finish.  relative_violation: per interface, of the last
@@ -162,7 +176,7 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None, secon
         "relative_violation": log.last.get("relative_violation", []),
         "steps": log.done,
         "epochs": log.done / run.recipe.steps_per_epoch,
-        "seconds_total": seconds_total,
+        "seconds_total": log.seconds,
         "seconds_per_step_median": per_step,
         "data_seconds_median": per_batch,
         "corrupt_images": log.corrupt,

@@ -1,0 +1,228 @@
+"""Charts of figures over steps and over wall time."""
+
+import html
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+
+from lpjax.report import charts
+from lpjax.report.charts import DASHES, Chart, colour, marker
+from lpjax.report.lines import Line
+from lpjax.report.record import Record
+
+SHOWN = 24
+"""Lines that a chart shows at first, at most, where runs have several lines each."""
+
+Over = Literal["steps", "time"]
+
+
+class Figure(NamedTuple):
+    """A figure of a run's lines.  label: of its line; of its lines where it is one of stages or interfaces, "stage" or
+    "interface"."""
+
+    name: str
+    label: str
+
+
+class Curve(NamedTuple):
+    """A line of run number `run`.  shown: at first."""
+
+    run: int
+    label: str
+    line: Line
+    shown: bool = True
+
+
+def learning(records: Sequence[Record]) -> list[Chart]:
+    """Accuracy and loss over steps and over wall time; the composed network against the AuxNet path."""
+    accuracy = [Figure("test_accuracy", "test, composed network"), Figure("accuracy", "training, last stage")]
+    loss = [
+        Figure("test_loss", "test, composed network"),
+        Figure("task_loss", "training, last stage"),
+        Figure("aux_task_loss", "training, AuxNet's head"),
+    ]
+    paths = [
+        Figure("test_accuracy", "composed network"),
+        Figure("aux_path_accuracy", "AuxNet path"),
+        Figure("aux_head_accuracy", "AuxNet's head"),
+    ]
+    both: tuple[Over, ...] = ("steps", "time")
+    return [
+        *(lines(f"accuracy-{over}", f"Accuracy over {over}", records, accuracy, over=over) for over in both),
+        *(lines(f"loss-{over}", f"Loss over {over}, nats", records, loss, over=over, log=True) for over in both),
+        lines("paths", "Test: composed network against AuxNet path", records, paths),
+    ]
+
+
+def constraints(records: Sequence[Record]) -> list[Chart]:
+    """How far the stages are from being one network, and what pulls them together."""
+    return [
+        lines(
+            "violation",
+            "Relative violation of each interface, |r|²/|X|²",
+            records,
+            [Figure("relative_violation", "interface")],
+            log=True,
+            keep=max,
+        ),
+        lines(
+            "multiplier",
+            "Multiplier of each interface, root mean square",
+            records,
+            [Figure("multiplier_norm", "interface")],
+            log=True,
+            keep=max,
+        ),
+        lines("penalty", "Penalty coefficient β", records, [Figure("penalty_coef", "β")], log=True),
+    ]
+
+
+def gradients(records: Sequence[Record]) -> list[Chart]:
+    """Each stage's gradient against backprop's."""
+    hint = "Recorded with diagnose_every=N."
+    cosine = lines(
+        "cosine",
+        "Cosine of each stage's gradient with backprop's",
+        records,
+        [Figure("gradient_cosine", "stage")],
+        keep=min,
+        hint=hint,
+    )
+    ratio = lines(
+        "ratio",
+        "Norm of each stage's gradient over backprop's",
+        records,
+        [Figure("gradient_ratio", "stage")],
+        log=True,
+        keep=max,
+        hint=hint,
+    )
+    return [cosine, ratio]
+
+
+def waiting(records: Sequence[Record]) -> Chart:
+    """For data, over the run."""
+    return lines(
+        "data-seconds", "Seconds until a step's batch was there", records, [Figure("data_seconds", "wait")], log=True
+    )
+
+
+def lines(
+    key: str,
+    title: str,
+    records: Sequence[Record],
+    figures: Sequence[Figure],
+    *,
+    over: Over = "steps",
+    log: bool = False,
+    keep: Callable[..., int] | None = None,
+    hint: str = "",
+) -> Chart:
+    """Lines of all runs that have the figures.
+
+    log: the scale of y, where anything is above 0.  keep: max or min; which of a run's lines, by its last value, is
+    shown at first where there are more than `SHOWN`.  hint: how to have the figures.
+    """
+    curves = [
+        Curve(run, label, line)
+        for run, record in enumerate(records)
+        for figure in figures
+        for label, line in _labelled(figure, record.lines.get(figure.name, ()))
+        if over == "steps" or np.isfinite(line.seconds).any()
+    ]
+    has = {curve.run for curve in curves}
+    without = [record.name for run, record in enumerate(records) if run not in has]
+    text = [f"Not recorded by {', '.join(without)}. {hint}".strip()] if without else []
+    if not curves:
+        return Chart(key, title, tuple(text), None)
+    log = log and any((curve.line.value > 0).any() for curve in curves)
+    text += _about(curves, log)
+    if keep and len(curves) > SHOWN:
+        chosen = [_extreme([curve for curve in curves if curve.run == run], keep) for run in sorted(has)]
+        text.append(f"Shown at first: each run's {chosen[0].label}. The legend switches on the others.")
+        curves = chosen + [curve._replace(shown=False) for curve in curves]
+    scale, unit = (1.0, "step") if over == "steps" else _time_unit(max(np.nanmax(c.line.seconds) for c in curves))
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    traces = [_trace(curve, records, labels.index(curve.label), over, scale) for curve in curves]
+    if len(records) > 1 and len(labels) > 1:
+        traces += [_entry(label, index, curves) for index, label in enumerate(labels)]
+    made = charts.layout(360, legend=len(labels) > 1)
+    made["xaxis"] |= {"title": {"text": unit}, "rangemode": "tozero"}
+    made["yaxis"] |= charts.scale(log)
+    made["hovermode"] = "x unified" if len(curves) <= 8 else "closest"
+    return Chart(key, title, tuple(text), go.Figure(traces, made), ("yaxis", "xaxis"))
+
+
+def _labelled(figure: Figure, found: Sequence[Line]) -> list[tuple[str, Line]]:
+    if figure.label in ("stage", "interface"):  # stages count from 0, interface j is the input of stage j >= 1
+        first = int(figure.label == "interface")
+        return [(f"{figure.label} {first + i}", line) for i, line in enumerate(found)]
+    return [(figure.label, line) for line in found]
+
+
+def _about(curves: Sequence[Curve], log: bool) -> list[str]:
+    """What the reader must know of how lines are drawn."""
+    text = []
+    thin = [line for _, _, line, _ in curves if len(line.value) < line.points]
+    if thin:
+        most = max(thin, key=lambda line: line.points)
+        text.append(
+            f"Thinned out: {len(thin)} of {len(curves)} lines; of up to {most.points:,} points a line "
+            f"{len(most.value):,} are drawn: the first, the last, and the smallest and the largest of each bucket."
+        )
+    if log and any((curve.line.value <= 0).any() for curve in curves):
+        text.append("Zeros do not show on a logarithmic scale.")
+    return text
+
+
+def _extreme(own: Sequence[Curve], keep: Callable[..., int]) -> Curve:
+    """That of one run's lines which is largest or smallest at its end."""
+    ends = [float(np.nan_to_num(curve.line.value[-1])) for curve in own]
+    return own[ends.index(keep(ends))]._replace(label=f"{'largest' if keep is max else 'smallest'} at the end")
+
+
+def _time_unit(most: float) -> tuple[float, str]:
+    """Seconds of a unit in which `most` seconds read well, and its name."""
+    for size, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if most >= 3 * size:
+            return size, name
+    return 1.0, "seconds"
+
+
+def _trace(curve: Curve, records: Sequence[Record], label: int, over: Over, scale: float) -> go.Scatter:
+    several = len(records) > 1
+    style = curve.run if several else label
+    name = html.escape(f"{records[curve.run].name}: {curve.label}" if several else curve.label)
+    x = curve.line.step.astype(np.int32) if over == "steps" else (curve.line.seconds / scale).astype(np.float32)
+    return go.Scatter(
+        x=x,
+        y=curve.line.value.astype(np.float32),
+        name=name,
+        mode="lines+markers",
+        line={"color": colour(style), "dash": DASHES[label % len(DASHES)], "width": 1.8},
+        marker={"symbol": marker(style), "size": 8, "maxdisplayed": 0 if len(x) <= 40 else 8},
+        hovertemplate="%{y:.4g}<extra>" + name + "</extra>",
+        legendgroup=curve.label,
+        showlegend=not several,
+        visible=_visible(curve.shown),
+        meta={"run": curve.run},
+    )
+
+
+def _entry(label: str, index: int, curves: Sequence[Curve]) -> go.Scatter:
+    """The legend's entry for a line that several runs have: it stands for, and switches, all of theirs."""
+    return go.Scatter(
+        x=[None],
+        y=[None],
+        name=label,
+        mode="lines",
+        line={"color": "#808080", "dash": DASHES[index % len(DASHES)], "width": 1.8},
+        legendgroup=label,
+        visible=_visible(any(curve.shown for curve in curves if curve.label == label)),
+    )
+
+
+def _visible(shown: bool) -> bool | str:
+    return True if shown else "legendonly"

@@ -1,0 +1,227 @@
+"""The cut of a network, the schedule of a step, and where the seconds go, as bars."""
+
+import html
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from lpjax.report import charts, schedule
+from lpjax.report.charts import PATTERNS, Chart, colour
+from lpjax.report.record import Record
+
+Group = tuple[list[Record], dict[str, Any]]
+"""Runs that are drawn once, and the structure of the first."""
+
+
+def with_one_cut(records: Sequence[Record]) -> list[Group]:
+    """Runs with the same stages and the same AuxNet."""
+    return _grouped(records, lambda record, structure: [structure["stages"], structure["aux"]])
+
+
+def with_one_step(records: Sequence[Record]) -> list[Group]:
+    """Runs whose step has one schedule: the same structure and the same measured seconds, or none."""
+    return _grouped(records, lambda record, structure: [structure, record.measured])
+
+
+def _grouped(records: Sequence[Record], key: Callable[[Record, dict[str, Any]], Any]) -> list[Group]:
+    """Runs with a structure, those together for which `key` is the same."""
+    groups: dict[str, Group] = {}
+    for record in records:
+        if record.structure:
+            group, _ = groups.setdefault(json.dumps(key(record, record.structure)), ([], record.structure))
+            group.append(record)
+    return list(groups.values())
+
+
+def of(group: Sequence[Record], records: Sequence[Record]) -> str:
+    """Of which runs something is, where that needs saying."""
+    return "" if len(records) == 1 else ": " + ", ".join(record.name for record in group)
+
+
+def without(records: Sequence[Record]) -> tuple[str, ...]:
+    """Which runs cannot be drawn."""
+    names = [record.name for record in records if not record.structure]
+    return (f"No structure.json to draw from: {', '.join(names)}.",) if names else ()
+
+
+# ----------------------------------------------------------------------------------------------------------------- cut
+
+
+def cuts(records: Sequence[Record]) -> list[Chart]:
+    """Stages end to end, and the AuxNet's pieces beside them: by operations and by parameters, one pair a network."""
+    made = []
+    for number, (group, structure) in enumerate(with_one_cut(records)):
+        tail = "classifiers" if structure["method"] == "local" else "coarse tails"
+        stages, aux = structure["stages"], structure["aux"]
+        rows = {"stages": stages, tail: [{"flops": stage["beside_flops"]} for stage in stages], "AuxNet": aux}
+        for what, title, scale, unit in (
+            ("flops", "operations of a forward pass", 1e6, "MFLOP an example"),
+            ("parameters", "parameters", 1.0, "parameters"),
+        ):
+            shown = rows if what == "flops" else {"stages": stages, "AuxNet": aux}
+            key, heading = f"cut-{what}-{number}", f"The cut by {title}{of(group, records)}"
+            made.append(_cut(key, heading, shown, what, scale, unit))
+    return made or [Chart("cut", "The cut", without(records), None)]
+
+
+def _cut(
+    key: str, title: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], what: str, scale: float, unit: str
+) -> Chart:
+    rows = {name: pieces for name, pieces in rows.items() if any(piece[what] for piece in pieces)}
+    traces = []
+    for k in range(max(map(len, rows.values()), default=0)):
+        there = {name: pieces[k] for name, pieces in rows.items() if k < len(pieces)}
+        traces.append(
+            go.Bar(
+                y=list(there),
+                x=[piece[what] / scale for piece in there.values()],
+                orientation="h",
+                name=f"stage {k}",
+                text=[str(k)] * len(there),
+                textposition="inside",
+                insidetextanchor="middle",
+                textangle=0,
+                textfont={"color": "#ffffff", "size": 14, "weight": 700},
+                marker=_fill(k),
+                hovertext=list(map(_contents, there.values())),
+                hovertemplate=f"%{{y}}, stage {k}: %{{x:,.4g}} {unit}%{{hovertext}}<extra></extra>",
+            )
+        )
+    layout = charts.layout(120 + 50 * len(rows), legend=False)
+    layout["yaxis"] |= {"autorange": "reversed"}
+    layout["xaxis"] |= {"title": {"text": unit}}
+    return Chart(key, title, (), go.Figure(traces, layout | {"barmode": "stack", "uniformtext": _TEXT}))
+
+
+_TEXT = {"minsize": 10, "mode": "hide"}
+
+
+def _fill(index: int) -> dict[str, Any]:
+    shape = PATTERNS[index % len(PATTERNS)]
+    pattern = {"shape": shape, "fillmode": "overlay", "solidity": 0.15, "size": 8, "fgcolor": "#ffffff"}
+    return {"color": colour(index), "pattern": pattern, "line": {"width": 1, "color": "#808080"}}
+
+
+def _contents(piece: Mapping[str, Any]) -> str:
+    """Shapes and units, where they are known."""
+    if "units" not in piece:
+        return ""
+    ends = (shape_text(piece[end]) for end in ("in_shape", "out_shape"))
+    return f"<br>{' → '.join(ends)}<br>{html.escape(piece['units'])}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """As in "8x8x1"."""
+    return "x".join(map(str, shape))
+
+
+# ------------------------------------------------------------------------------------------------------------ schedule
+
+
+def schedules(records: Sequence[Record]) -> list[Chart]:
+    """A step as a timeline over devices, one for all runs that share it."""
+    made = []
+    for number, (group, structure) in enumerate(with_one_step(records)):
+        drawn = schedule.make(structure, group[0].measured)
+        title = f"A step of {structure['method']}{of(group, records)}"
+        took = [f"{1e3 * seconds:,.3g} ms" for record in group if (seconds := record.step_seconds)]
+        text = (f"The step of the run as a whole took {', '.join(took)} (median).",) if took else ()
+        made.append(_timeline(f"schedule-{number}", title, drawn, structure["mesh"], *text))
+    return made or [Chart("schedule", "A step", without(records), None)]
+
+
+def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int], *text: str) -> Chart:
+    devices, columns = mesh
+    scale, unit = (1e3, "ms") if drawn.unit == "s" else (1.0, drawn.unit)
+    traces = []
+    for index, kind in enumerate(schedule.KINDS):
+        bars = [bar for bar in drawn.bars if bar.kind == kind]
+        if bars:
+            traces.append(
+                go.Bar(
+                    y=[f"device {bar.device}" for bar in bars],
+                    base=[scale * bar.start for bar in bars],
+                    x=[scale * bar.length for bar in bars],
+                    orientation="h",
+                    name=kind,
+                    marker=_fill(index),
+                    hovertext=[bar.what for bar in bars],
+                    hovertemplate=f"%{{hovertext}}<br>%{{x:,.4g}} {unit} from %{{base:,.4g}}<extra></extra>",
+                )
+            )
+    layout = charts.layout(150 + 40 * devices)
+    layout["xaxis"] |= {"title": {"text": unit}, "rangemode": "tozero"}
+    layout["yaxis"] |= {"autorange": "reversed", "categoryarray": [f"device {d}" for d in range(devices)]}
+    text = (
+        *text,
+        f"{drawn.note[0].upper()}{drawn.note[1:]}.",
+        "Exchanges, optimisers and waits for batch norm are left out."
+        + (f" A row is {columns} devices along 'data', which do the same." if columns > 1 else ""),
+        f"The devices compute {drawn.busy:.0%} of this time.",
+    )
+    return Chart(key, title, text, go.Figure(traces, layout | {"barmode": "overlay"}))
+
+
+# ---------------------------------------------------------------------------------------------------------------- time
+
+
+def times(records: Sequence[Record]) -> list[Chart]:
+    """What a step's seconds, and a whole run's, are spent on."""
+    step = {
+        "until its batch was there": [record.data_seconds for record in records],
+        "the rest": [_rest(record.step_seconds, record.data_seconds) for record in records],
+    }
+    steps = [_times_steps(record) for record in records]
+    whole = {
+        "steps (median times number)": steps,
+        "compiling, tests, checkpoints": [
+            _rest((record.result or {}).get("seconds_total"), own) for record, own in zip(records, steps, strict=True)
+        ],
+    }
+    return [
+        _split("step-seconds", "Seconds of a step, median", records, step, _WAIT),
+        _split("run-seconds", "Seconds of the run", records, whole),
+    ]
+
+
+_WAIT = (
+    "A batch is asked for while the step before still computes, so on devices that are busy the time until it is there "
+    "is not of reading data alone."
+)
+
+
+def _rest(whole: float | None, part: float | None) -> float | None:
+    return None if whole is None else max(whole - (part or 0.0), 0.0)
+
+
+def _times_steps(record: Record) -> float | None:
+    """None where the run's end, and so its seconds, is not known."""
+    if record.step_seconds is None or not (record.result or {}).get("seconds_total"):
+        return None
+    return record.step_seconds * record.last_step
+
+
+def _split(
+    key: str, title: str, records: Sequence[Record], parts: Mapping[str, Sequence[float | None]], *text: str
+) -> Chart:
+    lacking = [r.name for i, r in enumerate(records) if all(values[i] is None for values in parts.values())]
+    text += (f"Not known of {', '.join(lacking)}.",) if lacking else ()
+    if len(lacking) == len(records):
+        return Chart(key, title, text, None)
+    traces = [
+        go.Bar(
+            y=[html.escape(record.name) for record in records],
+            x=list(values),
+            orientation="h",
+            name=name,
+            marker=_fill(index),
+            hovertemplate=f"%{{y}}<br>{name}: %{{x:,.4g}} s<extra></extra>",
+        )
+        for index, (name, values) in enumerate(parts.items())
+    ]
+    layout = charts.layout(140 + 30 * len(records))
+    layout["xaxis"] |= {"title": {"text": "seconds"}}
+    layout["yaxis"] |= {"autorange": "reversed"}
+    return Chart(key, title, text, go.Figure(traces, layout | {"barmode": "stack"}))

@@ -1,0 +1,236 @@
+"""Runs as one HTML file that needs nothing else."""
+
+import datetime
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from string import Template
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from lpjax import __version__
+from lpjax.report import curves, drawings
+from lpjax.report.charts import MARKERS, Chart, colour, marker, scale
+from lpjax.report.record import Record, differences, flat
+
+INK, PAPER, LINE = (
+    {"light": "#1c1e21", "dark": "#e6e8eb"},
+    {"light": "#ffffff", "dark": "#14161a"},
+    "rgba(128,128,128,.3)",
+)
+"""Colours of page.css, by theme."""
+NOTHING = "\N{EN DASH}"
+"""In a table."""
+
+
+def render(records: Sequence[Record]) -> str:
+    """The page of one run, or of several beside each other."""
+    sections = {
+        "Accuracy and loss": _charts(curves.learning(records)),
+        "Constraints": _charts(curves.constraints(records)),
+        "Gradients": _charts(curves.gradients(records)),
+        "Cut": _charts(drawings.cuts(records)) + _cut_tables(records),
+        "Schedule of a step": _charts(drawings.schedules(records)),
+        "Time": _charts([*drawings.times(records), curves.waiting(records)]),
+        "Configuration": _configuration(records),
+        "Versions and devices": _versions(records),
+    }
+    body = _runs(records) + "".join(f"<h2>{name}</h2>\n{content}\n" for name, content in sections.items())
+    names = ", ".join(record.name for record in records)
+    now = datetime.datetime.now(datetime.UTC)
+    return _file("page.html").substitute(
+        title=_text(names if len(records) <= 3 else f"{len(records)} runs"),
+        made=f"lpjax {__version__}, {now:%Y-%m-%d %H:%M} UTC.",
+        style=_file("page.css").template,
+        plotly=get_plotlyjs(),
+        script=_file("page.js").template,
+        themes=json.dumps({name: _theme(name) for name in INK}),
+        scales=json.dumps({"log": scale(log=True), "linear": scale(log=False)}),
+        body=body,
+    )
+
+
+def _file(name: str) -> Template:
+    return Template(resources.files("lpjax.report").joinpath(name).read_text())
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _theme(name: str) -> dict[str, Any]:
+    """plotly's template of a theme."""
+    title = {"font": {"size": 13}}
+    axis = {"gridcolor": LINE, "linecolor": LINE, "zerolinecolor": LINE, "showline": True, "title": title}
+    clear = "rgba(0,0,0,0)"
+    return {
+        "layout": {
+            "font": {"color": INK[name], "family": "system-ui, sans-serif", "size": 13},
+            "paper_bgcolor": clear,
+            "plot_bgcolor": clear,
+            "xaxis": axis,
+            "yaxis": axis,
+            "hoverlabel": {"bgcolor": PAPER[name], "bordercolor": "#808080", "font": {"color": INK[name]}},
+            "legend": {"bgcolor": clear},
+            "modebar": {"bgcolor": clear, "color": "#808080", "activecolor": INK[name]},
+        }
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- charts
+
+
+def _charts(made: Iterable[Chart]) -> str:
+    return f'<div class="charts">\n{"".join(map(_chart, made))}</div>'
+
+
+def _chart(chart: Chart) -> str:
+    head = f"<h3>{_text(chart.title)}</h3>"
+    text = "".join(f"<p>{_text(paragraph)}</p>" for paragraph in chart.text)
+    if chart.figure is None:
+        return f'<section class="chart" id="{chart.key}">{head}<p class="none">Nothing to draw.</p>{text}</section>\n'
+    buttons = " ".join(_button(axis, chart.figure.layout[axis].type == "log") for axis in chart.axes)
+    return (
+        f'<section class="chart" id="{chart.key}"><div class="head">{head}<span>{buttons}</span></div>'
+        f'<div class="plot" role="img" aria-label="{_text(chart.title)}"></div>{text}'
+        f'<script type="application/json">{chart.figure.to_json()}</script></section>\n'
+    )
+
+
+def _button(axis: str, pressed: bool) -> str:
+    return f'<button type="button" data-axis="{axis}" aria-pressed="{str(pressed).lower()}">log {axis[0]}</button>'
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """head: text.  rows: HTML."""
+    top = "".join(f'<th scope="col">{_text(name)}</th>' for name in head)
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{lines}</tbody></table></div>'
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else NOTHING
+
+
+def _runs(records: Sequence[Record]) -> str:
+    """The table of runs, what is missing of them, and the switches of their lines."""
+    head = ("run", "method", "K", "mesh", "seed", "steps", "test accuracy", "AuxNet path", "s/step", "seconds", "ended")
+    rows = []
+    for index, record in enumerate(records):
+        result = record.result or {}
+        config, structure = record.config or {}, record.structure or {}
+        method = ", ".join(
+            str(value) for name in ("method", "multiplier") if (value := result.get(name, structure.get(name)))
+        )
+        mesh = result.get("mesh") or dict(zip(("stage", "data"), structure.get("mesh", ()), strict=False))
+        cells = (
+            method or NOTHING,
+            result.get("num_stages", config.get("num_stages", NOTHING)),
+            " x ".join(map(str, mesh.values())) or NOTHING,
+            result.get("seed", config.get("seed", NOTHING)),
+            f"{record.last_step:,}",
+            _last(record, "test_accuracy"),
+            _last(record, "aux_path_accuracy"),
+            _number(record.step_seconds, ".3g"),
+            _number(result.get("seconds_total"), ",.0f"),
+            record.ended,
+        )
+        rows.append([_name(record, index, len(records) > 1), *map(_text, cells)])
+    notes: dict[str, list[str]] = {}
+    for record in records:
+        for note in [*record.notes, *_recovered(record)]:
+            notes.setdefault(note, []).append(record.name)
+    of = {note: f": {', '.join(names)}" if len(records) > 1 else "" for note, names in notes.items()}
+    listed = "".join(f"<li>{_text(note + names)}</li>" for note, names in of.items())
+    table = _table(head, rows) + (f"<ul>{listed}</ul>" if listed else "")
+    if len(records) == 1:
+        return table
+    switches = "".join(
+        f'<label><input type="checkbox" data-run="{index}" checked> {_name(record, index, several=True)}</label>'
+        for index, record in enumerate(records)
+    )
+    return f'{table}<nav aria-label="runs that are shown">{switches}</nav>'
+
+
+def _name(record: Record, index: int, several: bool) -> str:
+    """With its marker, where there are several."""
+    glyph = f'<span style="color: {colour(index)}" aria-hidden="true">{MARKERS[marker(index)]}</span> '
+    return (glyph if several else "") + _text(record.name)
+
+
+def _last(record: Record, name: str) -> str:
+    """The run's, or that of its last test so far, with the step."""
+    if isinstance(value := (record.result or {}).get(name), float):
+        return f"{value:.4f}"
+    found = record.lines.get(name)
+    return f"{found[0].value[-1]:.4f} (step {found[0].step[-1]:,})" if found else NOTHING
+
+
+def _recovered(record: Record) -> list[str]:
+    return [f"after step {step:,} learning rates times {factor:g}" for step, factor in record.recoveries]
+
+
+def _cut_tables(records: Sequence[Record]) -> str:
+    head = ("", "units", "input", "output", "parameters", "MFLOP forward", "beside it")
+    text = []
+    for group, structure in drawings.with_one_cut(records):
+        pieces = [(f"stage {k}", row) for k, row in enumerate(structure["stages"])]
+        pieces += [(f"AuxNet {j}", row) for j, row in enumerate(structure["aux"])]
+        rows = [
+            (
+                name,
+                _text(row["units"]),
+                *(drawings.shape_text(row[end]) for end in ("in_shape", "out_shape")),
+                f"{row['parameters']:,}",
+                f"{row['flops'] / 1e6:,.3f}",
+                f"{row['beside_flops'] / 1e6:,.3f}" if row.get("beside_flops") else "",
+            )
+            for name, row in pieces
+        ]
+        summary = f"<summary>Units, shapes and figures{_text(drawings.of(group, records))}</summary>"
+        text.append(f"<details open>{summary}{_table(head, rows)}</details>")
+    return "".join(text) + ("<p>Of one example; beside it: a coarse tail or a classifier.</p>" if text else "")
+
+
+def _compared(records: Sequence[Record], tables: Sequence[Mapping[str, str] | None], names: Iterable[str]) -> str:
+    """Fields by runs; marked where runs differ."""
+    different = differences(tables)
+
+    def cell(name: str, table: Mapping[str, str] | None) -> str:
+        text = NOTHING if table is None or name not in table else _text(table[name])
+        return f"<mark>{text}</mark>" if name in different and table is not None else text
+
+    rows = [(_text(name), *(cell(name, table) for table in tables)) for name in names]
+    return _table(("", *(record.name for record in records)), rows)
+
+
+def _configuration(records: Sequence[Record]) -> str:
+    tables = [flat(record.config) if record.config is not None else None for record in records]
+    names = list(dict.fromkeys(name for table in tables if table for name in table))
+    if not names:
+        return '<p class="none">No config.json.</p>'
+    different = differences(tables)
+    everything = f"<details><summary>All {len(names)} settings</summary>{_compared(records, tables, names)}</details>"
+    if len(records) == 1:
+        return everything
+    if not different:
+        return f"<p>No differences.</p>{everything}"
+    return f"<p>{len(different)} settings differ.</p>{_compared(records, tables, different)}{everything}"
+
+
+def _versions(records: Sequence[Record]) -> str:
+    tables = [_versions_of(record) for record in records]
+    names = list(dict.fromkeys(name for table in tables if table for name in table))
+    return _compared(records, tables, names) if names else '<p class="none">No result.json.</p>'
+
+
+def _versions_of(record: Record) -> dict[str, str] | None:
+    if record.result is None:
+        return None
+    known = {"device": record.result.get("device"), **record.result.get("versions", {})}
+    return {name: str(value) for name, value in known.items() if value is not None}

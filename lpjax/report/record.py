@@ -1,0 +1,162 @@
+"""What a run left in its folder, finished or not, whole or in part."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lpjax.report import schedule
+from lpjax.report.lines import POINTS, Line, Table
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run.
+
+    lines: by the figure's name, one for each stage or interface, or one.
+    last_step: of the last whole line, 0 without any.
+    recoveries: (step, factor) where learning rates were made smaller.
+    step_seconds, data_seconds: medians over steps, of the whole step and of its wait for data.
+    config, result, structure, measured: config.json, result.json, structure.json, seconds.json; None where there is
+        none that can be used.
+    notes: in words, what is missing or was left out.
+    """
+
+    name: str
+    lines: Mapping[str, tuple[Line, ...]]
+    last_step: int = 0
+    recoveries: tuple[tuple[int, float], ...] = ()
+    step_seconds: float | None = None
+    data_seconds: float | None = None
+    config: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    structure: dict[str, Any] | None = None
+    measured: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> str:
+        """How, or that it did not."""
+        ended, steps = ((self.result or {}).get(name) for name in ("ended", "steps"))
+        if ended in (None, "phase"):
+            return "going on, or killed"
+        if steps != self.last_step:
+            return f"{ended} at step {steps}; since then going on, or killed"
+        return str(ended)
+
+
+def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
+    """The run in `folder`, called `name` (the folder's own).
+
+    Raises ValueError or OSError where there is none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder: expected the workdir of a run; correct the path")
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no metrics.jsonl in it: expected the workdir of a run; correct the path")
+    table = Table()
+    with path.open("rb") as file:
+        for line in file:
+            table.add(line)
+    notes = table.notes()
+    parts = {}
+    for part in ("config", "result", "structure", "seconds"):
+        parts[part], problem = _read_json(folder / f"{part}.json")
+        notes += [problem] if problem else []
+    result, structure, measured = parts["result"], parts["structure"], parts["seconds"]
+    if structure and (problem := _unusable(structure)):
+        structure = None
+        notes.append(f"structure.json cannot be used: {problem}")
+    if measured and not (structure and _fits(measured, structure)):
+        measured = None
+        notes.append("seconds.json is of another cut, method, mesh or batch than structure.json: not used")
+    per_step, waited = (_figure(result, name) for name in ("seconds_per_step_median", "data_seconds_median"))
+    if not table.timed and table.last_step:
+        notes.append(
+            "no seconds in metrics.jsonl: wall time is steps times the median seconds of a step"
+            if per_step
+            else "no seconds in metrics.jsonl: not drawn over wall time"
+        )
+    return Record(
+        name=name or folder.resolve().name,
+        lines=table.lines(points, per_step),
+        last_step=table.last_step,
+        recoveries=tuple(table.recoveries),
+        step_seconds=per_step or table.step_seconds(),
+        data_seconds=waited or table.data_seconds(),
+        config=parts["config"],
+        result=result,
+        structure=structure,
+        measured=measured,
+        notes=tuple(notes),
+    )
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """What a file holds, or why nothing."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None, None if path.name == "seconds.json" else f"no {path.name}"
+    except (OSError, ValueError) as error:
+        return None, f"{path.name} cannot be read: {error}"
+    return (value, None) if isinstance(value, dict) else (None, f"{path.name} cannot be read: not an object")
+
+
+def _figure(values: Mapping[str, Any] | None, name: str) -> float | None:
+    value = (values or {}).get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _unusable(structure: Mapping[str, Any]) -> str | None:
+    """What is wrong with it for those who draw it."""
+    try:
+        schedule.make(structure, None)
+        for row in (*structure["stages"], *structure["aux"]):
+            if not {"units", "in_shape", "out_shape", "parameters"} <= row.keys():
+                return f"expected units, shapes and parameters of each piece, found {', '.join(row)}"
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return f"{type(error).__name__} {error}"
+    return None
+
+
+def _fits(measured: Mapping[str, Any], structure: Mapping[str, Any]) -> bool:
+    """Whether seconds were measured of this structure."""
+    same = all(measured.get(name) == structure[name] for name in ("method", "mesh", "examples", "cuts"))
+    sizes = [len(table.get(name, ())) for table in (measured, structure) for name in ("stages", "aux")]
+    return same and sizes[:2] == sizes[2:]
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A configuration as "section.field": value as JSON."""
+    made: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            made |= flat(value, f"{prefix}{name}.")
+        else:
+            made[prefix + name] = json.dumps(value)
+    return made
+
+
+def differences(tables: Sequence[Mapping[str, str] | None]) -> dict[str, list[str | None]]:
+    """Fields in which runs differ, with each run's value; None where a run has no such field.  A run without a table
+    is not compared."""
+    known = [table for table in tables if table is not None]
+    names = dict.fromkeys(name for table in known for name in table)
+    different = [name for name in names if len({table.get(name) for table in known}) > 1]
+    return {name: [None if table is None else table.get(name) for table in tables] for name in different}
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """The shortest ends of the folders' paths that differ."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-length:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]

@@ -1,0 +1,193 @@
+"""The page of runs in a browser, Debian's Chromium: every chart shows its data, and the switches switch.
+
+Without a browser these tests are skipped, or fail where LPJAX_BROWSER=required, as in `.ci/run`.  Screenshots go to the
+folder LPJAX_SCREENSHOTS, or to pytest's own.
+"""
+
+import base64
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from run_folders import finished, train_line, write_lines
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from lpjax.report.__main__ import write
+
+SIZES = {"desk": (1280, 900), "phone": (390, 844)}
+THEMES = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 22, 26)"}
+DRAWN = """
+    return [...document.querySelectorAll(".plot")].map((plot) => ({
+        title: plot.getAttribute("aria-label"),
+        lines: plot.querySelectorAll(".scatterlayer .trace path.js-line, .scatterlayer .trace path.point").length,
+        bars: plot.querySelectorAll(".barlayer .point path").length,
+        ticks: plot.querySelectorAll(".xtick").length,
+    }))"""
+OVERLAPS = """
+    const box = (plot, what) => plot.querySelector(what)?.getBoundingClientRect();
+    return [...document.querySelectorAll(".plot")].filter((plot) => {
+        const legend = box(plot, ".legend"), title = box(plot, ".xtitle"), axis = box(plot, ".xaxislayer-above");
+        const outside = legend && legend.bottom > plot.getBoundingClientRect().bottom + 1;
+        return outside || (legend && [title, axis].some((other) => other && other.bottom > legend.top + 1));
+    }).map((plot) => plot.getAttribute("aria-label"))"""
+
+
+def tools() -> tuple[str, str]:
+    """Chromium and its driver; skips or fails where one is missing."""
+    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if chromium := all(paths) and paths:
+        return chromium[0], chromium[1]
+    missing = " and ".join(name for name, path in zip(("chromium", "chromedriver"), paths, strict=True) if not path)
+    text = f"no {missing} found: the page is not looked at; apt-get install -y chromium chromium-driver"
+    if os.environ.get("LPJAX_BROWSER") == "required":
+        pytest.fail(text)
+    pytest.skip(text)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium, driver = tools()
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Of one run, and of three beside each other, one of them killed at once."""
+    folder = tmp_path_factory.mktemp("pages")
+    runs = [
+        finished(folder / "layer_parallel"),
+        finished(folder / "serial", method="serial", seed=1),
+        write_lines(folder / "killed", [train_line(step) for step in range(1, 30)]),
+    ]
+    write(runs[:1], folder / "one.html")
+    write(runs, folder / "three.html")
+    return folder
+
+
+def look(browser, page: Path, size: str = "desk", theme: str = "light") -> None:
+    """Open a page as a reader with such a screen has it."""
+    width, height = SIZES[size]
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"},
+    )
+    prefer(browser, theme)
+    browser.get(page.as_uri())
+
+
+def prefer(browser, theme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def errors(browser) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def until(browser, condition) -> None:
+    WebDriverWait(browser, 10, poll_frequency=0.1).until(lambda _: condition())
+
+
+def traces(browser, chart: str) -> list[dict]:
+    script = """
+        return document.querySelector(arguments[0]).data.map((trace) => ({
+            name: trace.name,
+            run: trace.meta?.run ?? null,
+            visible: trace.visible ?? true,
+        }))"""
+    return browser.execute_script(script, f"#{chart} .plot")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["one", "three"])
+def test_every_chart_shows_its_data(browser, pages, name, size, theme, tmp_path):
+    look(browser, pages / f"{name}.html", size, theme)
+    folder = Path(os.environ.get("LPJAX_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+    (folder / f"{name}-{size}-{theme}.png").write_bytes(base64.b64decode(shot["data"]))
+    drawn = browser.execute_script(DRAWN)
+    assert len(drawn) >= 15
+    assert not [chart for chart in drawn if not chart["lines"] + chart["bars"] or not chart["ticks"]]
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= SIZES[size][0]
+    assert not browser.execute_script(OVERLAPS)
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == THEMES[theme]
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    assert not errors(browser)
+
+
+def test_a_change_of_theme_reaches_the_charts(browser, pages):
+    look(browser, pages / "one.html", theme="light")
+
+    def ink() -> str:
+        return browser.execute_script("return getComputedStyle(document.querySelector('.xtick text')).fill")
+
+    assert ink() == "rgb(28, 30, 33)"
+    prefer(browser, "dark")
+    until(browser, lambda: ink() == "rgb(230, 232, 235)")
+    assert not errors(browser)
+
+
+def test_the_legend_switches_a_line(browser, pages):
+    look(browser, pages / "one.html")
+    browser.find_element(By.CSS_SELECTOR, "#violation .legendtoggle").click()
+    until(browser, lambda: [t["visible"] for t in traces(browser, "violation")] == ["legendonly", True, True])
+    assert not errors(browser)
+
+
+def test_the_legend_switches_a_line_of_all_runs(browser, pages):
+    look(browser, pages / "three.html")
+    browser.find_element(By.CSS_SELECTOR, "#violation .legendtoggle").click()
+
+    def off() -> set[str]:
+        return {t["name"] for t in traces(browser, "violation") if t["visible"] == "legendonly"}
+
+    of_runs = {f"{run}: interface 1" for run in ("layer_parallel", "serial", "killed")}
+    until(browser, lambda: off() == {"interface 1"} | of_runs)
+    assert not errors(browser)
+
+
+def test_a_run_is_switched_off_and_on_in_all_charts(browser, pages):
+    look(browser, pages / "three.html")
+    before = {chart: traces(browser, chart) for chart in ("accuracy-steps", "violation", "penalty")}
+    box = browser.find_element(By.CSS_SELECTOR, "input[data-run='0']")
+    box.click()
+    for chart in before:
+        until(browser, lambda chart=chart: {t["run"] for t in traces(browser, chart) if t["visible"]}.isdisjoint({0}))
+        assert [t for t in traces(browser, chart) if t["run"] != 0] == [t for t in before[chart] if t["run"] != 0]
+    box.click()
+    until(browser, lambda: {chart: traces(browser, chart) for chart in before} == before)
+    assert not errors(browser)
+
+
+def test_scales_are_switched(browser, pages):
+    look(browser, pages / "one.html")
+    scale = "return document.querySelector('#violation .plot').layout.yaxis.type"
+    button = browser.find_element(By.CSS_SELECTOR, "#violation button[data-axis=yaxis]")
+    assert (browser.execute_script(scale), button.get_attribute("aria-pressed")) == ("log", "true")
+    button.click()
+    until(browser, lambda: browser.execute_script(scale) == "linear")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert not errors(browser)
+
+
+def test_values_show_under_the_mouse(browser, pages):
+    look(browser, pages / "one.html")
+    plot = browser.find_element(By.CSS_SELECTOR, "#violation .nsewdrag")
+    ActionChains(browser).move_to_element(plot).perform()
+    until(browser, lambda: "interface 3" in browser.find_element(By.CSS_SELECTOR, "#violation .hoverlayer").text)
+    bar = browser.find_element(By.CSS_SELECTOR, "#schedule-0 .nsewdrag")
+    ActionChains(browser).move_to_element_with_offset(bar, 0, -25).perform()  # not between the rows of two devices
+    until(browser, lambda: "stage" in browser.find_element(By.CSS_SELECTOR, "#schedule-0 .hoverlayer").text)
+    assert not errors(browser)
