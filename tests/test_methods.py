@@ -319,7 +319,7 @@ def narrow_head(*, classes):
 # state ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fdg", "local", "coarse_adjoint"])
+@pytest.mark.parametrize("name", ["fdg", "local", pytest.param("coarse_adjoint", marks=pytest.mark.slow)])
 def test_what_is_under_way_goes_on_on_another_mesh(name, x64):
     run, other = (small_run(**STAGED[name], mesh__stage=s) for s in (4, 2))
     batches = run.feed.train()

@@ -237,7 +237,7 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy, grid):
     assert_close(jax.tree.map(lambda o, n: o - n, jax.device_get(omega), new), jax.device_get(expected))
 
 
-@pytest.mark.parametrize("stage, data", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("stage, data", [pytest.param(1, 1, marks=pytest.mark.slow), (2, 2)])
 def test_adjoint_matching_is_the_gradient_of_the_mismatch(stage, data):
     """Of (9) of `lagrangian` differentiated as a whole, the stages' adjoints held fixed."""
     fields = {"data__crop": 0, "mesh__stage": stage, "mesh__data": data, **plain_sgd()}

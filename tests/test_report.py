@@ -167,6 +167,7 @@ def test_the_page_says_that_it_was_thinned(tmp_path):
     assert "Thinned" not in " ".join(all_charts([read(tmp_path)])["accuracy-steps"].text)
 
 
+@pytest.mark.slow
 def test_twenty_long_runs_take_seconds(tmp_path):
     """20 runs of 100,000 lines; one file under twenty names."""
     first = write_lines(tmp_path / "0", [train_line(step) for step in range(1, 100_001)])
