@@ -20,18 +20,15 @@ def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> l
     return in_turns([partial(program, *args)], repeats)[0]
 
 
-def in_turns(programs: Sequence[Callable[[], Any]], repeats: int = 5, *, warm: bool = True) -> list[list[float]]:
-    """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all.
-
-    warm: call each once before.
-    """
+def in_turns(programs: Sequence[Callable[[], Any]], repeats: int = 5) -> list[list[float]]:
+    """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all."""
 
     def seconds(program: Callable[[], Any]) -> float:
         start = time.perf_counter()
         jax.block_until_ready(program())
         return time.perf_counter() - start
 
-    for program in programs if warm else ():
+    for program in programs:
         seconds(program)
     rounds = [[seconds(program) for program in programs] for _ in range(repeats)]
     return [list(own) for own in zip(*rounds, strict=True)]
@@ -56,8 +53,8 @@ class UnitTimer:
     batch: examples.  repeats: of each measurement.  dtype, remat: see `chain.Chain`.  A unit that keeps the shape is
     measured as a scan of `row` of them, as it runs in a stage.
 
-    All but the first unit are measured in turns with that one, and as multiples of what it took at first: times of
-    units that were measured minutes apart on a machine whose speed changes would not compare.
+    All but the first unit are measured in turns with that one, or with a slower one that came after it, and as multiples
+    of what it took: times of units that were measured minutes apart on a machine whose speed changes would not compare.
     """
 
     batch: int
@@ -99,4 +96,6 @@ class UnitTimer:
             beside, took = self.first[0]
             *timed, now = in_turns([*programs, beside], self.repeats)
             medians = [took * statistics.median(a / b for a, b in zip(own, now, strict=True)) for own in timed]
+            if medians[1] > took:  # what takes long compares better
+                self.first[0] = programs[1], medians[1]
         return Seconds(*(seconds / count for seconds in medians))
