@@ -80,7 +80,8 @@ class Worker:
         }
 
     def step(self, name: str, steps: int) -> dict[str, Any]:
-        """Seconds of steps after one that is not counted, each until its results are there, and of those that the host needed to start them."""
+        """Seconds of steps after one that is not counted, each until its results are there, and of those that the host
+        needed to start them."""
         run, state, batch = self.ready[name]
         state, _ = jax.block_until_ready(run.step(state, batch))  # a process that waited has lost some of its memory
         seconds, host, before = [], [], self.compiled

@@ -53,8 +53,9 @@ class UnitTimer:
     batch: examples.  repeats: of each measurement.  dtype, remat: see `chain.Chain`.  A unit that keeps the shape is
     measured as a scan of `row` of them, as it runs in a stage.
 
-    All but the first unit are measured in turns with that one, or with a slower one that came after it, and as multiples
-    of what it took: times of units that were measured minutes apart on a machine whose speed changes would not compare.
+    All but the first unit are measured in turns with that one, or with a slower one that came after it, and as
+    multiples of what it took: times of units that were measured minutes apart on a machine whose speed changes would
+    not compare.
     """
 
     batch: int
