@@ -71,7 +71,7 @@ BAD = [
     ({"mesh": 4}, "mesh=4: expected a section with fields"),
     (
         {"method": "seriel"},
-        r"method='seriel': expected one of layer_parallel, serial, data_parallel, .*; did you mean serial\?",
+        r"method='seriel': expected one of layer_parallel, coarse_adjoint, serial, .*; did you mean serial\?",
     ),
     ({"multiplier": "exact"}, "multiplier='exact': expected one of none, mean"),
     ({"num_stages": "4"}, "num_stages='4': expected int, got str"),

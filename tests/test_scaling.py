@@ -325,6 +325,7 @@ def test_the_fastest_of_each_method(monkeypatch):
     """Where collectives are free, data parallelism is perfect and nothing else is; what does not fit is left out."""
     monkeypatch.setattr(scale, "WIDTHS", (1.0,))
     monkeypatch.setitem(scale.NETWORKS, "tiny", (UNITS, (8, 8, 3)))
+    monkeypatch.setitem(scale.GRIDS, "tiny", 4)
     monkeypatch.setitem(scale.CAPACITY, "ideal", 1e9)
     row = scale.compare("tiny", IDEAL, 128, 4, True)
     found = row["methods"]
