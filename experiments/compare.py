@@ -39,10 +39,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "ddg": {"method": "delayed", "delayed.variant": "ddg"},
     "fdg": {"method": "delayed", "delayed.variant": "fdg"},
     "local": {"method": "local"},
-    "coarse_adjoint": {"method": "coarse_adjoint", "aux.grid": None},
+    "coarse_adjoint": {"method": "coarse_adjoint"},
     "coarse_adjoint_grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "penalty": {"method": "layer_parallel", "multiplier": "none"},
-    "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.grid": None},
+    "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail"},
     "adjoint": {"method": "layer_parallel", "multiplier": "adjoint"},
     "tail_1": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.tail": 1},
     "tail_0": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.tail": 0},
@@ -60,6 +60,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "hybrid": {"method": "layer_parallel", "phases.methods": ("layer_parallel", "serial")},
 }
 """Rows of the table: fields of the configuration."""
+
+AUX_NET = ("layer_parallel", "coarse_adjoint")
+"""Methods whose rows have the grid that they name, or none, whatever the config file has."""
 
 HYBRID_SHARE = 0.8
 """Of the epochs, that a hybrid's first phase takes."""
@@ -109,7 +112,8 @@ def row_fields(row: str, num_stages: int, num_epochs: int, devices: int | None =
         raise ValueError(
             f"--methods: {row!r}: expected of {', '.join([*ROWS, *(m for m in METHODS if m not in ROWS)])}"
         )
-    fields = {**ROWS.get(row, {"method": row}), "num_stages": num_stages}
+    unset: dict[str, Any] = {"aux.grid": None} if ROWS.get(row, {}).get("method") in AUX_NET else {}
+    fields = {**unset, **ROWS.get(row, {"method": row}), "num_stages": num_stages}
     if "phases.methods" in fields:
         fields["phases.epochs"] = (HYBRID_SHARE * num_epochs,)
     if devices is not None and METHODS[fields["method"]].devices != "one":
@@ -118,7 +122,7 @@ def row_fields(row: str, num_stages: int, num_epochs: int, devices: int | None =
 
 
 def arguments(fields: Mapping[str, Any]) -> list[str]:
-    """Fields as arguments of `lpjax.main`; one that is unset cannot be said, and has to be so in the config file."""
+    """Fields as arguments of `lpjax.main`, which cannot be told to unset one (see `main`)."""
     return [f"--config.{name}={value}" for name, value in fields.items() if value is not None]
 
 
@@ -357,6 +361,13 @@ def main(argv: list[str]) -> int:
             for pair in pairs
         }
         configs = {pair: load(args.config, fields[pair]) for pair in pairs}
+        for (K, row), config in configs.items():
+            told = {name: value for name, value in fields[K, row].items() if value is not None}
+            if load(args.config, told) != config:
+                raise ValueError(
+                    f"{args.config}: has aux.grid, which row {row} is without: expected a config file that leaves it "
+                    f"unset; choose rows on a grid, or another file"
+                )
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2

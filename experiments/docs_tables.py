@@ -39,7 +39,7 @@ def percent(row: dict[str, Any]) -> str:
 def fields_of(row: str) -> str:
     """What a row of `experiments.compare` sets, with the method where that is not layer_parallel."""
     fields = ROWS.get(row, {}).items()
-    own = {name: value for name, value in fields if value is not None and value != "layer_parallel"}
+    own = {name: value for name, value in fields if value != "layer_parallel"}
     return ", ".join(f"`{name}={value}`" for name, value in own.items())
 
 

@@ -124,7 +124,7 @@ def fit(
 
     Its gradient adds its own cross entropy, (9) with `config.aux.adjoint_weight`, and, with coarse tails, what the
     stages' tail losses ask of it (`tail_grads`, one row a stage of this device; as corrected inputs they are held fixed
-    through the inner steps).  One psum over the mesh an inner step, and one for (9).
+    through the inner steps).  One psum over the mesh an inner step, and one more for (9).
     """
     params, opt = state.aux_params, state.aux_opt
     for inner_step in range(config.aux.inner_steps if network.aux_net else 0):

@@ -11,6 +11,7 @@ sums of `Machine.unit_seconds`; M micro-batches; l_k: the AuxNet's pieces behind
     local           max of f_d + b_d with their classifiers           B / D; no stage has an input gradient
     layer_parallel  max of f_d + b_d + sum of f + b of l_k            B / D
                     + f + b of the AuxNet                             B / (S D)
+    coarse_adjoint  max of f_d + b_d + sum of f + b of l_k and G_k    B / D; no stage has an input gradient
 
 and, for each, what moves and synchronises as the methods' files say.  Nothing overlaps: a step of lpjax is one program
 whose collectives wait for what they send.  Sent bytes are those of `cost.exchanged_bytes`.  Left out: what `lax.scan`
@@ -20,7 +21,7 @@ and `lax.switch` cost, and everything before the batch is on the devices.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Literal
 
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ from lpjax.machine import WIDTH, Group, Machine, Number, all_gather, all_to_all,
 from lpjax.methods import delayed
 from lpjax.methods.local import classifiers
 from lpjax.network import Network
+from lpjax.structure import beside
 
 UPDATE = 5
 """Accesses to a parameter's values in an update by SGD with momentum: both read and written, the gradient read."""
@@ -229,6 +231,22 @@ def _local(case: _Case) -> StepSeconds:
     )
 
 
+def _coarse_adjoint(case: _Case) -> StepSeconds:
+    """All the AuxNet's gradients are averaged and its parameters updated on every device."""
+    network, values = case.network, _aux_values(case.network)
+    stages = np.concatenate([case.passes([stage], case.column, case.data) for stage in network.stages]).sum(1)
+    for own, chains in zip(stages, beside(network, case.config), strict=True):
+        own += case.passes(chains, case.column, case.data, input_gradient=True).sum((0, 1))
+    found = case.shifting(
+        _longest(case.on_devices(stages)),
+        values=case.rows,
+        touched=UPDATE * (case.rows + values),
+        shifts=1,
+        examples=case.column,
+    )
+    return replace(found, gradients=found.gradients + case.mesh.all_reduce(WIDTH * values))
+
+
 def _layer_parallel(case: _Case) -> StepSeconds:
     network, policy = case.network, case.config.multiplier
     K, pieces = network.num_stages, network.aux_net
@@ -270,6 +288,7 @@ STEPS: dict[str, Callable[[_Case], StepSeconds]] = {
     "ddg": _delayed,
     "local": _local,
     "layer_parallel": _layer_parallel,
+    "coarse_adjoint": _coarse_adjoint,
 }
 """By method; "fdg" and "ddg" are the variants of `delayed`."""
 
@@ -295,7 +314,7 @@ def step_seconds(
       method: one of `STEPS`.
       batch, stage, data: B, S and D; each of S devices holds K/S of the network's stages.
       micro_batches: M of the pipeline.
-      policy, tail: `config.multiplier` and `config.aux.tail` of layer_parallel.
+      policy, tail: `config.multiplier` of layer_parallel, and `config.aux.tail`.
       exchange_bytes: of a value in layer_parallel's packets: 4, or 2 with `config.exchange.bfloat16`.
       adjacent: the mesh axis whose devices are next to each other; `jax.make_mesh` makes it 'data'.
       synchronised: batch norm is of all devices' examples, as in lpjax; otherwise of a device's own.
@@ -368,6 +387,9 @@ def memory_bytes(
         own = _classifiers(network, config.local.blocks)
         kept += [_kept(chain) for chain in own.chains]
         fixed += 3 * slots * WIDTH * sum(own.params.lengths.values())
+    if method == "coarse_adjoint":
+        kept += [math.fsum(map(_kept, chains)) for chains in beside(network, config)]
+        fixed += 3 * WIDTH * _aux_values(network)
     if method != "layer_parallel":
         return fixed + int(column * kept.max())
     aux = np.array([_kept(piece) for piece in network.aux_net])

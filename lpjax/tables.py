@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lpjax import flow
-from lpjax.aux_net import aux_share, tail
+from lpjax.aux_net import aux_share
 from lpjax.chain import Chain
 from lpjax.config import Config
 from lpjax.exchange import Exchange
 from lpjax.methods import METHODS, delayed
 from lpjax.network import Network
 from lpjax.partition import activation_bytes, chain_flops, chain_size
-from lpjax.structure import units
+from lpjax.structure import beside, units
 from lpjax.train_state import multiplier_bytes
 
 
@@ -100,17 +100,14 @@ def device_bytes(network: Network, config: Config, num_examples: int) -> dict[st
         whole = sum(activation_bytes(stage, batch) for stage in network.stages)
         return {"parameters": copies * rows * width, "activations": whole, "packets": 0, "multipliers": 0}
     column, pieces = config.batch_size // D, network.aux_net
-    behind = [activation_bytes(piece, column) for piece in network.aux_tails]
-    tails = [
-        sum(behind[i] for i in tail(network.num_stages, k + 1, config.aux.tail)) for k in range(network.num_stages)
-    ]
+    stages = [activation_bytes(stage, column) for stage in network.stages]
+    if METHODS[config.method].aux_net:
+        behind = [sum(activation_bytes(chain, column) for chain in chains) for chains in beside(network, config)]
+        stages = [own + more for own, more in zip(stages, behind, strict=True)]
     aux_parameters = copies * width * sum(map(chain_size, pieces))
     if config.method != "layer_parallel":
         micro = config.pipeline.micro_batches if config.method == "pipeline" else 1
-        kept = [activation_bytes(stage, column // micro) for stage in network.stages]
-        if config.method == "coarse_adjoint":
-            beside = [0] + [activation_bytes(piece, column) for piece in pieces[1:]]
-            kept = [sum(parts) for parts in zip(kept, tails, beside, strict=True)] if pieces else kept
+        kept = stages if micro == 1 else [activation_bytes(stage, column // micro) for stage in network.stages]
         slots, packet = network.num_stages // S, width * column * flow.length(network)
         rings = slots * (max(delayed.staleness(config)) + 1) if config.method == "delayed" else 0
         per_device = [sum(kept[i : i + slots]) for i in range(0, network.num_stages, slots)]
@@ -122,9 +119,6 @@ def device_bytes(network: Network, config: Config, num_examples: int) -> dict[st
             "multipliers": 0,
         }
     aux = [activation_bytes(piece, batch) for piece in pieces]
-    stages = [activation_bytes(stage, column) for stage in network.stages]
-    if config.multiplier == "coarse_tail":
-        stages = [own + beyond for own, beyond in zip(stages, tails, strict=True)]
     exchange = Exchange(network.interfaces, S, config.multiplier in ("per_example", "adjoint"))
     return {
         "parameters": copies * width * (rows // S) + aux_parameters,

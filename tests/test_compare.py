@@ -108,6 +108,8 @@ def test_only_finished_runs_of_the_same_configuration_are_kept(tmp_path, config)
 def test_fields_of_a_row():
     assert compare.row_fields("ddg", 4, 5) == {"method": "delayed", "delayed.variant": "ddg", "num_stages": 4}
     assert compare.row_fields("delayed", 2, 5, devices=1) == {"method": "delayed", "num_stages": 2, "mesh.stage": 1}
+    assert compare.row_fields("coarse_tail", 2, 5)["aux.grid"] is None, "whatever the config file has"
+    assert compare.row_fields("coarse_adjoint_grid", 2, 5)["aux.grid"] == 8
     assert "mesh.stage" not in compare.row_fields("serial", 2, 5, devices=2)
     hybrid = compare.load(CONFIG, compare.row_fields("hybrid", 4, 5) | {"num_epochs": 5})
     assert (hybrid.phases.methods, hybrid.phases.epochs) == (("layer_parallel", "serial"), (4.0,))
@@ -201,3 +203,11 @@ def test_a_tiny_comparison(tmp_path):
     before = (tmp_path / "runs/serial-2-0/result.json").stat().st_mtime_ns
     assert compare.main([*options, f"--runs={tmp_path / 'runs'}", f"--out={out}", *fields]) == 0
     assert (tmp_path / "runs/serial-2-0/result.json").stat().st_mtime_ns == before, "kept"
+
+
+def test_a_config_file_with_a_grid_is_refused_for_rows_without_one(tmp_path, capsys):
+    """Before anything is trained: the command line cannot unset a field."""
+    arguments = ["--config=configs/cifar10_resnet56.py", "--methods=coarse_tail", f"--runs={tmp_path / 'runs'}"]
+    assert compare.main([*arguments, f"--out={tmp_path / 'out.json'}"]) == 2
+    assert "has aux.grid, which row coarse_tail is without" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

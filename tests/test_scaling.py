@@ -180,6 +180,13 @@ def test_delayed_and_local():
     assert step("local").stages == (3 * 2 - 1 + 3 * 2) * 7 * B
 
 
+def test_coarse_adjoint():
+    """No gradient of an input.  Stage 0 has nine units of pieces behind it; stage 1 eight, and one beside it."""
+    slowest = 3 * 2 - 1 + 3 * (1 + 2 + 1 + 2 + 1 + 2)
+    assert slowest == 3 * 2 - 1 + 3 * (2 + 1 + 2 + 1 + 2) + 3 * 1
+    assert step("coarse_adjoint").stages == slowest * 7 * B
+
+
 def test_recomputation_is_one_more_forward_pass():
     again = network.build(UNITS, (8, 8, 3), num_stages=1, remat=True)
     assert step("serial", net=again, stage=1).stages == (41 + 14) * 7 * B
@@ -207,6 +214,7 @@ def test_batch_norm_waits_for_two_collectives_a_layer():
         ("fdg", 4, 2, "none", 0.01),
         ("ddg", 2, 2, "none", 0.01),
         ("local", 4, 2, "none", 0.01),
+        ("coarse_adjoint", 4, 2, "none", 0.01),
     ],
 )
 def test_bytes_are_those_of_the_traced_step(method, stage, data, policy, within):
@@ -260,7 +268,8 @@ def config(method, net=STAGES):
 
 
 @pytest.mark.parametrize(
-    ("method", "net"), [("serial", WHOLE), ("pipeline", STAGES), ("fdg", STAGES), ("layer_parallel", STAGES)]
+    ("method", "net"),
+    [("serial", WHOLE), ("pipeline", STAGES), ("fdg", STAGES), ("layer_parallel", STAGES), ("coarse_adjoint", STAGES)],
 )
 def test_memory_is_that_of_the_tables(method, net):
     """By another route to the activations: unit by unit."""

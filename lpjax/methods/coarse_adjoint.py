@@ -72,8 +72,8 @@ def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArr
 class StageResult(NamedTuple):
     """What a stage makes of a step, in shapes that are the same for all stages.
 
-    loss, correct: sums over examples over B of l_k, and of examples that the stage and its tail classify rightly.
-    coarse_error, output: sums over examples of psi(G_k(lambda_k) - X_k) and psi(X_k); 0 where G_k does not learn it.
+    Shares of means over the batch: loss, of l_k; correct, of examples that the stage and its tail classify rightly;
+    coarse_error and output, of psi(G_k(lambda_k) - X_k) and psi(X_k), 0 where G_k does not learn that.
     real: whether there was a batch.  next_input: X_k, packed.
     """
 
@@ -103,17 +103,21 @@ class Step:
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
         coarse_mode = mode._replace(keys=None)
         lam, old = flow.unpack(carry.inputs, network.interfaces[k]), network.stats.unpack(k, stats)
-        penalty_coef = state.penalty_coef if config.penalty.aux is None else config.penalty.aux
+        beta = state.penalty_coef if config.penalty.aux is None else config.penalty.aux
+        none = jnp.zeros(())
 
         def mean(values: lagrangian.PerExample) -> Float[Array, ""]:
             return jnp.where(examples.real, values.sum(), 0.0) / config.batch_size
 
-        def coarse_loss(aux_params: PyTree, output: Array) -> lagrangian.PerExample:
-            """c_k, per example."""
+        def coarse_loss(aux_params: PyTree, output: Array) -> tuple[Array, Array]:
+            """c_k, and psi(G_k(lambda_k) - X_k) where that is what G_k learns."""
+            if k == 0:
+                return none, none
             coarse, _ = chain.apply(network.aux_net[k], aux_params[k], state.aux_stats[k], lam, coarse_mode)
             if last:
-                return config.aux.task_weight * lagrangian.task_loss(coarse, examples.labels)
-            return penalty_coef * lagrangian.psi(coarse - output)
+                return config.aux.task_weight * mean(lagrangian.task_loss(coarse, examples.labels)), none
+            error = mean(lagrangian.psi(coarse - output))
+            return beta * error, error
 
         def local_loss(params: PyTree, aux_params: PyTree) -> tuple[Array, Any]:
             output, new = chain.apply(network.stages[k], params, old, lam, mode)
@@ -121,19 +125,17 @@ class Step:
             if not last:
                 tails, tail = network.aux_tails, config.aux.tail
                 logits = aux_net.tail_logits(tails, aux_params, state.aux_stats, k + 1, output, coarse_mode, tail)
-            loss, coarse = mean(lagrangian.task_loss(logits, examples.labels)), jnp.zeros(())
-            if k > 0:
-                coarse = mean(coarse_loss(aux_params, lax.stop_gradient(output)))
-            return loss + coarse, (loss, coarse, logits, output, new)
+            loss = mean(lagrangian.task_loss(logits, examples.labels))
+            coarse, error = coarse_loss(aux_params, lax.stop_gradient(output))
+            return loss + coarse, (loss, error, logits, output, new)
 
         gradients = jax.grad(local_loss, argnums=(0, 1), has_aux=True)
-        grads, (loss, coarse, logits, output, new) = gradients(network.params.unpack(k, params), state.aux_params)
-        none, learns = jnp.zeros(()), k > 0 and not last
+        grads, (loss, error, logits, output, new) = gradients(network.params.unpack(k, params), state.aux_params)
         return StageResult(
             loss=loss,
             correct=mean(lagrangian.correct(logits, examples.labels).astype(float)),
-            coarse_error=coarse / jnp.maximum(penalty_coef, 1e-30) if learns else none,
-            output=mean(lagrangian.psi(output)) if learns else none,
+            coarse_error=error,
+            output=mean(lagrangian.psi(output)) if k > 0 and not last else none,
             real=examples.real,
             grads=network.params.pack(grads[0]),
             stats=network.stats.pack(new),

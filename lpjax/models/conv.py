@@ -44,7 +44,7 @@ def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[A
         return jax.vjp(lambda x, kernel: _plain_conv(x, kernel, stride), x, kernel)[1](g)
     # The cotangent, dilated by the stride, through the flipped kernel with its channel axes swapped.
     transposed = kernel[::-1, ::-1].swapaxes(2, 3)
-    if stride == 1:
+    if stride == 1:  # `_conv` again, for derivatives of the backward pass (adjoint matching)
         return _conv(g, transposed, 1), _kernel_gradient(x, g, (kernel.shape[0], kernel.shape[1]), stride)
     size = [(x.shape[i + 1], kernel.shape[i], (g.shape[i + 1] - 1) * stride) for i in range(2)]
     dx = lax.conv_general_dilated(
