@@ -288,6 +288,14 @@ def test_coarse_adjoint_of_one_stage_is_backprop(x64):
     assert_close(ours, serial)
 
 
+def test_coarse_adjoint_has_no_path_through_the_auxnet_to_test():
+    """G_0 learns nothing, so what the AuxNet makes of an image says nothing."""
+    run = small_run(method="coarse_adjoint", eval__calibration_batches=1)
+    result = run.evaluate(run.create(), run.feed)
+    assert result.aux_path_accuracy is result.aux_head_accuracy is None
+    assert 0 < result.test_accuracy < 1
+
+
 def test_local_needs_a_head_that_fits():
     with pytest.raises(ValueError, match="method=local: the network's head does not fit behind stage 0"):
         small_run(
