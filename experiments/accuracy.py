@@ -47,6 +47,9 @@ DEEP: dict[str, Any] = {"model.depth": 56}
 
 GRID: dict[str, Any] = {"aux.grid": 8, "aux.width": 2.0}
 
+TAILS_ALONE: dict[str, Any] = {"penalty.aux": 0.0, "aux.task_weight": 0.0}
+"""The AuxNet's pieces learn from the tails they are part of, and from nothing else."""
+
 SEARCH: dict[str, dict[str, Any]] = {
     "serial": {"method": "serial"},
     "local": {"method": "local"},
@@ -74,6 +77,13 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, blocks 2": {"method": "coarse_adjoint", "aux.blocks_per_stage": 2},
     "real inputs, grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "real inputs, grid wide": GRID | {"method": "coarse_adjoint"},
+    "real inputs, grid narrow": {"method": "coarse_adjoint", "aux.grid": 8, "aux.width": 0.5},
+    "real inputs, grid, tails alone": {"method": "coarse_adjoint", "aux.grid": 8} | TAILS_ALONE,
+    "real inputs, grid 4": {"method": "coarse_adjoint", "aux.grid": 4},
+    "real inputs, grid 4 narrow": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5},
+    "real inputs, grid 4, tails alone": {"method": "coarse_adjoint", "aux.grid": 4} | TAILS_ALONE,
+    "real inputs, grid 4 narrow, tails alone": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5}
+    | TAILS_ALONE,
     "real inputs, tail 1": {"method": "coarse_adjoint", "aux.tail": 1},
     "real inputs, tail 0": {"method": "coarse_adjoint", "aux.tail": 0},
     "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},
