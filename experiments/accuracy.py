@@ -1,7 +1,8 @@
 """README's accuracy tables: a search on a validation split, the recipe it led to beside the peers, and its ablation.
 
     python -m experiments.accuracy search|final|ablation|deep [--jobs=2] [--seeds=N] [--stages=K,..]
-        [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--out=experiments/results/accuracy_TABLE.json] [--config.x=y ...]
+        [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--out=experiments/results/accuracy_TABLE.json]
+        [--config.x=y ...]
 
 The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here.  `search` tests on the last
 10,000 images of the training set and uses seeds from 100 on; the other tables use the test set and seeds from 0 on.
