@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 
@@ -64,12 +65,13 @@ class Worker:
         ]
         return {"cuts": cuts, "stage_seconds": seconds, "batch": cost.batch, "units": units}
 
-    def prepare(self, name: str, config: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """Compile a run's step by its first call."""
+    def prepare(self, name: str, config: str, fields: dict[str, Any], unroll: int = 1) -> dict[str, Any]:
+        """Compile a run's step by its first call.  unroll: units in a row of a scan's step."""
         run = self.run(config, fields)
         state, batch = run.create(), random_batch(run, run.config.batch_size, run.mesh)
         start = time.perf_counter()
-        state, figures = jax.block_until_ready(run.step(state, batch))
+        with mock.patch.object(jax.lax, "scan", partial(jax.lax.scan, unroll=unroll)):
+            state, figures = jax.block_until_ready(run.step(state, batch))
         self.ready[name] = run, state, batch
         return {
             "first_call_seconds": time.perf_counter() - start,

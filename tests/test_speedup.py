@@ -105,10 +105,11 @@ def test_a_worker_times_a_step_and_its_parts():
         step = process.ask("step", name="own", steps=2)
         assert len(step["seconds"]) == 2
         assert step["compiled"] == 0
-        parts = process.ask(
-            "parts", config="configs/digits.py", fields={**fields, "mesh.stage": 1}, devices=2, repeats=1
-        )
-        assert len(parts["stages"]) == 2
+        single = {**fields, "mesh.stage": 1}
+        parts = process.ask("parts", config="configs/digits.py", fields=single, devices=2)
+        parts |= process.ask("parts_round")
+        parts["stages"] = [parts.pop(f"stage {k}") for k in range(2)]
+        parts["stages_forward"] = [parts.pop(f"forward {k}") for k in range(2)]
         assert 0 < sum(speedup.sharded_terms(parts, process.ask("link", devices=2, repeats=1), 1e3).values()) < 60
         with pytest.raises(RuntimeError, match="method='nosuch'"):
             process.ask("prepare", name="bad", config="configs/digits.py", fields={"method": "nosuch"})
