@@ -1,7 +1,8 @@
 """README's accuracy tables: a search on a validation split, the recipe it led to beside the peers, and its ablation.
 
     python -m experiments.accuracy search|final|ablation|deep [--jobs=2] [--seeds=N] [--stages=K,..]
-        [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--out=experiments/results/accuracy_TABLE.json] [--config.x=y ...]
+        [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--out=experiments/results/accuracy_TABLE.json]
+        [--config.x=y ...]
 
 The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here.  `search` tests on the last
 10,000 images of the training set and uses seeds from 100 on; the other tables use the test set and seeds from 0 on.
@@ -47,6 +48,9 @@ DEEP: dict[str, Any] = {"model.depth": 56}
 
 GRID: dict[str, Any] = {"aux.grid": 8, "aux.width": 2.0}
 
+TAILS_ALONE: dict[str, Any] = {"penalty.aux": 0.0, "aux.task_weight": 0.0}
+"""The AuxNet's pieces learn from the tails they are part of, and from nothing else."""
+
 SEARCH: dict[str, dict[str, Any]] = {
     "serial": {"method": "serial"},
     "local": {"method": "local"},
@@ -74,6 +78,15 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, blocks 2": {"method": "coarse_adjoint", "aux.blocks_per_stage": 2},
     "real inputs, grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "real inputs, grid wide": GRID | {"method": "coarse_adjoint"},
+    "real inputs, grid narrow": {"method": "coarse_adjoint", "aux.grid": 8, "aux.width": 0.5},
+    "real inputs, grid, tails alone": {"method": "coarse_adjoint", "aux.grid": 8} | TAILS_ALONE,
+    "real inputs, grid 4": {"method": "coarse_adjoint", "aux.grid": 4},
+    "real inputs, grid 2": {"method": "coarse_adjoint", "aux.grid": 2},
+    "real inputs, grid 2 wide": {"method": "coarse_adjoint", "aux.grid": 2, "aux.width": 2.0},
+    "real inputs, grid 4 narrow": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5},
+    "real inputs, grid 4, tails alone": {"method": "coarse_adjoint", "aux.grid": 4} | TAILS_ALONE,
+    "real inputs, grid 4 narrow, tails alone": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5}
+    | TAILS_ALONE,
     "real inputs, tail 1": {"method": "coarse_adjoint", "aux.tail": 1},
     "real inputs, tail 0": {"method": "coarse_adjoint", "aux.tail": 0},
     "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},

@@ -35,6 +35,13 @@ ALONE = {"NPROC": "1", **(RECOMMENDED if sys.platform == "linux" else {})}
 """The environment that units are measured in."""
 
 
+def alone_on_one_core(module: str) -> None:
+    """Starts this script again in the environment `ALONE` where it is in another one."""
+    if any(os.environ.get(name) != value for name, value in ALONE.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | ALONE)
+    jax.config.update("jax_num_cpu_devices", 8)  # of which one works: meshes of the rows are made, and not used
+
+
 def measured_units(repeats: int) -> UnitSeconds:
     """Seconds of units as measured here, all beside the same first one."""
     timers: dict[int, UnitTimer] = {}
@@ -64,8 +71,15 @@ def slower(units: UnitSeconds, factor: float) -> UnitSeconds:
     return seconds
 
 
-def predicted(config: Config, row: str, machine: Machine) -> float:
-    """Seconds of a step of a row of `experiments.speedup`."""
+def here(units: UnitSeconds, bandwidth: float, link: Link) -> Machine:
+    """Devices like this machine's."""
+    return Machine(
+        "here", units, memory_bandwidth=bandwidth, devices_per_node=64, inside=link, between=link, launch=0.0, start=0.0
+    )
+
+
+def predicted(config: Config, machine: Machine) -> float:
+    """Seconds of a step by the model."""
     network = runs.prepare(config).network
     stage, data = config.mesh_shape
     method = config.delayed.variant if config.method == "delayed" else config.method
@@ -83,15 +97,10 @@ def check(path: Path, units: UnitSeconds, bandwidth: float) -> list[dict[str, An
     contention = {p["stages"]: max(1.0, p["contention"]) for p in found["predictions"] if "contention" in p}
     link = Link(**found["link"])
 
-    def machine(factor: float) -> Machine:
-        return Machine(
-            "here", slower(units, factor), memory_bandwidth=bandwidth / factor, devices_per_node=64, inside=link,
-            between=link, launch=0.0, start=0.0,
-        )  # fmt: skip
-
     def seconds(row: dict[str, Any], factor: float) -> float:
         fields = {n: tuple(v) if isinstance(v, list) else v for n, v in row["fields"].items()}
-        return predicted(load(Path(found["config"]), {**fields, "dry_run": True}), row["row"], machine(factor))
+        config = load(Path(found["config"]), {**fields, "dry_run": True})
+        return predicted(config, here(slower(units, factor), bandwidth / factor, link))
 
     measured = [row for row in found["measured"] if not row["row"].startswith("serial")]
     serial = {row["stages"]: seconds(row, 1.0) for row in found["measured"] if row["row"] == "serial"}
@@ -119,15 +128,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/scale_check.json"))
     args = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in ALONE.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "experiments.scale_check", *sys.argv[1:]], os.environ | ALONE)
-    jax.config.update("jax_num_cpu_devices", 8)  # of which one works: meshes of the rows are made, and not used
+    alone_on_one_core("experiments.scale_check")
     units, bandwidth = measured_units(args.repeats), memory_bandwidth()
     rows = [row for path in args.against.split(",") for row in check(Path(path), units, bandwidth)]
     write_json(
         args.out,
         {
-            "command": "python -m experiments.scale_check " + " ".join(sys.argv[1:]),
+            "command": " ".join(["python -m experiments.scale_check", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
             "commit": commit(),
             "hardware": f"{cpu_name()}, {os.cpu_count()} cores",

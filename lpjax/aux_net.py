@@ -268,7 +268,7 @@ def tail_logits(
 ) -> Float[Array, "b classes"]:
     """Logits of the AuxNet's tail at x, an input of interface j: of its pieces (`as_tails`) those of `tail`."""
     for i in tail(len(tails), j, length):
-        x, _ = chain.apply(tails[i], params[i], stats[i], _skip(x, tails[i].in_shape), mode)
+        x, _ = chain.apply(tails[i], params[i], stats[i], skip(x, tails[i].in_shape), mode)
     return x
 
 
@@ -281,8 +281,8 @@ def tail(num_stages: int, j: int, length: int | None) -> list[int]:
     return list(dict.fromkeys([*range(j, stop), num_stages - 1]))
 
 
-def _skip(x: Interface, shape: Shape) -> Interface:
-    """x at a later interface of `shape`, without parameters; see `check_tail`."""
+def skip(x: Interface, shape: Shape) -> Interface:
+    """x as a map of `shape`, on a grid or at a later interface, without parameters; see `check_tail`."""
     return x if x.shape[1:] == shape else layers.padded(layers.pooled(x, shape[:2]), shape[-1])
 
 

@@ -68,8 +68,11 @@ def stage_parts(network: Network, config: Config, cost: Cost) -> list[StageSecon
 
 
 def stage_seconds(network: Network, config: Config, cost: Cost) -> list[float]:
-    """What each stage's forward and backward passes take, with what the method adds to them."""
-    return [sum(parts) for parts in stage_parts(network, config, cost)]
+    """What each stage's forward and backward passes take, with what the method adds to them: FDG a second forward pass
+    of all but the last stage."""
+    parts = stage_parts(network, config, cost)
+    again = config.method == "delayed" and config.delayed.variant == "fdg"
+    return [sum(own) + (own.forward if again and own is not parts[-1] else 0.0) for own in parts]
 
 
 def measured(network: Network, config: Config, cost: Cost, aux_cost: Cost) -> dict[str, Any]:

@@ -21,9 +21,9 @@ def beside(network: Network, config: Config) -> list[list[Chain]]:
     coarse_adjoint), the AuxNet's piece that learns there (coarse_adjoint), or its classifier (local)."""
     K, learns = network.num_stages, config.method == "coarse_adjoint"
     if learns or (config.method == "layer_parallel" and config.multiplier == "coarse_tail"):
-        tails, pieces = network.aux_tails, network.aux_net
+        tails = network.aux_tails
         behind = [[tails[i] for i in tail(K, k + 1, config.aux.tail)] if tails else [] for k in range(K)]
-        return [own + ([pieces[k]] if learns and k else []) for k, own in enumerate(behind)]
+        return [own + ([tails[k]] if learns and k else []) for k, own in enumerate(behind)]
     if config.method == "local":
         return [[chain] for chain in classifiers(network, config.local.blocks).chains]
     return [[] for _ in range(K)]

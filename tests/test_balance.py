@@ -11,7 +11,7 @@ import pytest
 
 from lpjax import balance
 from lpjax.chain import Chain, Unit
-from lpjax.config import AuxConfig, Config, MeshConfig
+from lpjax.config import AuxConfig, Config, DelayedConfig, MeshConfig
 from lpjax.models.resnet import resnet
 from lpjax.network import Network, build
 from lpjax.partition import even_cuts
@@ -53,6 +53,13 @@ def test_stages_of_other_methods(method, beside):
     """A local classifier is the head and a block like the last one, if the stage has one that keeps the shape."""
     seconds = balance.stage_seconds(network((4, 8)), Config(num_stages=3, method=method), one_each)
     assert seconds == pytest.approx([a + b for a, b in zip([4 - 1 / 3, 4, 3], beside, strict=True)])
+
+
+@pytest.mark.parametrize(("variant", "again"), [("fdg", 4 / 3), ("ddg", 0)])
+def test_stages_that_run_forward_twice(variant, again):
+    config = Config(num_stages=3, method="delayed", delayed=DelayedConfig(variant))
+    seconds = balance.stage_seconds(network((4, 8)), config, one_each)
+    assert seconds == pytest.approx([4 - 1 / 3 + again, 4 + again, 3])
 
 
 def test_stages_with_tails_and_a_piece_beside():

@@ -12,9 +12,10 @@ lambda_{k+1} = X_k of the step before, held fixed.  The stages' losses are (3) o
 tails.  The auxiliary variables are not what an AuxNet emits but the stages' own outputs, so that a stage learns from
 the inputs that it will have in the composed network, as in `methods.local`; the AuxNet is left with its other task, to
 tell each stage what the stages behind it will make of its output.  For that G_k is to be like F_k.  Beside its stage it
-sees the same input, and learns
+sees the same input, and learns, on the grid R where tails use it (`aux_net.skip`; without a grid R = 1),
 
-    c_k = beta_A psi(G_k(lambda_k) - X_k),  0 < k < K-1,  X_k held fixed;      c_{K-1} = w phi(G_{K-1}(lambda_{K-1}), y)
+    c_k = beta_A psi(G_k(R lambda_k) - R X_k),  0 < k < K-1,  X_k held fixed
+    c_{K-1} = w phi(G_{K-1}(R lambda_{K-1}), y)
 
 as parareal's coarse propagator, beta_A = `penalty.aux` (beta, where that is None), w = `aux.task_weight`; and it learns
 from all tails that it is part of.  G_0 is in no tail; it stays as it was.
@@ -73,7 +74,7 @@ class StageResult(NamedTuple):
     """What a stage makes of a step, in shapes that are the same for all stages.
 
     Shares of means over the batch: loss, of l_k; correct, of examples that the stage and its tail classify rightly;
-    coarse_error and output, of psi(G_k(lambda_k) - X_k) and psi(X_k), 0 where G_k does not learn that.
+    coarse_error and output, of psi(G_k(R lambda_k) - R X_k) and psi(R X_k), 0 where G_k does not learn that.
     real: whether there was a batch.  next_input: X_k, packed.
     """
 
@@ -109,15 +110,18 @@ class Step:
         def mean(values: lagrangian.PerExample) -> Float[Array, ""]:
             return jnp.where(examples.real, values.sum(), 0.0) / config.batch_size
 
-        def coarse_loss(aux_params: PyTree, output: Array) -> tuple[Array, Array]:
-            """c_k, and psi(G_k(lambda_k) - X_k) where that is what G_k learns."""
+        def coarse_loss(aux_params: PyTree, output: Array) -> tuple[Array, Array, Array]:
+            """c_k, and psi(G_k(R lambda_k) - R X_k) and psi(R X_k) where that is what G_k learns."""
             if k == 0:
-                return none, none
-            coarse, _ = chain.apply(network.aux_net[k], aux_params[k], state.aux_stats[k], lam, coarse_mode)
+                return none, none, none
+            piece = network.aux_tails[k]
+            x = aux_net.skip(lam, piece.in_shape)
+            coarse, _ = chain.apply(piece, aux_params[k], state.aux_stats[k], x, coarse_mode)
             if last:
-                return config.aux.task_weight * mean(lagrangian.task_loss(coarse, examples.labels)), none
+                return config.aux.task_weight * mean(lagrangian.task_loss(coarse, examples.labels)), none, none
+            output = aux_net.skip(output, piece.out_shape)
             error = mean(lagrangian.psi(coarse - output))
-            return beta * error, error
+            return beta * error, error, mean(lagrangian.psi(output))
 
         def local_loss(params: PyTree, aux_params: PyTree) -> tuple[Array, Any]:
             output, new = chain.apply(network.stages[k], params, old, lam, mode)
@@ -126,16 +130,18 @@ class Step:
                 tails, tail = network.aux_tails, config.aux.tail
                 logits = aux_net.tail_logits(tails, aux_params, state.aux_stats, k + 1, output, coarse_mode, tail)
             loss = mean(lagrangian.task_loss(logits, examples.labels))
-            coarse, error = coarse_loss(aux_params, lax.stop_gradient(output))
-            return loss + coarse, (loss, error, logits, output, new)
+            coarse, error, square = coarse_loss(aux_params, lax.stop_gradient(output))
+            return loss + coarse, (loss, error, square, logits, output, new)
 
         gradients = jax.grad(local_loss, argnums=(0, 1), has_aux=True)
-        grads, (loss, error, logits, output, new) = gradients(network.params.unpack(k, params), state.aux_params)
+        grads, (loss, error, square, logits, output, new) = gradients(
+            network.params.unpack(k, params), state.aux_params
+        )
         return StageResult(
             loss=loss,
             correct=mean(lagrangian.correct(logits, examples.labels).astype(float)),
             coarse_error=error,
-            output=mean(lagrangian.psi(output)) if k > 0 and not last else none,
+            output=square,
             real=examples.real,
             grads=network.params.pack(grads[0]),
             stats=network.stats.pack(new),
@@ -193,7 +199,7 @@ def make_step(
     """The jitted step (state, batch) -> (state, figures); the state is donated.
 
     Figures: task_loss [] and accuracy [] of the last stage; stage_loss [K] and stage_accuracy [K] of each with its
-    tail; gradient_norm [K]; coarse_error [K], |G_k(lambda_k) - X_k|^2 / |X_k|^2, 0 for the first and the last stage,
-    whose pieces do not learn it.  A stage that no batch has reached yet (stage k in the first k steps) has zeros.
+    tail; gradient_norm [K]; coarse_error [K], |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 for the first and the last
+    stage, whose pieces do not learn it.  A stage that no batch has reached yet (k in the first k steps) has zeros.
     """
     return meshes.jit_step(Step(network, config, recipe), mesh, train_state.specs(config))

@@ -1,0 +1,183 @@
+"""README's trade-off: test accuracy against speed-up, and time to accuracy, for each method and number of stages.
+
+    python -m experiments.tradeoff [--accuracy=experiments/results/accuracy_final.json]
+        [--speed=experiments/results/speedup.json] [--config=configs/cifar10_resnet110.py] [--repeats=5]
+        [--out=experiments/results/tradeoff.json]
+
+Accuracy and epochs are those of `experiments.accuracy final`, a small network.  rho is that of another one, ResNet-110,
+by the cost model of `lpjax.scaling`, from the seconds of its units measured here on one core, the link found by
+`experiments.speedup`, and each method's own balanced cuts, on devices that do not hinder each other.
+`experiments.scale_check` says how far the model is from what was measured at K = 2.
+
+    time to accuracy = rho (epochs of backprop) / (epochs of the method)
+
+epochs: to the first test at least `BELOW` under backprop's last accuracy, mean over the seeds; none where a seed does
+not get there.  Writes the JSON, and a figure beside it.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.accuracy import rows_of
+from experiments.compare import load
+from experiments.digits_policies import commit, cpu_name
+from experiments.scale_check import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
+from lpjax import balance, runs, tables
+from lpjax.chain import Shape, Unit
+from lpjax.config import Config
+from lpjax.machine import Link, Machine, UnitSeconds
+from lpjax.metrics import write_json
+from lpjax.timing import Seconds
+
+BELOW = 0.005
+
+Json = dict[str, Any]
+
+
+def epochs_to(curve: list[list[float]], target: float) -> int | None:
+    """Epochs to the first test of at least `target`, of [(step, accuracy)] with a test after each; None without one."""
+    return next((number for number, (_, value) in enumerate(curve, 1) if value >= target), None)
+
+
+def mean_epochs(row: Json, target: float) -> float | None:
+    """Over the seeds; None where one does not get there."""
+    found = [epochs_to(run["accuracy"], target) for run in row["runs"]]
+    return None if None in found or not found else statistics.mean(number for number in found if number)
+
+
+def compared(rows: list[Json], rho: Callable[[str, int], float]) -> list[Json]:
+    """The rows of the JSON, from those of `experiments.accuracy` and the speed-up of a row with K stages."""
+    serial = {row["stages"]: row for row in rows if row["row"] == "serial"}
+    made = []
+    for row in rows:
+        name, K = row["row"], row["stages"]
+        target = serial[K]["accuracy_mean"] - BELOW
+        own, base = mean_epochs(row, target), mean_epochs(serial[K], target)
+        speed = rho(name, K)
+        made.append(
+            {
+                "row": name,
+                "stages": K,
+                "n": row["n"],
+                "accuracy_mean": row["accuracy_mean"],
+                "accuracy_std": row["accuracy_std"],
+                "minus_serial": row["accuracy_mean"] - serial[K]["accuracy_mean"],
+                "rho": speed,
+                "target": target,
+                "epochs": own,
+                "time_to_accuracy": speed * base / own if own and base else None,
+            }
+        )
+    return sorted(made, key=lambda row: row["stages"])
+
+
+class Model:
+    """rho by the cost model: (row, K) -> serial's seconds over the row's.
+
+    path: the config file.  units: seconds of the units.  machine: devices that have these.
+    """
+
+    def __init__(self, path: Path, units: UnitSeconds, machine: Machine) -> None:
+        self._path, self._units, self._machine = path, units, machine
+        self._serial = predicted(self._config("serial", 1), machine)
+
+    def _config(self, row: str, num_stages: int, **own: Any) -> Config:
+        """Of a row on this network, whose config file has its own AuxNet for the recipe."""
+        fields = rows_of("final")[0][row]
+        if row == "recipe":
+            fields = {name: value for name, value in fields.items() if not name.startswith("aux.")}
+        return load(self._path, {**fields, "num_stages": num_stages, "dry_run": True, **own})
+
+    def _cost(self, examples: int, unit: Unit, in_shape: Shape) -> Seconds:
+        forward, backward = self._units(unit, in_shape, examples)
+        return Seconds(forward, forward + backward, forward + backward / 2)
+
+    def __call__(self, row: str, num_stages: int) -> float:
+        if row == "serial":
+            return 1.0
+        config = self._config(row, num_stages)
+        cut = partial(balance.cut, config, runs.prepare(config).spec)
+        cuts, _ = balance.balanced(cut, config, partial(self._cost, config.batch_size))
+        return self._serial / predicted(self._config(row, num_stages, cuts=cuts), self._machine)
+
+
+def markdown(rows: list[Json]) -> str:
+    """The table of the README."""
+    lines = [
+        "| K | | minus backprop, points | rho, model | epochs to backprop less 0.5 points | time to accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        speed, points = f"{row['rho']:.2f}", f"{100 * row['minus_serial']:+.2f}"
+        epochs = "not reached" if row["epochs"] is None else f"{row['epochs']:.1f}"
+        gain = "" if row["time_to_accuracy"] is None else f"{row['time_to_accuracy']:.2f}"
+        lines.append(f"| {row['stages']} | {row['row']} | {points} | {speed} | {epochs} | {gain} |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[Json], path: Path) -> None:
+    """Accuracy under backprop's over rho, a line a method, a point a number of stages."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [name for name in dict.fromkeys(row["row"] for row in rows) if name != "serial"]
+    with plt.rc_context({"svg.hashsalt": "lpjax", "svg.fonttype": "none"}):
+        figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
+        for name, marker in zip(names, "osD^vPX*<>", strict=False):
+            own = [row for row in rows if row["row"] == name]
+            rho, points = [row["rho"] for row in own], [100 * row["minus_serial"] for row in own]
+            spread = [100 * (row["accuracy_std"] or 0.0) for row in own]
+            axis.errorbar(rho, points, spread, marker=marker, capsize=3, label=name)
+            for row, x, y in zip(own, rho, points, strict=True):
+                axis.annotate(f"K = {row['stages']}", (x, y), textcoords="offset points", xytext=(4, 5), fontsize=8)
+        axis.axhline(0, color="gray", lw=1, ls=":")
+        axis.set(
+            xlabel="rho, speed-up over backprop on one device (cost model)", ylabel="accuracy minus backprop's, points"
+        )
+        axis.legend(fontsize=8)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accuracy", type=Path, default=Path("experiments/results/accuracy_final.json"))
+    parser.add_argument("--speed", type=Path, default=Path("experiments/results/speedup.json"))
+    parser.add_argument("--config", type=Path, default=Path("configs/cifar10_resnet110.py"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/tradeoff.json"))
+    args = parser.parse_args()
+    alone_on_one_core("experiments.tradeoff")
+    link, found = Link(**json.loads(args.speed.read_text())["link"]), json.loads(args.accuracy.read_text())
+    units = measured_units(args.repeats)
+    model = Model(args.config, units, here(units, memory_bandwidth(), link))
+    rows = compared(found["rows"], model)
+    write_json(
+        args.out,
+        {
+            "command": " ".join(["python -m experiments.tradeoff", *sys.argv[1:]]),
+            "date": datetime.date.today().isoformat(),
+            "commit": commit(),
+            "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
+            "versions": tables.versions(),
+            "accuracy": {"file": args.accuracy.name, "commit": found["commit"], "config": found["config"]},
+            "config": str(args.config),
+            "rows": rows,
+        },
+    )
+    draw(rows, args.out.with_suffix(".svg"))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Accuracy against speed-up: epochs to an accuracy, and what they make of a speed-up."""
+
+import pytest
+
+from experiments import tradeoff
+
+
+def row(name, accuracies, stages=2):
+    runs = [{"accuracy": [[10 * (i + 1), value] for i, value in enumerate(curve)]} for curve in accuracies]
+    last = [curve[-1] for curve in accuracies]
+    mean = sum(last) / len(last)
+    return {"row": name, "stages": stages, "n": len(runs), "accuracy_mean": mean, "accuracy_std": 0.01, "runs": runs}
+
+
+ROWS = [
+    row("recipe", [[0.3, 0.797, 0.8, 0.82], [0.3, 0.6, 0.7, 0.9]]),
+    row("serial", [[0.5, 0.6, 0.79, 0.8], [0.5, 0.796, 0.78, 0.8]]),
+    row("local", [[0.3, 0.7, 0.79, 0.9], [0.3, 0.6, 0.7, 0.79]]),
+]
+
+
+def test_time_to_accuracy():
+    """Backprop ends at 0.8, so 0.795 is to be reached: by it in 4 and 2 epochs, by the recipe in 2 and 4."""
+    recipe, serial, local = tradeoff.compared(ROWS, lambda name, K: {"serial": 1.0, "recipe": 1.8, "local": 1.9}[name])
+    assert serial["target"] == pytest.approx(0.795)
+    assert (recipe["epochs"], serial["epochs"], local["epochs"]) == (3, 3, None), "a seed of local stays below"
+    assert (recipe["time_to_accuracy"], serial["time_to_accuracy"]) == (pytest.approx(1.8), 1.0)
+    assert local["time_to_accuracy"] is None
+    assert recipe["minus_serial"] == pytest.approx(0.06)
+    assert tradeoff.markdown([recipe, local]).splitlines()[2:] == [
+        "| 2 | recipe | +6.00 | 1.80 | 3.0 | 1.80 |",
+        "| 2 | local | +4.50 | 1.90 | not reached |  |",
+    ]
+
+
+def test_rows_are_in_order_of_their_stages():
+    rows = [row("serial", [[0.5]], 4), row("serial", [[0.5]], 2)]
+    assert [made["stages"] for made in tradeoff.compared(rows, lambda name, K: 1.0)] == [2, 4]
+
+
+def test_speed_ups_of_the_model(tmp_path):
+    """Of units that take a second a pass and two back, and links that take no time."""
+    link = tradeoff.Link(latency=0.0, bandwidth=1e30)
+    machine = tradeoff.here(lambda unit, in_shape, examples: (examples, 2.0 * examples), 1e30, link)
+    model = tradeoff.Model(tradeoff.Path("configs/cifar10_resnet56.py"), machine.unit_seconds, machine)
+    assert model("serial", 2) == 1.0
+    assert 1.5 < model("fdg", 2) <= 7 / 4 < model("local", 2) < 2.0, "a second forward pass; a classifier"
+    assert model("recipe", 2) < 2.0
+    assert model("recipe", 4) > model("recipe", 2)
+
+
+def test_the_readme_has_the_table():
+    readme = tradeoff.Path("README.md").read_text()
+    rows = tradeoff.json.loads(tradeoff.Path("experiments/results/tradeoff.json").read_text())["rows"]
+    assert tradeoff.markdown(rows) in readme
