@@ -28,9 +28,9 @@ def started() -> Iterator[Any]:
 
     Raises FileNotFoundError where a program is missing.
     """
-    if text := missing():
-        raise FileNotFoundError(text)
     chromium, driver = map(shutil.which, TOOLS)
+    if not chromium or not driver:
+        raise FileNotFoundError(missing())
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):

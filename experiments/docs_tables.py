@@ -142,7 +142,9 @@ def gap() -> str:
     return table(["method", *(f"K = {K}: test accuracy, %" for K in every)], shown, "compare")
 
 
-TABLES: dict[str, Callable[[], str]] = {make.__name__: make for make in (longer, stages, speed, aux, policies, faster, gap)}
+TABLES: dict[str, Callable[[], str]] = {
+    make.__name__: make for make in (longer, stages, speed, aux, policies, faster, gap)
+}
 
 
 def filled(text: str) -> str:
