@@ -31,9 +31,10 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], *names: str) ->
     return "\n".join([*lines, "", f"From {files}."])
 
 
-def percent(row: dict[str, Any]) -> str:
-    """Mean and standard deviation of a row's accuracy, in %."""
-    return f"{100 * row['test_accuracy_mean']:.2f} ± {100 * row['test_accuracy_std']:.2f} ({row['n']})"
+def percent(row: dict[str, Any], name: str = "test_accuracy") -> str:
+    """Mean, standard deviation and number of a row's accuracies, in %.  name: of them, in the file."""
+    scatter = f" ± {100 * row[f'{name}_std']:.2f}" if row["n"] > 1 else ""
+    return f"{100 * row[f'{name}_mean']:.2f}{scatter} ({row['n']})"
 
 
 def fields_of(row: str) -> str:
@@ -43,9 +44,28 @@ def fields_of(row: str) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in own.items())
 
 
-def points(row: dict[str, Any], base: dict[str, Any]) -> str:
+def points(row: dict[str, Any], base: dict[str, Any], name: str = "test_accuracy") -> str:
     """Difference of two rows' accuracies, in percentage points."""
-    return f"{100 * (row['test_accuracy_mean'] - base['test_accuracy_mean']):+.2f}"
+    return f"{100 * (row[f'{name}_mean'] - base[f'{name}_mean']):+.2f}"
+
+
+def longer() -> str:
+    """Accuracy of the longer runs of `experiments.accuracy` over K, beside backprop."""
+    made = result("accuracy_final")
+    rows = {(row["row"], row["stages"]): row for row in made["rows"] if row["n"]}
+    every = sorted({K for _, K in rows})
+
+    def cell(name: str, K: int) -> str:
+        row, base = rows.get((name, K)), rows.get(("serial", K))
+        if row is None:
+            return ""
+        difference = f", {points(row, base, 'accuracy')}" if base and row is not base else ""
+        return percent(row, "accuracy") + difference
+
+    names = ["serial", *(name for name in dict.fromkeys(name for name, _ in rows) if name != "serial")]
+    fields = [", ".join(f"`{field}={value}`" for field, value in made["by_row"][name].items()) for name in names]
+    shown = [[own, *(cell(name, K) for K in every)] for name, own in zip(names, fields, strict=True)]
+    return table(["", *(f"K = {K}: test accuracy, %" for K in every)], shown, "accuracy_final")
 
 
 def stages() -> str:
@@ -122,7 +142,9 @@ def gap() -> str:
     return table(["method", *(f"K = {K}: test accuracy, %" for K in every)], shown, "compare")
 
 
-TABLES: dict[str, Callable[[], str]] = {make.__name__: make for make in (stages, speed, aux, policies, faster, gap)}
+TABLES: dict[str, Callable[[], str]] = {
+    make.__name__: make for make in (longer, stages, speed, aux, policies, faster, gap)
+}
 
 
 def filled(text: str) -> str:

@@ -58,6 +58,17 @@ def test_not_a_number_is_a_gap(tmp_path):
     page.render([found])
 
 
+def test_steps_in_which_the_last_stage_had_no_batch_are_no_points(tmp_path):
+    """As `coarse_adjoint` and `delayed` record them; an accuracy of 0 with a loss is one."""
+    idle = [train_line(step, task_loss=0.0, accuracy=0.0) for step in (1, 2)]
+    lines = read(write_lines(tmp_path, [*idle, train_line(3, accuracy=0.0), train_line(4, task_loss=0.0)])).lines
+    assert [lines[name][0].step.tolist() for name in ("task_loss", "accuracy", "data_seconds")] == [
+        [3, 4],
+        [3, 4],
+        [1, 2, 3, 4],
+    ]
+
+
 def test_lists_of_changing_length(tmp_path):
     write_lines(
         tmp_path, [train_line(1), train_line(2, relative_violation=[0.5]), train_line(3, relative_violation=[])]
@@ -214,6 +225,27 @@ def test_figures_that_were_not_recorded_are_said(tmp_path):
     alone = curves.gradients([bare])[0]
     assert alone.figure is None
     assert "Nothing to draw" in page.render([bare])
+
+
+def test_without_an_aux_net_path_there_is_nothing_to_compare(tmp_path):
+    def run(name, *left_out):
+        lines = [train_line(1), {key: value for key, value in eval_line(1).items() if key not in left_out}]
+        return read(write_lines(tmp_path / name, lines))
+
+    serial, head = run("serial", "aux_path_accuracy", "aux_head_accuracy"), run("head", "aux_path_accuracy")
+    assert all_charts([serial])["paths"].figure is None
+    assert [t.legendgroup for t in all_charts([head])["paths"].figure.data] == ["composed network", "AuxNet's head"]
+    assert "serial: composed network" in [t.name for t in all_charts([serial, head])["paths"].figure.data]
+
+
+def test_zeros_are_said(tmp_path):
+    """As of the multipliers of a policy that has none."""
+    runs = [write_lines(tmp_path / str(m), [train_line(1, multiplier_norm=[0.0, m])]) for m in (0.0, 1.0)]
+    zero, other = (curves.constraints([read(run)])[1] for run in runs)
+    assert zero.text == ("Zero throughout.",)
+    assert zero.figure.layout.yaxis.rangemode == "nonnegative"
+    assert "Zero throughout." not in other.text
+    assert other.figure.layout.yaxis.rangemode is None
 
 
 @pytest.mark.parametrize("background", page.PAPER.values())

@@ -4,18 +4,19 @@ Without a browser these tests are skipped, or fail where LPJAX_BROWSER=required,
 folder LPJAX_SCREENSHOTS, or to pytest's own.
 """
 
-import base64
+import io
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from run_folders import finished, train_line, write_lines
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+from experiments import browser as chromium
+from experiments import draw_report
 from lpjax.report.__main__ import write
 
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
@@ -36,27 +37,13 @@ OVERLAPS = """
     }).map((plot) => plot.getAttribute("aria-label"))"""
 
 
-def tools() -> tuple[str, str]:
-    """Chromium and its driver; skips or fails where one is missing."""
-    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if chromium := all(paths) and paths:
-        return chromium[0], chromium[1]
-    missing = " and ".join(name for name, path in zip(("chromium", "chromedriver"), paths, strict=True) if not path)
-    text = f"no {missing} found: the page is not looked at; apt-get install -y chromium chromium-driver"
-    if os.environ.get("LPJAX_BROWSER") == "required":
-        pytest.fail(text)
-    pytest.skip(text)
-
-
 @pytest.fixture(scope="module")
 def browser():
-    chromium, driver = tools()
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as made:
+    if text := chromium.missing():
+        if os.environ.get("LPJAX_BROWSER") == "required":
+            pytest.fail(text)
+        pytest.skip(text)
+    with chromium.started() as made:
         yield made
 
 
@@ -77,21 +64,7 @@ def pages(tmp_path_factory):
 def look(browser, page: Path, size: str = "desk", theme: str = "light") -> None:
     """Open a page as a reader with such a screen has it."""
     width, height = SIZES[size]
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"},
-    )
-    prefer(browser, theme)
-    browser.get(page.as_uri())
-
-
-def prefer(browser, theme: str) -> None:
-    features = [{"name": "prefers-color-scheme", "value": theme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-
-def errors(browser) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    chromium.look(browser, page, width=width, height=height, theme=theme, mobile=size == "phone")
 
 
 def until(browser, condition) -> None:
@@ -115,8 +88,7 @@ def test_every_chart_shows_its_data(browser, pages, name, size, theme, tmp_path)
     look(browser, pages / f"{name}.html", size, theme)
     folder = Path(os.environ.get("LPJAX_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-    (folder / f"{name}-{size}-{theme}.png").write_bytes(base64.b64decode(shot["data"]))
+    (folder / f"{name}-{size}-{theme}.png").write_bytes(chromium.screenshot(browser))
     drawn = browser.execute_script(DRAWN)
     assert len(drawn) >= 15
     assert not [chart for chart in drawn if not chart["lines"] + chart["bars"] or not chart["ticks"]]
@@ -124,7 +96,7 @@ def test_every_chart_shows_its_data(browser, pages, name, size, theme, tmp_path)
     assert not browser.execute_script(OVERLAPS)
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == THEMES[theme]
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
-    assert not errors(browser)
+    assert not chromium.errors(browser)
 
 
 def test_a_change_of_theme_reaches_the_charts(browser, pages):
@@ -134,16 +106,16 @@ def test_a_change_of_theme_reaches_the_charts(browser, pages):
         return browser.execute_script("return getComputedStyle(document.querySelector('.xtick text')).fill")
 
     assert ink() == "rgb(28, 30, 33)"
-    prefer(browser, "dark")
+    chromium.prefer(browser, "dark")
     until(browser, lambda: ink() == "rgb(230, 232, 235)")
-    assert not errors(browser)
+    assert not chromium.errors(browser)
 
 
 def test_the_legend_switches_a_line(browser, pages):
     look(browser, pages / "one.html")
     browser.find_element(By.CSS_SELECTOR, "#violation .legendtoggle").click()
     until(browser, lambda: [t["visible"] for t in traces(browser, "violation")] == ["legendonly", True, True])
-    assert not errors(browser)
+    assert not chromium.errors(browser)
 
 
 def test_the_legend_switches_a_line_of_all_runs(browser, pages):
@@ -155,7 +127,7 @@ def test_the_legend_switches_a_line_of_all_runs(browser, pages):
 
     of_runs = {f"{run}: interface 1" for run in ("layer_parallel", "serial", "killed")}
     until(browser, lambda: off() == {"interface 1"} | of_runs)
-    assert not errors(browser)
+    assert not chromium.errors(browser)
 
 
 def test_a_run_is_switched_off_and_on_in_all_charts(browser, pages):
@@ -168,7 +140,7 @@ def test_a_run_is_switched_off_and_on_in_all_charts(browser, pages):
         assert [t for t in traces(browser, chart) if t["run"] != 0] == [t for t in before[chart] if t["run"] != 0]
     box.click()
     until(browser, lambda: {chart: traces(browser, chart) for chart in before} == before)
-    assert not errors(browser)
+    assert not chromium.errors(browser)
 
 
 def test_scales_are_switched(browser, pages):
@@ -179,7 +151,7 @@ def test_scales_are_switched(browser, pages):
     button.click()
     until(browser, lambda: browser.execute_script(scale) == "linear")
     assert button.get_attribute("aria-pressed") == "false"
-    assert not errors(browser)
+    assert not chromium.errors(browser)
 
 
 def test_values_show_under_the_mouse(browser, pages):
@@ -190,4 +162,26 @@ def test_values_show_under_the_mouse(browser, pages):
     bar = browser.find_element(By.CSS_SELECTOR, "#schedule-0 .nsewdrag")
     ActionChains(browser).move_to_element_with_offset(bar, 0, -25).perform()  # not between the rows of two devices
     until(browser, lambda: "stage" in browser.find_element(By.CSS_SELECTOR, "#schedule-0 .hoverlayer").text)
-    assert not errors(browser)
+    assert not chromium.errors(browser)
+
+
+def test_the_readmes_picture_shows_its_charts(browser, pages):
+    """Of another run than the README's; what stands on the page below is not in the picture."""
+    with Image.open(io.BytesIO(draw_report.picture(browser, pages / "one.html"))) as image:
+        size, colours = image.size, len(image.convert("RGB").getcolors(256))
+    assert size[0] == draw_report.WIDTH
+    assert 1500 < size[1] < 2500
+    assert colours > 100
+    drawn = browser.execute_script(DRAWN)
+    assert len(drawn) == len(draw_report.SHOWN)
+    assert not [chart for chart in drawn if not chart["lines"] + chart["bars"] or not chart["ticks"]]
+    headings = [heading.text for heading in browser.find_elements(By.CSS_SELECTOR, "h2")]
+    assert headings == ["Accuracy and loss", "Constraints", "Cut", "Schedule of a step"]
+    assert not browser.execute_script(OVERLAPS)
+    assert not chromium.errors(browser)
+
+
+def test_the_readmes_picture_needs_all_of_its_charts(browser, pages, tmp_path):
+    write([write_lines(tmp_path / "killed", [train_line(1)])], tmp_path / "killed.html")
+    with pytest.raises(ValueError, match="expected all of them"):
+        draw_report.picture(browser, tmp_path / "killed.html")

@@ -48,6 +48,8 @@ def learning(records: Sequence[Record]) -> list[Chart]:
         Figure("aux_path_accuracy", "AuxNet path"),
         Figure("aux_head_accuracy", "AuxNet's head"),
     ]
+    if not any(figure.name in record.lines for record in records for figure in paths[1:]):
+        paths = paths[1:]  # of methods that have no such path: the composed network alone is drawn above
     both: tuple[Over, ...] = ("steps", "time")
     return [
         *(lines(f"accuracy-{over}", f"Accuracy over {over}", records, accuracy, over=over) for over in both),
@@ -151,6 +153,9 @@ def lines(
     made = charts.layout(360, legend=len(labels) > 1)
     made["xaxis"] |= {"title": {"text": unit}, "rangemode": "tozero"}
     made["yaxis"] |= charts.scale(log)
+    if not any(curve.line.value.any() for curve in curves):  # NaN counts as something
+        text.append("Zero throughout.")
+        made["yaxis"] |= {"rangemode": "nonnegative"}
     made["hovermode"] = "x unified" if len(curves) <= 8 else "closest"
     return Chart(key, title, tuple(text), go.Figure(traces, made), ("yaxis", "xaxis"))
 

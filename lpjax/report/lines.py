@@ -116,6 +116,8 @@ class Table:
             self.recoveries.append((line.step, line.factor))
             return
         if isinstance(line, _Train):
+            if line.task_loss == line.accuracy == 0:  # certain and wrong: no batch had reached the last stage yet
+                line.task_loss = line.accuracy = None
             self.train.append(line)
         else:
             self.eval.append(line)
