@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import scale
 from experiments.compare import ROWS
 
 RESULTS = Path(__file__).parent / "results"
@@ -142,8 +143,16 @@ def gap() -> str:
     return table(["method", *(f"K = {K}: test accuracy, %" for K in every)], shown, "compare")
 
 
+def large() -> str:
+    """Predicted speed on large machines against the faster of data parallelism and a pipeline."""
+    found, parts = result("scale"), []
+    for machine in scale.CAPACITY:
+        parts += [f"{machine}:", scale.leads(found["rows"], machine, "own", *scale.RIVALS)]
+    return "\n\n".join([*parts, f"From `experiments/results/scale.json` ({found['date']})."])
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (longer, stages, speed, aux, policies, faster, gap)
+    make.__name__: make for make in (longer, stages, speed, aux, policies, faster, gap, large)
 }
 
 

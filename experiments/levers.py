@@ -77,6 +77,7 @@ def main(argv: list[str]) -> int:
             process.ask("prepare", name=name, config=str(args.config), fields=fields, unroll=lever.unroll)
             turns[name] = process, name
         except RuntimeError as error:
+            process.close()
             failed.append(f"{name}: {error}")
             print(failed[-1], file=sys.stderr, flush=True)
     answers = interleaved(turns, args.rounds, args.steps)

@@ -3,9 +3,9 @@
     python -m experiments.scale [--kernels=1] [--out=experiments/results/scale.json]
 
 Predictions of `lpjax.scaling`, nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D,
-K = S) of each method that fits into a device's memory; layer-parallel with the full coarse tail and three widths of
-the AuxNet, on the stages' maps or on a grid, the pipeline with its best number of micro-batches.  Speed alone: accuracy
-is another table.
+K = S) of each method that fits into a device's memory; layer_parallel with the full coarse tail and three widths of
+the AuxNet, on the stages' maps or on a grid, coarse_adjoint with these on the grid, the pipeline with its best number
+of micro-batches.  Speed alone: accuracy is another table.
 Twice: batch norm of all examples, as in lpjax, and of each device's own, as is more common in data parallelism.
 A batch is the whole machine's: 128 images give at most 128 devices one each.  Half a minute on one core.
 """
@@ -16,7 +16,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ MICRO_BATCHES = (2, 4, 8, 16, 32)
 WIDTHS = (0.25, 0.5, 1.0)
 """Of the AuxNet.  Below 1 a piece has more convolutions, to fewer channels and back: less to compute, more kernels."""
 
-GRIDS = dict.fromkeys(CIFAR, 8) | {"ResNet-152": 14}
-"""Side of the maps that an AuxNet on a grid computes on."""
+GRIDS = dict.fromkeys(CIFAR, 8) | {"ResNet-152": 7}
+"""Side of the maps that an AuxNet on a grid computes on: of the network's last ones."""
 
 FLOPS, MEMORY, LINK = 0.4, 0.5, 0.8
 """Assumed shares of the peak.  MEMORY is fitted to 2,600 images a second of ResNet-50 on an A100 (2.04 TB/s assumed),
@@ -117,7 +117,7 @@ def tpu_v5p(kernels: float) -> Machine:
 CAPACITY = {"H100": 80e9, "TPU v5p": 95e9}
 """Bytes of a device's memory."""
 
-RIVALS = ("layer_parallel", "data_parallel", "pipeline")
+OURS, RIVALS = ("layer_parallel", "coarse_adjoint"), ("data_parallel", "pipeline")
 
 
 @functools.cache
@@ -165,34 +165,45 @@ def choices(name: str, machine: Machine, batch: int, devices: int, synchronised:
             yield from choice("pipeline", S, f"M {M}", micro_batches=M)
         for width, grid in itertools.product(WIDTHS, (None, GRIDS[name])):
             how = f"width {width:g}" + (f", grid {grid}" if grid else "")
-            yield from choice("layer_parallel", S, how, width, grid)
+            for method in OURS if grid else OURS[:1]:
+                yield from choice(method, S, how, width, grid)
+
+
+def rounded(value: float) -> float:
+    """To four digits, which is more than a prediction has."""
+    return float(f"{value:.4g}")
 
 
 def compare(name: str, machine: Machine, batch: int, devices: int, synchronised: bool) -> dict[str, Any]:
-    """Each method's fastest choice that fits, and the fastest of `RIVALS`; speed-ups against one device, which need not
-    have the memory.  data_parallel_free: data parallelism whose collectives take no time, a bound for what hides them.
+    """Each method's fastest choice that fits, and the fastest of `OURS` and `RIVALS`; speed-ups against one device,
+    which need not have the memory.  data_parallel_free: data parallelism whose collectives take no time, a bound for
+    what hides them.
     """
     serial = step_seconds("serial", build(name, 1), machine, batch=batch, stage=1, data=1).total
     methods: dict[str, dict[str, Any]] = {}
     for choice in sorted(choices(name, machine, batch, devices, synchronised), key=lambda choice: choice.seconds.total):
         if choice.method not in methods and (memory := choice.memory()) <= CAPACITY[machine.name]:
             seconds = choice.seconds.total
-            found = {"speedup": serial / seconds, "mesh": choice.mesh, "how": choice.how, "seconds": seconds}
-            parts = {part: float(f"{value:.3g}") for part, value in asdict(choice.seconds).items() if value}
-            methods[choice.method] = found | {"memory_bytes": memory, "parts": parts}
+            methods[choice.method] = {
+                "speedup": rounded(serial / seconds),
+                "mesh": choice.mesh,
+                "how": choice.how,
+                "memory_bytes": rounded(memory),
+            }
             if choice.method == "data_parallel":
                 free = seconds - choice.seconds.batch_norm - choice.seconds.gradients
-                methods["data_parallel_free"] = {"speedup": serial / free, "seconds": free}
-    winner = max((m for m in RIVALS if m in methods), key=lambda m: methods[m]["speedup"], default="none")
-    case = {"network": name, "machine": machine.name, "batch": batch, "devices": devices, "serial_seconds": serial}
+                methods["data_parallel_free"] = {"speedup": rounded(serial / free)}
+    winner = max((m for m in (*OURS, *RIVALS) if m in methods), key=lambda m: methods[m]["speedup"], default="none")
+    case = {"network": name, "machine": machine.name, "batch": batch, "devices": devices}
+    case |= {"serial_seconds": rounded(serial)}
     norm = "synchronised" if synchronised else "own"
     return case | {"batch_norm": norm, "winner": winner, "methods": methods}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Speed-ups against one device (S x D, options)."""
-    columns = ("layer_parallel", "data_parallel", "data_parallel_free", "pipeline", "fdg", "local")
-    heads = ["network", "batch", "machine", "batch norm", "devices", *columns, "fastest of three"]
+    columns = (*OURS, "data_parallel", "data_parallel_free", "pipeline", "fdg", "local")
+    heads = ["network", "batch", "machine", "batch norm", "devices", *columns, "fastest, without fdg and local"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = [str(row[key]) for key in ("network", "batch", "machine", "batch_norm", "devices")]
@@ -203,30 +214,22 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def lead(row: dict[str, Any], *rivals: str) -> float:
-    """Speed of layer-parallel over that of the fastest of `rivals`; 0 where it does not fit, or none of them does."""
+def lead(row: dict[str, Any], *rivals: str) -> float | None:
+    """Speed of the faster of `OURS` over that of the fastest of `rivals`; None where none of one side fits."""
     speed = {method: found["speedup"] for method, found in row["methods"].items()}
-    return speed.get("layer_parallel", 0.0) / max((speed[m] for m in rivals if m in speed), default=float("inf"))
+    ours, theirs = ([speed[m] for m in names if m in speed] for names in (OURS, rivals))
+    return max(ours) / max(theirs) if ours and theirs else None
 
 
-def regimes(rows: list[dict[str, Any]]) -> list[str]:
-    """In words, from the numbers: where layer-parallel is faster than data parallelism and the pipeline."""
-
-    def ahead(rows: list[dict[str, Any]], *rivals: str) -> str:
-        devices = [str(row["devices"]) for row in rows if lead(row, *rivals) > 1]
-        return f"on {', '.join(devices)} devices" if devices else "nowhere"
-
-    lines = []
-    keys = ("batch_norm", "network", "scaling", "machine")
-    for (norm, *case), group in itertools.groupby(rows, lambda row: [row[key] for key in keys]):
-        found = list(group)
-        best = max(found, key=lambda row: lead(row, *RIVALS[1:]))
-        lines.append(
-            f"{', '.join(case)}, batch norm {norm}: layer-parallel is the fastest {ahead(found, *RIVALS[1:])}, "
-            f"{ahead(found, *RIVALS[1:], 'data_parallel_free')} if data parallelism's collectives took no time; at "
-            f"best {lead(best, *RIVALS[1:]):.2f} times the faster of the two others ({best['devices']} devices)"
-        )
-    return lines
+def leads(rows: list[dict[str, Any]], machine: str, batch_norm: str, *rivals: str) -> str:
+    """A table: `lead` by network, batch and number of devices."""
+    lines = [f"| network | | {' | '.join(f'{n} devices' for n in DEVICES)} |", "|---" * (2 + len(DEVICES)) + "|"]
+    mine = [row for row in rows if (row["machine"], row["batch_norm"]) == (machine, batch_norm)]
+    for (name, scaling), group in itertools.groupby(mine, lambda row: (row["network"], row["scaling"])):
+        found = {row["devices"]: lead(row, *rivals) for row in group}
+        cells = ["" if (value := found.get(n)) is None else f"{value:.2f}" for n in DEVICES]
+        lines.append(f"| {name} | {scaling} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -242,15 +245,18 @@ def main() -> None:
                 row = compare(name, machine, batch, devices, synchronised)
                 rows.append({"scaling": f"batch {fixed}" if fixed else f"{PER_DEVICE} examples a device"} | row)
     header = {
-        "command": "python -m experiments.scale " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python -m experiments.scale", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "hardware": "none: predictions",
         "assumed": {"flops": FLOPS, "memory": MEMORY, "link": LINK, "kernels": args.kernels},
         "versions": tables.versions(),
     }
-    write_json(args.out, header | {"regimes": regimes(rows), "rows": rows})
-    print(markdown(rows), *regimes(rows), sep="\n")
+    write_json(args.out, header | {"rows": rows})
+    print(markdown(rows))
+    for device, norm in itertools.product(CAPACITY, ("synchronised", "own")):
+        print(f"\n{device}, batch norm {norm}, over the faster of {', '.join(RIVALS)}", end="\n\n")
+        print(leads(rows, device, norm, *RIVALS))
 
 
 if __name__ == "__main__":

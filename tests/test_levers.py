@@ -15,7 +15,6 @@ def test_the_table():
 
 @pytest.mark.slow
 def test_levers_are_timed_beside_one_another(monkeypatch, tmp_path):
-    """A scan that is unrolled as far as it goes is no loop any more, and computes the same."""
     unrolled = levers.Lever({"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}, unroll=2)
     monkeypatch.setattr(levers, "LEVERS", {levers.BASE: levers.Lever(), "unrolled": unrolled})
     fields = ["--config.model.depth=14", "--config.model.width=4", "--config.batch_size=16"]
