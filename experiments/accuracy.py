@@ -96,6 +96,8 @@ SEARCH: dict[str, dict[str, Any]] = {
 RECIPE: dict[str, Any] = {"method": "coarse_adjoint", "aux.grid": 8}
 """What the search led to."""
 
+COARSER: dict[str, Any] = RECIPE | {"aux.grid": 4}
+"""The same with tails on the smallest map of the network: what a grid of 8 is to images of 32x32."""
 
 ABLATION: dict[str, dict[str, Any]] = {
     "recipe": RECIPE,
@@ -105,6 +107,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "tails of the last piece": RECIPE | {"aux.tail": 0},
     "two blocks a piece": RECIPE | {"aux.blocks_per_stage": 2},
     "half the width": RECIPE | {"aux.width": 0.5},
+    "grid 4": COARSER,
     "on the stages' maps": {"method": "coarse_adjoint"},
     "no standardisation": RECIPE | {"standardise": False},
     "inputs from the AuxNet": {},
@@ -120,7 +123,7 @@ def rows_of(table: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         return SEARCH, VALIDATION
     peers = {name: row_fields(name, 2, PROTOCOL["num_epochs"]) for name in ("serial", "local", "fdg", "coarse_tail")}
     finals = {name: {n: v for n, v in own.items() if n != "num_stages"} for name, own in peers.items()}
-    finals["recipe"] = RECIPE
+    finals |= {"recipe": RECIPE, "recipe, grid 4": COARSER}
     if table == "ablation":
         return ABLATION, {}
     return finals, DEEP if table == "deep" else FINAL
