@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     }
     config.num_stages = 4
     config.method = "coarse_adjoint"
-    config.aux.grid = 8
+    config.aux.grid = 16
     config.multiplier = "coarse_tail"
     config.aux.width = 0.25
     config.batch_size = 128

@@ -21,10 +21,9 @@ def get_config() -> ConfigDict:
     config.model = {"function": "lpjax.models.preact_resnet:preact_resnet", "depth": 1001}
     config.num_stages = 8
     config.method = "coarse_adjoint"
-    config.aux.grid = 8
+    config.aux.grid = 16
     config.multiplier = "coarse_tail"
     config.aux.width = 0.25
-    config.aux.blocks_per_stage = 2
     config.remat = True
     config.batch_size = 128
     config.num_epochs = 164

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model = {"function": "lpjax.models.imagenet_resnet:imagenet_resnet", "depth": 18}
     config.num_stages = 4
     config.method = "coarse_adjoint"
-    config.aux.grid = 14
+    config.aux.grid = 28
     config.multiplier = "coarse_tail"
     config.aux.width = 1.0
     config.bfloat16 = True

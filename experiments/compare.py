@@ -40,6 +40,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "fdg": {"method": "delayed", "delayed.variant": "fdg"},
     "local": {"method": "local"},
     "coarse_adjoint": {"method": "coarse_adjoint"},
+    "coarse_adjoint_grid_16": {"method": "coarse_adjoint", "aux.grid": 16},
     "coarse_adjoint_grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "penalty": {"method": "layer_parallel", "multiplier": "none"},
     "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail"},

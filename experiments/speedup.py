@@ -2,7 +2,7 @@
 
     python -m experiments.speedup --config=configs/cifar10_resnet110.py [--stages=2,4,8] [--rounds=5] [--steps=2]
         [--methods=serial,data_parallel,pipeline,fdg,local,coarse_tail,coarse_adjoint] [--cuts=measured|even]
-        [--memory] [--plain] [--references] [--torch=PYTHON] [--out=experiments/results/speedup.json] [--config.x=y ...]
+        [--plain] [--references] [--torch=PYTHON] [--out=experiments/results/speedup.json] [--config.x=y ...]
 
 Writes the JSON after every part, and at the end a table and a figure (rho over K) beside it.  Nothing is read or
 learnt: the images are noise.  The machine must have nothing else to do.
@@ -228,11 +228,6 @@ class Bench:
             process.ask("drop")
         return [row | measured_row(answers[name], answers["serial"]) for name, (_, row) in ready.items()]
 
-    def memory(self, compiler: Process, row: str, num_stages: int) -> Json:
-        """What a row's step holds and sends."""
-        fields = self.fields(row, num_stages)
-        return {"row": row, "stages": num_stages, **compiler.ask("memory", config=str(self.args.config), fields=fields)}
-
     def predicted(self, row: str, num_stages: int, link: Json | None) -> Json:
         """A layer-parallel row's prediction from its parts."""
         config, repeats = str(self.args.config), self.args.repeats
@@ -335,7 +330,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=2, help="of a row in a round")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of a part")
     parser.add_argument("--cuts", choices=["measured", "even"], default="measured", help="even: by FLOPs")
-    parser.add_argument("--memory", action="store_true", help="also what a row holds and sends, for every K")
     parser.add_argument("--plain", action="store_true", help="leave the environment as it is")
     parser.add_argument("--references", action="store_true", help="also time the network in flax.linen")
     parser.add_argument("--torch", metavar="PYTHON", help="and in torch, by this interpreter")
@@ -364,7 +358,6 @@ def main(argv: list[str]) -> int:
         "steps": args.steps,
         "measured": [],
         "predictions": [],
-        "memory": [],
         "failed": [],
     }
 
@@ -407,11 +400,6 @@ def measure(bench: Bench, names: list[str], result: Json, attempt: Callable[...,
             result["predictions"].append,
             partial(bench.predicted, row, K, result["link"]),
         )
-    if args.memory:
-        compiler = Process(max(bench.stages), bench.environment)
-        for K, row in itertools.product(bench.stages, names):
-            attempt(f"memory of {row}, K = {K}", result["memory"].append, partial(bench.memory, compiler, row, K))
-        compiler.close()
 
 
 def references(bench: Bench) -> list[Json]:

@@ -16,7 +16,7 @@ import jax
 from experiments.compare import load
 from experiments.step_parts import Parts, Program, link, random_batch, together
 from experiments.worker import serve
-from lpjax import balance, cost, runs
+from lpjax import balance, runs
 from lpjax.data.feed import Batch
 from lpjax.main import provide_devices
 from lpjax.partition import chain_size
@@ -100,12 +100,6 @@ class Worker:
         """Forget the runs that are ready."""
         self.ready.clear()
         return {}
-
-    def memory(self, config: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """What a step holds and sends (`cost.step_cost`), and what the device itself reports."""
-        run = self.run(config, fields)
-        reported = jax.devices()[0].memory_stats() or {}
-        return cost.step_cost(run) | {"peak_bytes_reported": reported.get("peak_bytes_in_use")}
 
     def parts(self, config: str, fields: dict[str, Any], devices: int) -> dict[str, Any]:
         """Compile a step's parts on the first of so many devices along 'stage'."""
