@@ -1,10 +1,11 @@
 """README's accuracy tables: a search on a validation split, the recipe it led to beside the peers, and its ablation.
 
-    python -m experiments.accuracy search|final|ablation|deep [--jobs=2] [--seeds=N] [--stages=K,..]
+    python -m experiments.accuracy search|final|ablation|deep|digits [--jobs=2] [--seeds=N] [--stages=K,..]
         [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--out=experiments/results/accuracy_TABLE.json]
         [--config.x=y ...]
 
-The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here.  `search` tests on the last
+The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here, for Fashion-MNIST.  `digits`
+is another set, with the recipe of its own config file, which no choice was made on.  `search` tests on the last
 10,000 images of the training set and uses seeds from 100 on; the other tables use the test set and seeds from 0 on.
 
 Every run is a process on one core with all stages on one device, which gives the numbers of K devices
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +118,35 @@ ABLATION: dict[str, dict[str, Any]] = {
 }
 """One thing changed at a time."""
 
+PEERS = ("serial", "local", "fdg", "coarse_tail")
 
-def rows_of(table: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Rows of a table by name, and the fields that all of them have."""
-    if table == "search":
-        return SEARCH, VALIDATION
-    peers = {name: row_fields(name, 2, PROTOCOL["num_epochs"]) for name in ("serial", "local", "fdg", "coarse_tail")}
-    finals = {name: {n: v for n, v in own.items() if n != "num_stages"} for name, own in peers.items()}
-    finals |= {"recipe": RECIPE, "recipe, grid 4": COARSER}
-    if table == "ablation":
-        return ABLATION, {}
-    return finals, DEEP if table == "deep" else FINAL
+FINALS: dict[str, dict[str, Any]] = {"recipe": RECIPE, "recipe, grid 4": COARSER} | {
+    name: {n: v for n, v in row_fields(name, 2, PROTOCOL["num_epochs"]).items() if n != "num_stages"} for name in PEERS
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: fields of each by name.  fields: that all of them have.  seeds are counted from first_seed."""
+
+    rows: dict[str, dict[str, Any]]
+    fields: dict[str, Any]
+    config: Path = CONFIG
+    first_seed: int = 0
+
+
+TABLES = {
+    "search": Table(SEARCH, PROTOCOL | VALIDATION, first_seed=100),
+    "final": Table(FINALS, PROTOCOL | FINAL),
+    "ablation": Table(ABLATION, PROTOCOL),
+    "deep": Table(FINALS, PROTOCOL | DEEP),
+    "digits": Table(
+        {name: fields for name, fields in FINALS.items() if name != "recipe, grid 4"} | {"recipe": COARSER},
+        {"mesh.stage": 1, "eval.every_epochs": 0},
+        Path("configs/digits.py"),
+    ),
+}
+"""Images of the digits are 8x8, so that half the side of their first maps is 4."""
 
 
 def trained(command: list[str]) -> bool:
@@ -174,7 +194,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("table", choices=["search", "final", "ablation", "deep"])
+    parser.add_argument("table", choices=list(TABLES))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stages", default="4", help="numbers of stages K")
@@ -183,28 +203,28 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path)
     args, extra = parser.parse_known_args(argv)
     out = args.out or Path(f"experiments/results/accuracy_{args.table}.json")
-    rows, shared = rows_of(args.table)
+    table = TABLES[args.table]
+    rows = table.rows
     try:
         if args.rows:
             rows = {name: rows[name] for name in args.rows.split(";")}
-        shared = PROTOCOL | shared | parsed(extra)
+        shared = table.fields | parsed(extra)
         cells: dict[tuple[str, int], dict[str, Any]] = {
             (name, K): {**shared, **fields, "num_stages": K}
             for K in map(int, args.stages.split(","))
             for name, fields in rows.items()
         }
-        configs = {cell: load(CONFIG, fields) for cell, fields in cells.items()}
+        configs = {cell: load(table.config, fields) for cell, fields in cells.items()}
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 2
-    first_seed = 100 if args.table == "search" else 0
     runs: dict[tuple[str, int], dict[int, dict[str, Any]]] = {cell: {} for cell in cells}
     failed: list[str] = []
 
     def one(cell: tuple[str, int], seed: int, config: Config) -> None:
         (row, K), fields = cell, cells[cell]
         folder = args.runs / args.table / f"{row.replace(' ', '_')}-{K}-{seed}"
-        command = ["-m", "lpjax.main", f"--config={CONFIG}", *arguments(fields), f"--config.seed={seed}"]
+        command = ["-m", "lpjax.main", f"--config={table.config}", *arguments(fields), f"--config.seed={seed}"]
         result = finished(folder, config)
         if result is None and trained([*command, f"--workdir={folder}"]):
             result = finished(folder, config)
@@ -223,7 +243,7 @@ def main(argv: list[str]) -> int:
             "commit": commit(),
             "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
             "versions": tables.versions(),
-            "config": str(CONFIG),
+            "config": str(table.config),
             "fields": shared,
             "by_row": rows,
             "failed": failed,
@@ -233,7 +253,9 @@ def main(argv: list[str]) -> int:
 
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [
-            pool.submit(one, cell, first_seed + seed, configs[cell]) for seed in range(args.seeds) for cell in cells
+            pool.submit(one, cell, table.first_seed + seed, configs[cell])
+            for seed in range(args.seeds)
+            for cell in cells
         ]
         for job in jobs:
             job.result()

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.accuracy import rows_of
+from experiments.accuracy import FINALS
 from experiments.compare import load
 from experiments.digits_policies import commit, cpu_name
 from experiments.scale_check import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
@@ -90,10 +90,9 @@ class Model:
         self._serial = predicted(self._config("serial", 1), machine)
 
     def _config(self, row: str, num_stages: int, **own: Any) -> Config:
-        """Of a row on this network, whose config file has its own AuxNet for the recipe."""
-        fields = rows_of("final")[0][row]
-        if row == "recipe":
-            fields = {name: value for name, value in fields.items() if not name.startswith("aux.")}
+        """Of a row on this network."""
+        grids = {"recipe": {"aux.grid": 16}, "recipe, grid 4": {"aux.grid": 8}}  # of 32x32 images, not 14x14
+        fields = FINALS[row] | grids.get(row, {})
         return load(self._path, {**fields, "num_stages": num_stages, "dry_run": True, **own})
 
     def _cost(self, examples: int, unit: Unit, in_shape: Shape) -> Seconds:

@@ -8,18 +8,19 @@ from experiments import accuracy
 from experiments.compare import load
 
 
-def test_only_the_search_is_judged_on_the_validation_split():
-    for table in ("search", "final", "ablation", "deep"):
-        rows, shared = accuracy.rows_of(table)
-        for fields in rows.values():
-            config = load(accuracy.CONFIG, accuracy.PROTOCOL | shared | fields | {"num_stages": 4, "dry_run": True})
-            assert config.data.validation_examples == (10_000 if table == "search" else None)
-            assert config.num_epochs == 15
-            assert config.model.arguments["depth"] == (56 if table == "deep" else 20)
+@pytest.mark.parametrize("name", accuracy.TABLES)
+def test_only_the_search_is_judged_on_the_validation_split(name):
+    table = accuracy.TABLES[name]
+    for fields in table.rows.values():
+        config = load(table.config, table.fields | fields | {"num_stages": 4, "dry_run": True})
+        assert config.data.validation_examples == (10_000 if name == "search" else None)
+        assert config.num_epochs == (30 if name == "digits" else 15)
+        assert config.model.arguments["depth"] == {"deep": 56, "digits": 26}.get(name, 20)
+    assert table.first_seed == (100 if name == "search" else 0)
 
 
 def test_rows_of_the_ablation_differ_from_the_recipe():
-    recipe, *others = accuracy.rows_of("ablation")[0].values()
+    recipe, *others = accuracy.ABLATION.values()
     assert recipe == accuracy.RECIPE
     assert all(fields != recipe for fields in others)
 
