@@ -64,9 +64,34 @@ def longer() -> str:
         return percent(row, "accuracy") + difference
 
     names = ["serial", *(name for name in dict.fromkeys(name for name, _ in rows) if name != "serial")]
-    fields = [", ".join(f"`{field}={value}`" for field, value in made["by_row"][name].items()) for name in names]
+    fields = [
+        ", ".join(f"`{field}={value}`" for field, value in made["by_row"][name].items() if value is not None)
+        for name in names
+    ]
     shown = [[own, *(cell(name, K) for K in every)] for name, own in zip(names, fields, strict=True)]
     return table(["", *(f"K = {K}: test accuracy, %" for K in every)], shown, "accuracy_final")
+
+
+def ablation() -> str:
+    """What each part of the recipe is for."""
+    rows = result("accuracy_ablation")["rows"]
+    (recipe,) = (row for row in rows if row["row"] == "recipe")
+    shown = [
+        [row["row"], percent(row, "accuracy"), "" if row is recipe else points(row, recipe, "accuracy")] for row in rows
+    ]
+    return table(["", "test accuracy, %, mean ± std (n)", "minus recipe, points"], shown, "accuracy_ablation")
+
+
+def untouched() -> str:
+    """The recipe where nothing was chosen."""
+    names = {"accuracy_digits": "digits", "accuracy_deep": "ResNet-56"}
+    rows = {(row["row"], name): row for name in names for row in result(name)["rows"] if row["n"]}
+    shown = [
+        [row, *(percent(rows[row, name], "accuracy") if (row, name) in rows else "" for name in names)]
+        for row in dict.fromkeys(row for row, _ in rows)
+    ]
+    heading = ["", *(f"{name}: test accuracy, %, mean ± std (n)" for name in names.values())]
+    return table(heading, shown, *names)
 
 
 def stages() -> str:
@@ -152,7 +177,7 @@ def large() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (longer, stages, speed, aux, policies, faster, gap, large)
+    make.__name__: make for make in (longer, ablation, untouched, stages, speed, aux, policies, faster, gap, large)
 }
 
 
