@@ -138,7 +138,7 @@ class Table:
 TABLES = {
     "search": Table(SEARCH, PROTOCOL | VALIDATION, first_seed=100),
     "final": Table(FINALS, PROTOCOL | FINAL),
-    "ablation": Table(ABLATION, PROTOCOL),
+    "ablation": Table(ABLATION, PROTOCOL | FINAL),
     "deep": Table(FINALS, PROTOCOL | DEEP),
     "digits": Table(
         {name: fields for name, fields in FINALS.items() if name != "recipe, grid 4"} | {"recipe": COARSER},
