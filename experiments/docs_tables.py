@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import scale
+from experiments.accuracy import FINALS
 from experiments.compare import ROWS
 
 RESULTS = Path(__file__).parent / "results"
@@ -52,8 +53,8 @@ def points(row: dict[str, Any], base: dict[str, Any], name: str = "test_accuracy
 
 def longer() -> str:
     """Accuracy of the longer runs of `experiments.accuracy` over K, beside backprop."""
-    made = result("accuracy_final")
-    rows = {(row["row"], row["stages"]): row for row in made["rows"] if row["n"]}
+    files = "accuracy_final", "accuracy_few"
+    rows = {(row["row"], row["stages"]): row for name in files for row in result(name)["rows"] if row["n"]}
     every = sorted({K for _, K in rows})
 
     def cell(name: str, K: int) -> str:
@@ -65,11 +66,10 @@ def longer() -> str:
 
     names = ["serial", *(name for name in dict.fromkeys(name for name, _ in rows) if name != "serial")]
     fields = [
-        ", ".join(f"`{field}={value}`" for field, value in made["by_row"][name].items() if value is not None)
-        for name in names
+        ", ".join(f"`{field}={value}`" for field, value in FINALS[name].items() if value is not None) for name in names
     ]
     shown = [[own, *(cell(name, K) for K in every)] for name, own in zip(names, fields, strict=True)]
-    return table(["", *(f"K = {K}: test accuracy, %" for K in every)], shown, "accuracy_final")
+    return table(["", *(f"K = {K}: test accuracy, %" for K in every)], shown, *files)
 
 
 def ablation() -> str:

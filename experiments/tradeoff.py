@@ -1,8 +1,7 @@
 """README's trade-off: test accuracy against speed-up, and time to accuracy, for each method and number of stages.
 
-    python -m experiments.tradeoff [--accuracy=experiments/results/accuracy_final.json]
-        [--speed=experiments/results/speedup.json] [--config=configs/cifar10_resnet110.py] [--repeats=5]
-        [--out=experiments/results/tradeoff.json]
+    python -m experiments.tradeoff [--accuracy=experiments/results/accuracy_few.json,..] [--speed=experiments/results/speedup.json]
+        [--config=configs/cifar10_resnet110.py] [--repeats=5] [--out=experiments/results/tradeoff.json]
 
 Accuracy and epochs are those of `experiments.accuracy final`, a small network.  rho is that of another one, ResNet-110,
 by the cost model of `lpjax.scaling`, from the seconds of its units measured here on one core, the link found by
@@ -11,8 +10,8 @@ by the cost model of `lpjax.scaling`, from the seconds of its units measured her
 
     time to accuracy = rho (epochs of backprop) / (epochs of the method)
 
-epochs: to the first test at least `BELOW` under backprop's last accuracy, mean over the seeds; none where a seed does
-not get there.  Writes the JSON, and a figure beside it.
+epochs: to the first test at most `BELOW` under backprop's last accuracy, mean over the seeds; none where a seed does
+not get there, or was not tested after every epoch.  Writes the JSON, and a figure beside it.
 """
 
 import argparse
@@ -53,14 +52,17 @@ def mean_epochs(row: Json, target: float) -> float | None:
     return None if None in found or not found else statistics.mean(number for number in found if number)
 
 
-def compared(rows: list[Json], rho: Callable[[str, int], float]) -> list[Json]:
-    """The rows of the JSON, from those of `experiments.accuracy` and the speed-up of a row with K stages."""
+def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bool = True) -> list[Json]:
+    """The rows of the JSON, from those of `experiments.accuracy` and the speed-up of a row with K stages.
+
+    every_epoch: whether the runs were tested after each epoch.
+    """
     serial = {row["stages"]: row for row in rows if row["row"] == "serial"}
     made = []
     for row in rows:
         name, K = row["row"], row["stages"]
         target = serial[K]["accuracy_mean"] - BELOW
-        own, base = mean_epochs(row, target), mean_epochs(serial[K], target)
+        own, base = (mean_epochs(r, target) if every_epoch else None for r in (row, serial[K]))
         speed = rho(name, K)
         made.append(
             {
@@ -72,11 +74,12 @@ def compared(rows: list[Json], rho: Callable[[str, int], float]) -> list[Json]:
                 "minus_serial": row["accuracy_mean"] - serial[K]["accuracy_mean"],
                 "rho": speed,
                 "target": target,
+                "every_epoch": every_epoch,
                 "epochs": own,
                 "time_to_accuracy": speed * base / own if own and base else None,
             }
         )
-    return sorted(made, key=lambda row: row["stages"])
+    return made
 
 
 class Model:
@@ -116,7 +119,9 @@ def markdown(rows: list[Json]) -> str:
     ]
     for row in rows:
         speed, points = f"{row['rho']:.2f}", f"{100 * row['minus_serial']:+.2f}"
-        epochs = "not reached" if row["epochs"] is None else f"{row['epochs']:.1f}"
+        epochs = "not reached" if row["every_epoch"] else ""
+        if row["epochs"] is not None:
+            epochs = f"{row['epochs']:.1f}"
         gain = "" if row["time_to_accuracy"] is None else f"{row['time_to_accuracy']:.2f}"
         lines.append(f"| {row['stages']} | {row['row']} | {points} | {speed} | {epochs} | {gain} |")
     return "\n".join(lines)
@@ -150,17 +155,24 @@ def draw(rows: list[Json], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--accuracy", type=Path, default=Path("experiments/results/accuracy_final.json"))
+    both = "experiments/results/accuracy_few.json,experiments/results/accuracy_final.json"
+    parser.add_argument("--accuracy", default=both)
     parser.add_argument("--speed", type=Path, default=Path("experiments/results/speedup.json"))
     parser.add_argument("--config", type=Path, default=Path("configs/cifar10_resnet110.py"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/tradeoff.json"))
     args = parser.parse_args()
     alone_on_one_core("experiments.tradeoff")
-    link, found = Link(**json.loads(args.speed.read_text())["link"]), json.loads(args.accuracy.read_text())
+    link = Link(**json.loads(args.speed.read_text())["link"])
+    accuracies = {name: json.loads(Path(name).read_text()) for name in args.accuracy.split(",")}
     units = measured_units(args.repeats)
     model = Model(args.config, units, here(units, memory_bandwidth(), link))
-    rows = compared(found["rows"], model)
+    rows = [
+        row
+        for found in accuracies.values()
+        for row in compared(found["rows"], model, found["fields"]["eval.every_epochs"] == 1)
+    ]
+    rows.sort(key=lambda row: row["stages"])
     write_json(
         args.out,
         {
@@ -169,7 +181,7 @@ def main() -> None:
             "commit": commit(),
             "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
             "versions": tables.versions(),
-            "accuracy": {"file": args.accuracy.name, "commit": found["commit"], "config": found["config"]},
+            "accuracy": {name: found["commit"] for name, found in accuracies.items()},
             "config": str(args.config),
             "rows": rows,
         },
