@@ -1,7 +1,8 @@
 """README's trade-off: test accuracy against speed-up, and time to accuracy, for each method and number of stages.
 
-    python -m experiments.tradeoff [--accuracy=experiments/results/accuracy_few.json,..] [--speed=experiments/results/speedup.json]
-        [--config=configs/cifar10_resnet110.py] [--repeats=5] [--out=experiments/results/tradeoff.json]
+    python -m experiments.tradeoff [--accuracy=experiments/results/accuracy_few.json,..]
+        [--speed=experiments/results/speedup.json] [--config=configs/cifar10_resnet110.py] [--repeats=5]
+        [--out=experiments/results/tradeoff.json]
 
 Accuracy and epochs are those of `experiments.accuracy final`, a small network.  rho is that of another one, ResNet-110,
 by the cost model of `lpjax.scaling`, from the seconds of its units measured here on one core, the link found by

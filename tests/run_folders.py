@@ -28,6 +28,8 @@ def train_line(step: int, **fields) -> dict:
         "accuracy": 1 - 0.9 * fall,
         "task_loss": 2.3 * fall,
         "aux_task_loss": 2.2 * fall,
+        "stage_loss": [2.4 * fall + 0.1 * k for k in range(K)],
+        "gradient_norm": [fall * (k + 1) for k in range(K)],
         "relative_violation": [fall / (j + 1) for j in range(K - 1)],
         "multiplier_norm": [0.1 * (j + 1) * (1 - fall) for j in range(K - 1)],
         "penalty_coef": 0.1 * (1 + step),

@@ -20,7 +20,8 @@ from lpjax.report.record import differences, flat, read
 
 
 def all_charts(records):
-    made = [curves.learning, curves.constraints, curves.gradients, drawings.cuts, drawings.schedules, drawings.times]
+    made = [curves.learning, curves.stages, curves.constraints, curves.gradients]
+    made += [drawings.cuts, drawings.schedules, drawings.times]
     return {chart.key: chart for make in made for chart in make(records)} | {"wait": curves.waiting(records)}
 
 
@@ -225,6 +226,23 @@ def test_figures_that_were_not_recorded_are_said(tmp_path):
     alone = curves.gradients([bare])[0]
     assert alone.figure is None
     assert "Nothing to draw" in page.render([bare])
+
+
+def test_which_stage_learns(tmp_path):
+    """The worst stage of each run where there are many lines; what a method does not record is said."""
+    own = {"stage_accuracy": [0.9, 0.8, 0.7, 0.6], "coarse_error": [0.0, 0.4, 0.2, 0.0]}
+    lines = [train_line(1, **own), train_line(2, **own)]
+    real = read(write_lines(tmp_path / "real", lines))
+    loss, accuracy, norm, error = curves.stages([real])
+    assert [t.name for t in loss.figure.data] == [f"stage {k}" for k in range(4)]
+    assert [t.y[-1] for t in loss.figure.data] == pytest.approx(lines[1]["stage_loss"])
+    assert [t.y[-1] for t in accuracy.figure.data] == pytest.approx(own["stage_accuracy"])
+    assert [t.y[-1] for t in norm.figure.data] == pytest.approx(lines[1]["gradient_norm"])
+    assert [t.y[-1] for t in error.figure.data] == pytest.approx(own["coarse_error"])
+    other = read(write_lines(tmp_path / "other", [train_line(1)]))
+    assert curves.stages([other])[3].text == ("Not recorded by other. method=coarse_adjoint records it.",)
+    shown = [t for t in curves.stages([real] * 7)[1].figure.data if t.meta and t.visible is True]
+    assert [t.y[-1] for t in shown] == pytest.approx([0.6] * 7), "the least accurate stage"
 
 
 def test_without_an_aux_net_path_there_is_nothing_to_compare(tmp_path):

@@ -58,6 +58,39 @@ def learning(records: Sequence[Record]) -> list[Chart]:
     ]
 
 
+def stages(records: Sequence[Record]) -> list[Chart]:
+    """Which stage learns: its own loss, what it and its tail or classifier get right, its gradient; and how far the
+    AuxNet's piece beside it is from doing the same."""
+    return [
+        lines("stage-loss", "Local loss of each stage", records, [Figure("stage_loss", "stage")], log=True, keep=max),
+        lines(
+            "stage-accuracy",
+            "Training accuracy of each stage with what is behind it",
+            records,
+            [Figure("stage_accuracy", "stage")],
+            keep=min,
+            hint="Methods with tails or classifiers of their own record it.",
+        ),
+        lines(
+            "gradient-norm",
+            "Norm of each stage's gradient",
+            records,
+            [Figure("gradient_norm", "stage")],
+            log=True,
+            keep=max,
+        ),
+        lines(
+            "coarse-error",
+            "The AuxNet's piece against its stage, |G - X|²/|X|²",
+            records,
+            [Figure("coarse_error", "stage")],
+            log=True,
+            keep=max,
+            hint="method=coarse_adjoint records it.",
+        ),
+    ]
+
+
 def constraints(records: Sequence[Record]) -> list[Chart]:
     """How far the stages are from being one network, and what pulls them together."""
     return [

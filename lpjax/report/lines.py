@@ -23,6 +23,10 @@ class _Train(msgspec.Struct, tag_field="kind", tag="train", gc=False):
     accuracy: Value = None
     task_loss: Value = None
     aux_task_loss: Value = None
+    stage_loss: Value = None
+    stage_accuracy: Value = None
+    gradient_norm: Value = None
+    coarse_error: Value = None
     relative_violation: Value = None
     multiplier_norm: Value = None
     penalty_coef: Value = None

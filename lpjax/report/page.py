@@ -29,6 +29,7 @@ def render(records: Sequence[Record]) -> str:
     """The page of one run, or of several beside each other."""
     sections = {
         "Accuracy and loss": _charts(curves.learning(records)),
+        "Stages": _charts(curves.stages(records)),
         "Constraints": _charts(curves.constraints(records)),
         "Gradients": _charts(curves.gradients(records)),
         "Cut": _charts(drawings.cuts(records)) + _cut_tables(records),
