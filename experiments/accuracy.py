@@ -114,6 +114,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "no standardisation": RECIPE | {"standardise": False},
     "inputs from the AuxNet": {},
     "inputs from the AuxNet, three sweeps": {"penalty.sweeps": 3},
+    "inputs from the AuxNet, a step stale": {"exchange.stale": True},
     "classifiers of their own": {"method": "local"},
 }
 """One thing changed at a time."""
