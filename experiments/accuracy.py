@@ -19,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,7 +237,13 @@ def main(argv: list[str]) -> int:
         print(f"{row}, K = {K}, seed {seed}: {result['test_accuracy']:.4f}", flush=True)
         write()
 
+    writing = threading.Lock()
+
     def write() -> list[dict[str, Any]]:
+        with writing:  # a thread a job calls this
+            return written()
+
+    def written() -> list[dict[str, Any]]:
         made = [summary(row, K, [own[seed] for seed in sorted(own)]) for (row, K), own in list(runs.items())]
         header = {
             "command": "python -m experiments.accuracy " + " ".join(argv),

@@ -49,3 +49,11 @@ def test_bad_input_starts_nothing(argv, message, capsys, tmp_path):
 def test_every_published_json_can_be_read():
     for path in accuracy.Path("experiments/results").glob("*.json"):
         assert {"command", "date", "commit", "hardware"} <= set(json.loads(path.read_text())), path
+
+
+def test_jobs_that_end_together_are_all_written(monkeypatch, tmp_path):
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(accuracy, "finished", lambda folder, config: {"test_accuracy": 0.5})
+    monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: {"test_accuracy": 0.5})
+    assert accuracy.main(["digits", "--seeds=40", "--jobs=16", "--rows=serial;local", f"--out={out}"]) == 0
+    assert [row["n"] for row in json.loads(out.read_text())["rows"]] == [40, 40]
