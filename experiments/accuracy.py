@@ -1,12 +1,15 @@
 """README's accuracy tables: a search on a validation split, the recipe it led to beside the peers, and its ablation.
 
-    python -m experiments.accuracy search|final|ablation|deep|digits [--jobs=2] [--seeds=N] [--stages=K,..]
+    python -m experiments.accuracy search|final|ablation|deep|digits|CONFIG [--jobs=2] [--seeds=N] [--stages=K,..]
         [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--out=experiments/results/accuracy_TABLE.json]
         [--config.x=y ...]
 
-The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here, for Fashion-MNIST.  `digits`
-is another set, with the recipe of its own config file, which no choice was made on.  `search` tests on the last
-10,000 images of the training set and uses seeds from 100 on; the other tables use the test set and seeds from 0 on.
+The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here, for Fashion-MNIST.  `search`
+tests on the last 10,000 images of the training set and uses seeds from 100 on; the other tables use the test set and
+seeds from 0 on.  `digits` is another set, with the recipe of its own config file, which no choice was made on.  CONFIG is
+one of `PAPER`, tables of the paper's size: with the data, on a GPU,
+
+    python -m experiments.accuracy cifar10_resnet110 --stages=2,3,4,8 --jobs=1 --config.data.dir=DIR
 
 Every run is a process on one core with all stages on one device, which gives the numbers of K devices
 (tests/test_oracles.py) but not their time, so no time is told here; `jobs` of them run side by side.  Runs that are
@@ -149,6 +152,25 @@ TABLES = {
     ),
 }
 """Images of the digits are 8x8, so that half the side of their first maps is 4."""
+
+PAPER = (
+    "cifar10_resnet110",
+    "cifar10_wrn16_4",
+    "cifar100_wrn28_10",
+    "cifar100_wrn40_4",
+    "imagenet_resnet18",
+    "imagenet_resnet50",
+)
+"""Config files of full-size tables, for whoever has the data: the recipe as the file has it, and the peers."""
+
+TABLES |= {
+    name: Table(
+        {"recipe": {"method": "coarse_adjoint"}} | {peer: FINALS[peer] for peer in ("serial", "local", "fdg")},
+        {"mesh.stage": 1},
+        Path(f"configs/{name}.py"),
+    )
+    for name in PAPER
+}
 
 
 def trained(command: list[str]) -> bool:
