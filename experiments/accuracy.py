@@ -6,8 +6,8 @@
 
 The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here, for Fashion-MNIST.  `search`
 tests on the last 10,000 images of the training set and uses seeds from 100 on; the other tables use the test set and
-seeds from 0 on.  `digits` is another set, with the recipe of its own config file, which no choice was made on.  CONFIG is
-one of `PAPER`, tables of the paper's size: with the data, on a GPU,
+seeds from 0 on.  `digits` is another set, with the recipe of its own config file, which no choice was made on.  CONFIG
+is one of `PAPER`, tables of the paper's size: with the data, on a GPU,
 
     python -m experiments.accuracy cifar10_resnet110 --stages=2,3,4,8 --jobs=1 --config.data.dir=DIR
 
