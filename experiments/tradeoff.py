@@ -39,6 +39,9 @@ from lpjax.timing import Seconds
 
 BELOW = 0.005
 
+BATCH = 120
+"""Examples of a step of which rho is told: of 2, 3, 4 and 8 devices each has equally many."""
+
 Json = dict[str, Any]
 
 
@@ -97,7 +100,7 @@ class Model:
         """Of a row on this network."""
         grids = {"recipe": {"aux.grid": 16}, "recipe, grid 4": {"aux.grid": 8}}  # of 32x32 images, not 14x14
         fields = FINALS[row] | grids.get(row, {})
-        return load(self._path, {**fields, "num_stages": num_stages, "dry_run": True, **own})
+        return load(self._path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
 
     def _cost(self, examples: int, unit: Unit, in_shape: Shape) -> Seconds:
         forward, backward = self._units(unit, in_shape, examples)
