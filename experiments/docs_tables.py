@@ -1,4 +1,4 @@
-"""The tables of docs/choosing.md and docs/when_not.md, from the files in experiments/results/; nothing is run.
+"""The tables of docs/choosing.md, docs/method.md and docs/when_not.md, from the files in experiments/results/; nothing is run.
 
     python -m experiments.docs_tables [--docs=docs]
 
@@ -80,12 +80,6 @@ def ablation() -> str:
         [row["row"], percent(row, "accuracy"), "" if row is recipe else points(row, recipe, "accuracy")] for row in rows
     ]
     return table(["", "test accuracy, %, mean ± std (n)", "minus recipe, points"], shown, "accuracy_ablation")
-
-
-def untouched() -> str:
-    """The recipe on a set where nothing was chosen."""
-    shown = [[row["row"], percent(row, "accuracy")] for row in result("accuracy_digits")["rows"] if row["n"]]
-    return table(["", "test accuracy, %, mean ± std (n)"], shown, "accuracy_digits")
 
 
 def stages() -> str:
@@ -171,7 +165,7 @@ def large() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (longer, ablation, untouched, stages, speed, aux, policies, faster, gap, large)
+    make.__name__: make for make in (longer, ablation, stages, speed, aux, policies, faster, gap, large)
 }
 
 
