@@ -1,4 +1,4 @@
-"""The tables of docs/choosing.md, docs/method.md and docs/when_not.md, from the files in experiments/results/; nothing is run.
+"""The tables of pages in docs/, from the files in experiments/results/; nothing is run.
 
     python -m experiments.docs_tables [--docs=docs]
 
