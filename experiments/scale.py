@@ -7,7 +7,7 @@ K = S) of each method that fits into a device's memory; layer_parallel with the 
 the AuxNet, on the stages' maps or on a grid, coarse_adjoint with these on the grid, the pipeline with its best number
 of micro-batches.  Speed alone: accuracy is another table.
 Twice: batch norm of all examples, as in lpjax, and of each device's own, as is more common in data parallelism.
-A batch is the whole machine's: 128 images give at most 128 devices one each.  Half a minute on one core.
+A batch is the whole machine's: 128 images give at most 128 devices one each.  Some minutes on one core.
 """
 
 import argparse
