@@ -235,7 +235,7 @@ def on_grid(x, grid):
     return x.reshape(b, grid, h // grid, grid, w // grid, c).mean((2, 4))
 
 
-@pytest.mark.parametrize("grid", [None, 2])
+@pytest.mark.parametrize("grid", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_coarse_adjoint_is_every_stage_by_itself_before_a_shared_tail(grid, x64):
     """Stages and AuxNet, on inputs of the step before: by hand, in any order of the stages."""
     steps, K, beta, weight = 6, 4, 0.7, 0.3
