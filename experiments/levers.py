@@ -80,6 +80,10 @@ def main(argv: list[str]) -> int:
             process.close()
             failed.append(f"{name}: {error}")
             print(failed[-1], file=sys.stderr, flush=True)
+    if BASE not in turns:  # nothing to compare with
+        for process, _ in turns.values():
+            process.close()
+        return 1
     answers = interleaved(turns, args.rounds, args.steps)
     for process, _ in turns.values():
         process.close()

@@ -35,3 +35,12 @@ def test_a_lever_that_cannot_be_set_is_told(monkeypatch, tmp_path, capsys):
     assert levers.main(["--config=configs/digits.py", "--rounds=1", "--steps=1", f"--out={out}", *fields]) == 1
     assert [row["row"] for row in json.loads(out.read_text())["rows"]] == [levers.BASE]
     assert "broken" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_without_a_base_there_is_nothing_to_compare_with(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(levers, "LEVERS", {levers.BASE: levers.Lever({"XLA_FLAGS": "--xla_no_such_flag=1"})})
+    out = tmp_path / "levers.json"
+    assert levers.main(["--config=configs/digits.py", f"--out={out}"]) == 1
+    assert levers.BASE in capsys.readouterr().err
+    assert not out.exists()

@@ -59,17 +59,17 @@ def learning(records: Sequence[Record]) -> list[Chart]:
 
 
 def stages(records: Sequence[Record]) -> list[Chart]:
-    """Which stage learns: its own loss, what it and its tail or classifier get right, its gradient; and how far the
+    """Which stage learns: its own loss, what it and its tail get right, its gradient; and how far the
     AuxNet's piece beside it is from doing the same."""
     return [
         lines("stage-loss", "Local loss of each stage", records, [Figure("stage_loss", "stage")], log=True, keep=max),
         lines(
             "stage-accuracy",
-            "Training accuracy of each stage with what is behind it",
+            "Training accuracy of each stage with its tail",
             records,
             [Figure("stage_accuracy", "stage")],
             keep=min,
-            hint="Methods with tails or classifiers of their own record it.",
+            hint="method=coarse_adjoint records it.",
         ),
         lines(
             "gradient-norm",
