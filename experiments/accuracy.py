@@ -93,6 +93,10 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, grid 4, tails alone": {"method": "coarse_adjoint", "aux.grid": 4} | TAILS_ALONE,
     "real inputs, grid 4 narrow, tails alone": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5}
     | TAILS_ALONE,
+    "real inputs, grid, tail 1": {"method": "coarse_adjoint", "aux.grid": 8, "aux.tail": 1},
+    "real inputs, grid narrow, tail 1": {"method": "coarse_adjoint", "aux.grid": 8, "aux.width": 0.5, "aux.tail": 1},
+    "real inputs, grid 4, tail 1": {"method": "coarse_adjoint", "aux.grid": 4, "aux.tail": 1},
+    "real inputs, grid 4 narrow, tail 1": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5, "aux.tail": 1},
     "real inputs, tail 1": {"method": "coarse_adjoint", "aux.tail": 1},
     "real inputs, tail 0": {"method": "coarse_adjoint", "aux.tail": 0},
     "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},
