@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from lpjax.chain import Mode, make_chain
 from lpjax.mesh import ALL_AXES, EXAMPLES, make_mesh
-from lpjax.models import conv, layers
+from lpjax.models import conv, layers, winograd
 from lpjax.models.resnet import resnet
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -20,9 +20,12 @@ pytestmark = pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (7, 5)])
 @pytest.mark.parametrize("chunk_bytes", [conv.CHUNK_BYTES, 0])
-def test_gradients_are_autodiffs(size, stride, kernel, chunk_bytes, monkeypatch):
-    """All examples of the kernel's gradient at once, and one at a time."""
+@pytest.mark.parametrize("winograd_channels", [1, conv.WINOGRAD_CHANNELS])
+def test_gradients_are_autodiffs(size, stride, kernel, chunk_bytes, winograd_channels, monkeypatch):
+    """All images at once, and one at a time."""
     monkeypatch.setattr(conv, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(conv, "WINOGRAD_CHANNELS", winograd_channels)
+    monkeypatch.setattr(conv, "WINOGRAD_GRADIENT_CHANNELS", winograd_channels)
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (3, *size, 2))
     w = jax.random.normal(keys[1], (*kernel, 2, 4))
@@ -35,6 +38,32 @@ def test_gradients_are_autodiffs(size, stride, kernel, chunk_bytes, monkeypatch)
     y2, pullback2 = jax.vjp(plain, x, w)
     g = jax.random.normal(keys[2], y.shape)
     assert_close((y, pullback(g)), (y2, pullback2(g)))
+
+
+@pytest.mark.parametrize("shape, dtype, direct", [((3, 3, 64, 64), "float32", 0), ((3, 3, 32, 64), "float32", 1),
+    ((3, 3, 64, 64), "bfloat16", 1), ((1, 1, 64, 64), "float32", 1), ((5, 5, 64, 64), "float32", 1)])  # fmt: skip
+def test_which_convolutions_are_winograds(shape, dtype, direct):
+    """Of 3x3 pixels and many channels, not in half precision, and on CPU only."""
+    x, kernel = jnp.zeros((2, 8, 8, shape[2]), dtype), jnp.zeros(shape, dtype)
+    traced = jax.jit(lambda x, kernel: conv.conv(x, kernel, 1)).trace(x, kernel)
+    for platform, expected in (("cpu", direct), ("cuda", 1), ("tpu", 1)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == expected
+        assert text.count("dot_general") == 1 - expected
+
+
+def test_a_winograd_convolution_is_as_exact_as_the_direct_one():
+    """float32, of 256 channels; both errors against float64."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, kernel = jax.random.normal(keys[0], (2, 8, 8, 256)), jax.random.normal(keys[1], (3, 3, 256, 64))
+    x32, kernel32 = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    exact = conv._plain_conv(x32.astype(x.dtype), kernel32.astype(x.dtype), 1)
+
+    def error(y):
+        assert y.dtype == jnp.float32
+        return float(jnp.abs(y.astype(exact.dtype) - exact).max() / jnp.abs(exact).max())
+
+    assert error(winograd.convolution(x32, kernel32, 1)) < 4 * max(error(conv._plain_conv(x32, kernel32, 1)), 2**-24)
 
 
 def test_standardise_gives_mean_zero_and_variance_one():

@@ -3,7 +3,8 @@
 Elsewhere autodiff's own form is kept.  On CPU XLA rewrites the convolutions that autodiff makes only at the top level
 of a program: inside `scan` or `switch` they fall to a loop 15 to 35 times slower.  So there the gradient of the input
 is written as a convolution in canonical layout, and that of the kernel as matrix products, which are faster than any
-form of convolution that was tried.
+form of convolution that was tried.  Where there are many channels both are computed by `winograd`, as is the
+convolution itself.
 """
 
 from functools import partial
@@ -13,10 +14,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lpjax.models import winograd
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 CHUNK_BYTES = 3 << 20
-"""Of shifted copies that `_kernel_gradient` makes at a time: they stay in a core's share of the cache."""
+"""Of copies of images that are made at a time on CPU: they stay in a core's share of the cache."""
+
+WINOGRAD_CHANNELS = 64
+WINOGRAD_GRADIENT_CHANNELS = 128
+"""From how many channels, before and behind, `winograd` is the faster one, for a convolution and a kernel's gradient:
+1.4 to 1.6 times and 1.3 times on a core with 512-bit vectors."""
 
 
 def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c f"], stride: int) -> Float[Array, "b h2 w2 f"]:
@@ -26,7 +34,30 @@ def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c f"], stride: 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: Array, kernel: Array, stride: int) -> Array:
-    return _plain_conv(x, kernel, stride)
+    if not _wide(kernel, stride, WINOGRAD_CHANNELS):
+        return _plain_conv(x, kernel, stride)
+
+    def by_winograd(x: Array, kernel: Array) -> Array:
+        return winograd.convolution(x, kernel, _winograd_chunk(x, kernel.shape[-1]))
+
+    return lax.platform_dependent(x, kernel, cpu=by_winograd, default=partial(_plain_conv, stride=stride))
+
+
+def _wide(kernel: Array, stride: int, channels: int) -> bool:
+    """Whether this is a convolution for `winograd`."""
+    *size, before, behind = kernel.shape
+    return size == [3, 3] and stride == 1 and min(before, behind) >= channels and kernel.dtype.itemsize >= 4
+
+
+def _chunk(batch: int, image_bytes: int) -> int:
+    """How many images to take at a time, a divisor of the batch."""
+    return max((n for n in range(1, batch + 1) if batch % n == 0 and n * image_bytes <= CHUNK_BYTES), default=1)
+
+
+def _winograd_chunk(x: Array, features: int) -> int:
+    batch, height, width, channels = x.shape
+    tiles = -(-height // 2) * -(-width // 2)
+    return _chunk(batch, 16 * tiles * (channels + features) * x.dtype.itemsize)
 
 
 def _plain_conv(x: Array, kernel: Array, stride: int) -> Array:
@@ -35,7 +66,7 @@ def _plain_conv(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _plain_conv(x, kernel, stride), (x, kernel)
+    return _conv(x, kernel, stride), (x, kernel)
 
 
 def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -45,7 +76,11 @@ def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[A
     # The cotangent, dilated by the stride, through the flipped kernel with its channel axes swapped.
     transposed = kernel[::-1, ::-1].swapaxes(2, 3)
     if stride == 1:  # `_conv` again, for derivatives of the backward pass (adjoint matching)
-        return _conv(g, transposed, 1), _kernel_gradient(x, g, (kernel.shape[0], kernel.shape[1]), stride)
+        if _wide(kernel, 1, WINOGRAD_GRADIENT_CHANNELS):
+            dk = winograd.kernel_gradient(x, g, _winograd_chunk(x, g.shape[-1]))
+        else:
+            dk = _kernel_gradient(x, g, (kernel.shape[0], kernel.shape[1]), 1)
+        return _conv(g, transposed, 1), dk
     size = [(x.shape[i + 1], kernel.shape[i], (g.shape[i + 1] - 1) * stride) for i in range(2)]
     dx = lax.conv_general_dilated(
         g,
@@ -75,8 +110,7 @@ def _kernel_gradient(
     (kh, kw), (batch, height, width, features), channels = size, g.shape, x.shape[-1]
     from_g = kh if stride == 1 else 1
     from_x = kh // from_g
-    copies = height * width * (from_x * kw * channels + from_g * features) * x.dtype.itemsize
-    chunk = max((n for n in range(1, batch + 1) if batch % n == 0 and n * copies <= CHUNK_BYTES), default=1)
+    chunk = _chunk(batch, height * width * (from_x * kw * channels + from_g * features) * x.dtype.itemsize)
 
     def shifted(x: Array, down: int, across: int, stride: int) -> Array:
         x = jnp.pad(x, ((0, 0), (down // 2, down // 2), (across // 2, across // 2), (0, 0)))

@@ -1,0 +1,113 @@
+"""3x3 convolutions of stride 1 with 4 products for every 9: Winograd's minimal filtering F(2x2, 3x3).
+
+Lavin and Gray, arXiv:1509.09308.  An image of a channel is cut into overlapping tiles d of 4x4 pixels, which give 2x2
+pixels of the output each; k is the kernel of the channel and a feature:
+
+    y = A^T [sum over channels of  (B^T d B) (G k G^T)] A
+
+    B^T = [1  0 -1  0]      G = [ 1   0   0 ]      A^T = [1  1  1  0]
+          [0  1  1  0]          [1/2 1/2 1/2]            [0  1 -1 -1]
+          [0 -1  1  0]          [1/2 -1/2 1/2]
+          [0  1  0 -1]          [ 0   0   1 ]
+
+The sums over channels are matrix products, one for each of the 16 places of a tile.  Images are taken a few at a time,
+so that what is made of them stays in a core's cache.  On a CPU it is faster than XLA's own convolution where there are
+many channels; in float32 its error is about that of the direct form.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Tile = list[Array]
+Transform = Callable[[Tile], Tile]
+
+
+def input_transform(d: Tile) -> Tile:
+    """B^T d."""
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def output_transform(m: Tile) -> Tile:
+    """A^T m."""
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+
+
+def gradient_transform(g: Tile) -> Tile:
+    """A g."""
+    return [g[0], g[0] + g[1], g[0] - g[1], -g[1]]
+
+
+def kernel_transform(k: Tile) -> Tile:
+    """G k."""
+    return [k[0], (k[0] + k[1] + k[2]) / 2, (k[0] - k[1] + k[2]) / 2, k[2]]
+
+
+def transposed_kernel_transform(u: Tile) -> Tile:
+    """G^T u."""
+    return [u[0] + (u[1] + u[2]) / 2, (u[1] - u[2]) / 2, (u[1] + u[2]) / 2 + u[3]]
+
+
+def both_axes(transform: Transform, d: list[Tile]) -> list[Tile]:
+    """T d T^T of tiles d[i][j]."""
+    rows = [transform(row) for row in d]
+    return [list(row) for row in zip(*(transform(list(column)) for column in zip(*rows, strict=True)), strict=True)]
+
+
+def tiled(x: Float[Array, "b h w c"], size: int) -> list[Tile]:
+    """Pixel (i, j) of all tiles of size x size, one every two pixels: arrays [b, h', w', c]."""
+    span = [n - size + 1 for n in x.shape[1:3]]
+    return [[x[:, i : i + span[0] : 2, j : j + span[1] : 2] for j in range(size)] for i in range(size)]
+
+
+def as_matrices(tiles: list[Tile]) -> Float[Array, "16 t c"]:
+    """A matrix for each place of a 4x4 tile: a row a tile."""
+    return jnp.stack([d.reshape(-1, d.shape[-1]) for row in tiles for d in row])
+
+
+def input_matrices(x: Float[Array, "b h w c"]) -> Float[Array, "16 t c"]:
+    """B^T d B of images padded by a pixel, and to an even size."""
+    x = jnp.pad(x, ((0, 0), (1, 1 + x.shape[1] % 2), (1, 1 + x.shape[2] % 2), (0, 0)))
+    return as_matrices(both_axes(input_transform, tiled(x, 4)))
+
+
+def in_chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
+    """[b, ..] -> [b / chunk, chunk, ..]."""
+    return tuple(a.reshape(-1, chunk, *a.shape[1:]) for a in arrays)
+
+
+def convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"], chunk: int) -> Float[Array, "b h w f"]:
+    """The convolution with a pixel of zeros on each side, `chunk` images at a time, a divisor of their number."""
+    (batch, height, width, _), features = x.shape, kernel.shape[-1]
+    rows, columns = -(-height // 2), -(-width // 2)
+    taps = [list(row) for row in kernel]
+    filters = jnp.stack([u for row in both_axes(kernel_transform, taps) for u in row])
+
+    def some(x: Array) -> Array:
+        products = jnp.matmul(input_matrices(x), filters).reshape(4, 4, chunk, rows, columns, features)
+        tiles = both_axes(output_transform, [list(row) for row in products])
+        y = jnp.stack([jnp.stack(row, 3) for row in tiles], 2)  # [chunk, rows, 2, columns, 2, features]
+        return y.reshape(chunk, 2 * rows, 2 * columns, features)[:, :height, :width]
+
+    if chunk == batch:
+        return some(x)
+    return lax.map(some, *in_chunks((x,), chunk)).reshape(batch, height, width, features)
+
+
+def kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h w f"], chunk: int) -> Float[Array, "3 3 c f"]:
+    """The gradient of `convolution` at its kernel for the cotangent g:  G^T [sum of  (B^T d B)^T (A g A^T)] G."""
+
+    def some(x: Array, g: Array) -> Array:
+        g = jnp.pad(g, ((0, 0), (0, g.shape[1] % 2), (0, g.shape[2] % 2), (0, 0)))
+        tiles = as_matrices(both_axes(gradient_transform, tiled(g, 2)))
+        return lax.dot_general(input_matrices(x), tiles, (((1,), (1,)), ((0,), (0,))))
+
+    if chunk == x.shape[0]:
+        total = some(x, g)
+    else:
+        start = jnp.zeros((16, x.shape[-1], g.shape[-1]), x.dtype)
+        total, _ = lax.scan(lambda total, both: (total + some(*both), None), start, in_chunks((x, g), chunk))
+    places = [list(row) for row in total.reshape(4, 4, *total.shape[1:])]
+    return jnp.stack([jnp.stack(row) for row in both_axes(transposed_kernel_transform, places)])
