@@ -20,12 +20,25 @@ pytestmark = pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (7, 5)])
 @pytest.mark.parametrize("chunk_bytes", [conv.CHUNK_BYTES, 0])
-@pytest.mark.parametrize("winograd_channels", [1, conv.WINOGRAD_CHANNELS])
-def test_gradients_are_autodiffs(size, stride, kernel, chunk_bytes, winograd_channels, monkeypatch):
-    """All images at once, and one at a time."""
+def test_gradients_are_autodiffs(size, stride, kernel, chunk_bytes, monkeypatch):
+    """All examples of the kernel's gradient at once, and one at a time."""
     monkeypatch.setattr(conv, "CHUNK_BYTES", chunk_bytes)
+    assert_is_a_convolution(size, stride, kernel)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 6), (4, 9)])
+@pytest.mark.parametrize("chunk_bytes", [conv.CHUNK_BYTES, 0])
+@pytest.mark.parametrize("winograd_channels, features", [(1, 0), (64, 0), (64, 8), (64, 32)])
+def test_every_form_for_cpus_is_a_convolution(size, chunk_bytes, winograd_channels, features, monkeypatch):
+    """Winograd's, the direct one, two columns at once and four; all images at once, and one at a time."""
+    monkeypatch.setattr(conv, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(conv, "FEATURES", features)
     monkeypatch.setattr(conv, "WINOGRAD_CHANNELS", winograd_channels)
     monkeypatch.setattr(conv, "WINOGRAD_GRADIENT_CHANNELS", winograd_channels)
+    assert_is_a_convolution(size, 1, (3, 3))
+
+
+def assert_is_a_convolution(size, stride, kernel):
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (3, *size, 2))
     w = jax.random.normal(keys[1], (*kernel, 2, 4))
@@ -50,6 +63,17 @@ def test_which_convolutions_are_winograds(shape, dtype, direct):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.convolution") == expected
         assert text.count("dot_general") == 1 - expected
+
+
+def test_columns_at_once_are_features():
+    """Four of 8 features, as far as the width is divisible."""
+    for width, features in ((8, 32), (6, 16), (5, 8)):
+        x, kernel = jnp.zeros((2, 8, width, 4)), jnp.zeros((3, 3, 4, 8))
+        convolutions = [
+            eqn for eqn in jax.make_jaxpr(lambda x, k: conv._cpu_conv(x, k, 1))(x, kernel).eqns
+            if eqn.primitive is lax.conv_general_dilated_p
+        ]  # fmt: skip
+        assert [eqn.outvars[0].aval.shape[-1] for eqn in convolutions] == [features]
 
 
 def test_a_winograd_convolution_is_as_exact_as_the_direct_one():
