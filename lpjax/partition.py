@@ -21,11 +21,7 @@ from lpjax.models.layers import STANDARDISE
 
 @functools.cache
 def unit_flops(unit: Unit, in_shape: Shape) -> float:
-    """Floating-point operations of one unit's forward pass on one example, as XLA counts them before optimising.
-
-    Those of a program for TPU, wherever this runs, so that a network is cut at the same places everywhere: on CPU
-    `models.conv` has forms of its own.
-    """
+    """Floating-point operations of one unit's forward pass on one example, as XLA counts them before optimising."""
 
     def initialise(key: jax.Array) -> object:
         return unit.init(key, in_shape)
@@ -33,7 +29,7 @@ def unit_flops(unit: Unit, in_shape: Shape) -> float:
     params, stats = jax.eval_shape(initialise, jax.random.key(0))
     x = jax.ShapeDtypeStruct((1, *in_shape), jnp.result_type(float))
     traced = jax.jit(lambda p, s, x: unit.apply(p, s, x, Mode(train=True))[0]).trace(params, stats, x)
-    return float(traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"])
+    return float(traced.lower(lowering_platforms=("cpu",)).cost_analysis()["flops"])
 
 
 def chain_flops(chain: Chain) -> float:

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from lpjax.chain import Mode, make_chain
 from lpjax.mesh import ALL_AXES, EXAMPLES, make_mesh
 from lpjax.models import conv, layers, winograd
-from lpjax.models.resnet import resnet
+from lpjax.models.resnet import conv_block, resnet
+from lpjax.partition import unit_flops
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -56,13 +57,25 @@ def assert_is_a_convolution(size, stride, kernel):
 @pytest.mark.parametrize("shape, dtype, direct", [((3, 3, 64, 64), "float32", 0), ((3, 3, 32, 64), "float32", 1),
     ((3, 3, 64, 64), "bfloat16", 1), ((1, 1, 64, 64), "float32", 1), ((5, 5, 64, 64), "float32", 1)])  # fmt: skip
 def test_which_convolutions_are_winograds(shape, dtype, direct):
-    """Of 3x3 pixels and many channels, not in half precision, and on CPU only."""
+    """Of 3x3 pixels and many channels, not in half precision, on CPU, and in training only."""
     x, kernel = jnp.zeros((2, 8, 8, shape[2]), dtype), jnp.zeros(shape, dtype)
-    traced = jax.jit(lambda x, kernel: conv.conv(x, kernel, 1)).trace(x, kernel)
-    for platform, expected in (("cpu", direct), ("cuda", 1), ("tpu", 1)):
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert text.count("stablehlo.convolution") == expected
-        assert text.count("dot_general") == 1 - expected
+
+    def forward(x, kernel):
+        return conv.conv(x, kernel, 1)
+
+    def convolutions(function):
+        return jax.jit(function).lower(x, kernel).as_text().count("stablehlo.convolution")
+
+    assert convolutions(lambda x, kernel: jax.vjp(forward, x, kernel)[0]) == direct
+    assert convolutions(forward) == 1
+
+
+def test_a_network_is_cut_at_the_same_places_on_every_platform(monkeypatch):
+    """Operations are counted in the direct form."""
+    monkeypatch.setattr(conv, "_cpu_conv", None)
+    unit_flops.__wrapped__(conv_block(64, 1, 3), (8, 8, 64))
+    with pytest.raises(TypeError, match="NoneType"):
+        jax.vjp(lambda x: conv.conv(x, jnp.zeros((3, 3, 2, 2)), 1), jnp.zeros((1, 4, 4, 2)))
 
 
 def test_columns_at_once_are_features():

@@ -33,13 +33,16 @@ WINOGRAD_GRADIENT_CHANNELS = 128
 
 def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c f"], stride: int) -> Float[Array, "b h2 w2 f"]:
     """2-D convolution of odd kernel size k, (k-1)/2 zeros padded on each side: output size ceil(size / stride)."""
-    return _conv(x, kernel.astype(x.dtype), stride)
+    return _conv(x, kernel.astype(x.dtype), stride, False)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: Array, kernel: Array, stride: int) -> Array:
-    cpu, default = partial(_cpu_conv, stride=stride), partial(_plain_conv, stride=stride)
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, stride: int, training: bool) -> Array:
+    """training: as in a training step, in the form for the platform.  What is only run is left to XLA: its operations
+    are counted, and it may be exported to other platforms."""
+    if training and jax.default_backend() == "cpu":
+        return _cpu_conv(x, kernel, stride)
+    return _plain_conv(x, kernel, stride)
 
 
 def _plain_conv(x: Array, kernel: Array, stride: int) -> Array:
@@ -84,11 +87,11 @@ def _winograd_chunk(x: Array, features: int) -> int:
     return _chunk(batch, 16 * tiles * (channels + features) * x.dtype.itemsize)
 
 
-def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, stride), (x, kernel)
+def _conv_forward(x: Array, kernel: Array, stride: int, training: bool) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, kernel, stride, True), (x, kernel)
 
 
-def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _conv_backward(stride: int, training: bool, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     if jax.default_backend() != "cpu":
         return jax.vjp(lambda x, kernel: _plain_conv(x, kernel, stride), x, kernel)[1](g)
@@ -99,7 +102,7 @@ def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[A
             dk = winograd.kernel_gradient(x, g, _winograd_chunk(x, g.shape[-1]))
         else:
             dk = _kernel_gradient(x, g, (kernel.shape[0], kernel.shape[1]), 1)
-        return _conv(g, transposed, 1), dk
+        return _conv(g, transposed, 1, True), dk
     size = [(x.shape[i + 1], kernel.shape[i], (g.shape[i + 1] - 1) * stride) for i in range(2)]
     dx = lax.conv_general_dilated(
         g,
