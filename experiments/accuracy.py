@@ -17,7 +17,6 @@ finished are kept, see `experiments.compare`.  Exit code 1 if a run failed.
 """
 
 import argparse
-import datetime
 import os
 import statistics
 import subprocess
@@ -29,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compare import arguments, entry, finished, load, parsed, row_fields
-from experiments.digits_policies import commit, cpu_name
-from lpjax import tables
+from experiments.provenance import provenance
 from lpjax.config import Config
 from lpjax.metrics import write_json
 
@@ -272,11 +270,7 @@ def main(argv: list[str]) -> int:
     def written() -> list[dict[str, Any]]:
         made = [summary(row, K, [own[seed] for seed in sorted(own)]) for (row, K), own in list(runs.items())]
         header = {
-            "command": "python -m experiments.accuracy " + " ".join(argv),
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
-            "versions": tables.versions(),
+            **provenance("experiments.accuracy", argv),
             "config": str(table.config),
             "fields": shared,
             "by_row": rows,

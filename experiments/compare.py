@@ -14,7 +14,6 @@ too, for what a step costs a device (`lpjax.cost`; of a hybrid, its first phase)
 import argparse
 import ast
 import dataclasses
-import datetime
 import importlib.util
 import json
 import os
@@ -25,8 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.digits_policies import commit, cpu_name
-from lpjax import tables
+from experiments.provenance import provenance
 from lpjax.config import Config
 from lpjax.config_dict import from_config_dict
 from lpjax.methods import METHODS
@@ -377,11 +375,7 @@ def main(argv: list[str]) -> int:
     runs: dict[tuple[int, str], list[dict[str, Any]]] = {pair: [] for pair in pairs}
     costs: dict[tuple[int, str], dict[str, Any] | None] = dict.fromkeys(pairs)
     header = {
-        "command": "python -m experiments.compare " + " ".join(argv),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "hardware": cpu_name(),
-        "versions": tables.versions(),
+        **provenance("experiments.compare", argv),
         "config": str(args.config),
         "overrides": own,
     }

@@ -7,7 +7,6 @@ Traces, lowers and compiles each step for CIFAR-10's shapes (32x32x3, width 16, 
 """
 
 import argparse
-import datetime
 import statistics
 import sys
 import time
@@ -15,8 +14,8 @@ from pathlib import Path
 
 import jax
 
-from experiments.digits_policies import commit, cpu_name
-from lpjax import runs, tables
+from experiments.provenance import provenance
+from lpjax import runs
 from lpjax.config import AuxConfig, Config, DataConfig, ModelConfig
 from lpjax.main import provide_devices
 from lpjax.metrics import write_json
@@ -84,13 +83,7 @@ def main() -> None:
         }
         for config, times in zip(cases, seconds, strict=True)
     ]
-    header = {
-        "command": "python -m experiments.compile_time " + " ".join(sys.argv[1:]),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "hardware": cpu_name(),
-        "versions": tables.versions(),
-    }
+    header = provenance("experiments.compile_time", sys.argv[1:])
     write_json(args.out, header | {"rows": rows})
     print(markdown(rows))
 

@@ -8,17 +8,14 @@ commit made it: delete the file to make them all again.  About 25 minutes on 2 c
 
 import argparse
 import concurrent.futures
-import datetime
 import json
-import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from experiments.provenance import provenance
 from lpjax.metrics import write_json
 
 RUNS = {
@@ -85,18 +82,6 @@ def markdown(rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def cpu_name() -> str:
-    """Model and number of cores of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """The commit the figures were made with."""
-    return subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
@@ -119,12 +104,7 @@ def main() -> None:
             results[name].append(entry)
             print(f"{name}, seed {entry['seed']}: {entry['test_accuracy']:.4f}", flush=True)
             rows = {name: summarise(runs) | {"runs": runs} for name, runs in results.items() if runs}
-            header = {
-                "command": "python -m experiments.digits_policies " + " ".join(sys.argv[1:]),
-                "date": datetime.date.today().isoformat(),
-                "commit": commit(),
-                "hardware": f"{cpu_name()}, {entry['device']}",
-            }
+            header = provenance("experiments.digits_policies", sys.argv[1:])
             write_json(args.out, header | {"rows": rows})
     print(markdown(rows))
 

@@ -9,15 +9,13 @@ one CPU device (which uses all cores where XLA can), the four stages on two CPU 
 """
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from experiments.digits_policies import commit, cpu_name
-from lpjax import tables
+from experiments.provenance import provenance
 from lpjax.metrics import write_json
 
 METHODS = {"serial": ("--config.method=serial",), "layer_parallel": ("--config.mesh.stage=2",)}
@@ -62,20 +60,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/fashion_mnist_epoch.json"))
     args = parser.parse_args()
-    started = commit()
+    header = provenance("experiments.fashion_mnist_epoch", sys.argv[1:])
     rows = []
     for seed in range(args.seeds):
         for method in METHODS:
             result = train_once(method, seed, args.dir)
             rows.append({"method": method, "seed": seed, **{name: result[name] for name in KEPT}})
             print(rows[-1], flush=True)
-    header = {
-        "command": "python -m experiments.fashion_mnist_epoch " + " ".join(sys.argv[1:]),
-        "date": datetime.date.today().isoformat(),
-        "commit": started,
-        "hardware": cpu_name(),
-        "versions": tables.versions(),
-    }
     write_json(args.out, header | {"rows": rows})
     print(markdown(rows))
 

@@ -9,7 +9,6 @@ larger, 110 kB on average: count on less).  Medians of `repeats`.  About a minut
 """
 
 import argparse
-import datetime
 import statistics
 import sys
 import tempfile
@@ -20,8 +19,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments.digits_policies import commit, cpu_name
-from lpjax import tables
+from experiments.provenance import provenance
 from lpjax.config import Config, DataConfig
 from lpjax.data import SOURCES
 from lpjax.data.feed import make_feed
@@ -104,12 +102,8 @@ def main() -> None:
         streaming = Config(num_stages=1, batch_size=BATCH, data=data)
         measure("imagenet2012, folder", files, "decoded, cropped to 224", SOURCES["folder"].load(data), streaming)
     header = {
-        "command": "python -m experiments.feed_rate " + " ".join(sys.argv[1:]),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "hardware": cpu_name(),
+        **provenance("experiments.feed_rate", sys.argv[1:]),
         "repeats": args.repeats,
-        "versions": tables.versions(),
     }
     write_json(args.out, header | {"rows": rows})
     print(markdown(rows))

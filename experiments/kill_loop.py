@@ -8,7 +8,6 @@ the last checkpoint bit for bit, and every line of metrics.jsonl.  About 15 minu
 """
 
 import argparse
-import datetime
 import json
 import os
 import random
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.digits_policies import commit, cpu_name
+from experiments.provenance import provenance
 from lpjax import checkpoint
 from lpjax.metrics import CLOCK, write_json
 
@@ -131,12 +130,7 @@ def main() -> int:
         "metrics_equal": same_lines,
         "damaged_checkpoints": damaged,
     }
-    header = {
-        "command": "python -m experiments.kill_loop " + " ".join(sys.argv[1:]),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "hardware": cpu_name(),
-    }
+    header = provenance("experiments.kill_loop", sys.argv[1:])
     write_json(args.out, header | {"rows": [row], "events": kills})
     print(markdown([row]))
     return 0 if same_lines and not different else 1

@@ -9,8 +9,6 @@ to do.  Seven minutes for ResNet-110 on one core.  Exit code 1 if a row could no
 """
 
 import argparse
-import datetime
-import os
 import statistics
 import sys
 from dataclasses import dataclass, field
@@ -18,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compare import parsed
-from experiments.digits_policies import commit, cpu_name
+from experiments.provenance import provenance
 from experiments.speedup import RECOMMENDED, Process, interleaved, spread
-from lpjax import tables
 from lpjax.metrics import write_json
 
 BASE = "as it is"
@@ -101,11 +98,7 @@ def main(argv: list[str]) -> int:
     write_json(
         args.out,
         {
-            "command": " ".join(["python -m experiments.levers", *argv]),
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
-            "versions": tables.versions(),
+            **provenance("experiments.levers", argv),
             "config": str(args.config),
             "rounds": args.rounds,
             "steps": args.steps,

@@ -10,15 +10,13 @@ arrays in its own way; ten minutes on one core for ResNet-110.
 """
 
 import argparse
-import datetime
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from experiments.compare import load, parsed, row_fields
-from experiments.digits_policies import commit, cpu_name
-from lpjax import cost, runs, tables
+from experiments.provenance import provenance
+from lpjax import cost, runs
 from lpjax.main import provide_devices
 from lpjax.metrics import write_json
 
@@ -74,11 +72,7 @@ def main(argv: list[str]) -> None:
     write_json(
         args.out,
         {
-            "command": " ".join(["python -m experiments.memory", *argv]),
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
-            "versions": tables.versions(),
+            **provenance("experiments.memory", argv),
             "config": str(args.config),
             "overrides": overrides,
             "rows": rows,

@@ -7,7 +7,6 @@ largest relative difference.  About 4 minutes on 2 cores.
 """
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.digits_policies import commit, cpu_name
+from experiments.provenance import provenance
 from lpjax.metrics import write_json
 
 COMPARED = ("task_loss", "stage_loss", "gradient_norm", "relative_violation", "output_square", "aux_task_loss")
@@ -77,12 +76,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    header = {
-        "command": "python -m experiments.mesh_agreement " + " ".join(sys.argv[1:]),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "hardware": cpu_name(),
-    }
+    header = provenance("experiments.mesh_agreement", sys.argv[1:])
     write_json(args.out, header | {"rows": rows})
     print(markdown(rows))
 

@@ -11,7 +11,6 @@ A batch is the whole machine's: 128 images give at most 128 devices one each.  S
 """
 
 import argparse
-import datetime
 import functools
 import itertools
 import sys
@@ -20,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.digits_policies import commit
-from lpjax import network, tables
+from experiments.provenance import provenance
+from lpjax import network
 from lpjax.chain import Shape, Unit, make_chain
 from lpjax.machine import Link, Machine, roofline
 from lpjax.metrics import write_json
@@ -245,12 +244,9 @@ def main() -> None:
                 row = compare(name, machine, batch, devices, synchronised)
                 rows.append({"scaling": f"batch {fixed}" if fixed else f"{PER_DEVICE} examples a device"} | row)
     header = {
-        "command": " ".join(["python -m experiments.scale", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        **provenance("experiments.scale", sys.argv[1:]),
         "hardware": "none: predictions",
         "assumed": {"flops": FLOPS, "memory": MEMORY, "link": LINK, "kernels": args.kernels},
-        "versions": tables.versions(),
     }
     write_json(args.out, header | {"rows": rows})
     print(markdown(rows))

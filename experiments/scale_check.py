@@ -9,7 +9,6 @@ when devices work at the same time.  From these alone it predicts each method's 
 """
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -21,9 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from experiments.compare import load
-from experiments.digits_policies import commit, cpu_name
+from experiments.provenance import provenance
 from experiments.speedup import RECOMMENDED
-from lpjax import runs, tables
+from lpjax import runs
 from lpjax.chain import Shape, Unit
 from lpjax.config import Config
 from lpjax.machine import Link, Machine, UnitSeconds
@@ -134,11 +133,7 @@ def main() -> None:
     write_json(
         args.out,
         {
-            "command": " ".join(["python -m experiments.scale_check", *sys.argv[1:]]),
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
-            "versions": tables.versions(),
+            **provenance("experiments.scale_check", sys.argv[1:]),
             "memory_bandwidth": bandwidth,
             "largest_error": max(abs(row["error"]) for row in rows),
             "rows": rows,

@@ -26,7 +26,6 @@ Exit code 1 if a row could not be measured.
 
 import argparse
 import contextlib
-import datetime
 import itertools
 import json
 import os
@@ -39,8 +38,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compare import ROWS, load, parsed, row_fields
-from experiments.digits_policies import commit, cpu_name
-from lpjax import runs, tables
+from experiments.provenance import provenance
+from lpjax import runs
 from lpjax.config import Config
 from lpjax.metrics import write_json
 
@@ -345,13 +344,9 @@ def main(argv: list[str]) -> int:
 
     bench = Bench(args, overrides)
     result: Json = {
-        "command": "python -m experiments.speedup " + " ".join(argv[1:]),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
+        **provenance("experiments.speedup", argv[1:]),
         "where": bench.where,
         "environment": bench.environment,
-        "versions": tables.versions(),
         "config": str(args.config),
         "overrides": overrides,
         "rounds": args.rounds,

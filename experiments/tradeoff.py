@@ -16,9 +16,7 @@ not get there, or was not tested after every epoch.  Writes the JSON, and a figu
 """
 
 import argparse
-import datetime
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -28,9 +26,9 @@ from typing import Any
 
 from experiments.accuracy import FINALS
 from experiments.compare import load
-from experiments.digits_policies import commit, cpu_name
+from experiments.provenance import provenance
 from experiments.scale_check import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
-from lpjax import balance, runs, tables
+from lpjax import balance, runs
 from lpjax.chain import Shape, Unit
 from lpjax.config import Config
 from lpjax.machine import Link, Machine, UnitSeconds
@@ -180,11 +178,7 @@ def main() -> None:
     write_json(
         args.out,
         {
-            "command": " ".join(["python -m experiments.tradeoff", *sys.argv[1:]]),
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
-            "versions": tables.versions(),
+            **provenance("experiments.tradeoff", sys.argv[1:]),
             "accuracy": {name: found["commit"] for name, found in accuracies.items()},
             "config": str(args.config),
             "rows": rows,
