@@ -33,7 +33,9 @@ def one_epoch(config, workdir, fields):
     "name, make, config, fields",
     [
         ("cifar10", make_cifar10, "cifar10_resnet56", {"model.depth": 8, "model.width": 4}),
-        ("cifar100", make_cifar100, "cifar100_wrn40_4", {"model.depth": 10, "model.widen": 1}),
+        pytest.param(
+            "cifar100", make_cifar100, "cifar100_wrn40_4", {"model.depth": 10, "model.widen": 1}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_cifar(name, make, config, fields, tmp_path):

@@ -1,5 +1,6 @@
 """The method's oracles: tests that cannot pass by accident.  Each fails under a one-character fault of the code."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -72,8 +73,14 @@ def reference():
     return get
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy, shape",
+    [
+        pytest.param(policy, shape, marks=() if policy == "coarse_tail" or shape == (2, 2) else pytest.mark.slow)
+        for policy, shape in itertools.product(POLICIES, MESHES)
+    ],
+    ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value)),
+)
 def test_every_mesh_gives_the_same_numbers(policy, shape, reference):
     expected_state, expected = reference(policy)
     stage, data = shape

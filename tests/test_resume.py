@@ -66,7 +66,11 @@ def test_arrays_and_back(name):
 
 @pytest.mark.parametrize(
     "name, half",
-    [("coarse_tail", 7), ("serial", 8), ("stale", 7), pytest.param("per_example", 11, marks=pytest.mark.slow)],
+    [
+        ("coarse_tail", 7),
+        ("serial", 8),
+        *(pytest.param(*own, marks=pytest.mark.slow) for own in (("stale", 7), ("per_example", 11))),
+    ],
 )
 def test_two_halves_are_the_whole(name, half, tmp_path):
     """In every array and every line, whether the first half ends at a test, a logged step or neither."""
