@@ -61,6 +61,11 @@ def test_the_accuracy_table_is_that_of_the_results():
     assert shown("accuracy") == accuracy.markdown(rows)
 
 
+@pytest.mark.parametrize("name", ["accuracy_deep", "accuracy_digits"])
+def test_accuracy_elsewhere_is_that_of_the_results(name):
+    assert shown(name) == accuracy.markdown(result(name)["rows"])
+
+
 @pytest.mark.parametrize("name, experiment", [("tradeoff", tradeoff), ("levers", levers), ("memory", memory)])
 def test_tables_of_speed_are_those_of_the_results(name, experiment):
     assert shown(name) == experiment.markdown(result(name)["rows"])
