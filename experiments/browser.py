@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.webdriver.support.wait import WebDriverWait
 
 TOOLS = ("chromium", "chromedriver")
+DRAWN = """
+    return location.href === arguments[0] && document.readyState === "complete" &&
+        [...document.querySelectorAll(".plot")].every((plot) => plot.querySelector(".main-svg"))"""
+"""Whether the page is there with its charts: the driver's own waiting ends now and then before."""
 
 
 def missing() -> str:
@@ -41,13 +46,19 @@ def started() -> Iterator[Any]:
 
 
 def look(browser: Any, page: Path, *, width: int, height: int, theme: str = "light", mobile: bool = False) -> None:
-    """Open a page as a reader has it whose window is so large, in CSS pixels, and who prefers that theme."""
+    """Open a page as a reader has it whose window is so large, in CSS pixels, and who prefers that theme.
+
+    Raises TimeoutException where its charts are not drawn after a minute.
+    """
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile},
     )
     prefer(browser, theme)
-    browser.get(page.absolute().as_uri())
+    address = page.absolute().as_uri()
+    browser.get("about:blank")  # a page that is opened again is not taken for the new one
+    browser.get(address)
+    WebDriverWait(browser, 60, poll_frequency=0.1).until(lambda _: browser.execute_script(DRAWN, address))
 
 
 def prefer(browser: Any, theme: str) -> None:

@@ -185,3 +185,13 @@ def test_the_readmes_picture_needs_all_of_its_charts(browser, pages, tmp_path):
     write([write_lines(tmp_path / "killed", [train_line(1)])], tmp_path / "killed.html")
     with pytest.raises(ValueError, match="expected all of them"):
         draw_report.picture(browser, tmp_path / "killed.html")
+
+
+def test_a_page_is_looked_at_when_its_charts_are_drawn(browser, tmp_path):
+    """Also where they are drawn after the page is loaded, and where the same page was looked at before."""
+    draw = "setTimeout(() => { document.querySelector('.plot').innerHTML = '<svg class=main-svg></svg>' }, 700)"
+    page = tmp_path / "late.html"
+    page.write_text(f"<!DOCTYPE html><title>late</title><div class=plot></div><script>{draw}</script>")
+    for _ in range(2):
+        look(browser, page)
+        assert browser.find_elements(By.CSS_SELECTOR, ".plot > svg")
