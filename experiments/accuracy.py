@@ -115,12 +115,18 @@ RECIPE: dict[str, Any] = {"method": "coarse_adjoint", "aux.grid": 8}
 COARSER: dict[str, Any] = RECIPE | {"aux.grid": 4}
 """The same with tails on the smallest map of the network: what a grid of 8 is to images of 32x32."""
 
+BLOCKLESS: dict[str, Any] = {"aux.blocks_per_stage": 0}
+
+NO_BLOCK: dict[str, Any] = RECIPE | BLOCKLESS
+"""The same with pieces of two convolutions each, which seven tails have a third of the work with."""
+
 ABLATION: dict[str, dict[str, Any]] = {
     "recipe": RECIPE,
     "pieces not fitted to the stages": RECIPE | {"penalty.aux": 0.0},
     "no loss of the AuxNet's own": RECIPE | {"aux.task_weight": 0.0},
     "tails of one piece and the last": RECIPE | {"aux.tail": 1},
     "tails of the last piece": RECIPE | {"aux.tail": 0},
+    "no block in a piece": NO_BLOCK,
     "two blocks a piece": RECIPE | {"aux.blocks_per_stage": 2},
     "half the width": RECIPE | {"aux.width": 0.5},
     "grid 4": COARSER,
@@ -135,7 +141,7 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 PEERS = ("serial", "local", "fdg", "coarse_tail")
 
-FINALS: dict[str, dict[str, Any]] = {"recipe": RECIPE, "recipe, grid 4": COARSER} | {
+FINALS: dict[str, dict[str, Any]] = {"recipe": RECIPE, "recipe, no block": NO_BLOCK, "recipe, grid 4": COARSER} | {
     name: {n: v for n, v in row_fields(name, 2, PROTOCOL["num_epochs"]).items() if n != "num_stages"} for name in PEERS
 }
 
@@ -156,7 +162,8 @@ TABLES = {
     "ablation": Table(ABLATION, PROTOCOL | FINAL),
     "deep": Table(FINALS, PROTOCOL | DEEP),
     "digits": Table(
-        {name: fields for name, fields in FINALS.items() if name != "recipe, grid 4"} | {"recipe": COARSER},
+        {name: fields for name, fields in FINALS.items() if name != "recipe, grid 4"}
+        | {"recipe": COARSER, "recipe, no block": COARSER | BLOCKLESS},
         {"mesh.stage": 1, "eval.every_epochs": 0},
         Path("configs/digits.py"),
     ),
