@@ -96,8 +96,8 @@ class Model:
 
     def _config(self, row: str, num_stages: int, **own: Any) -> Config:
         """Of a row on this network."""
-        grids = {"recipe": {"aux.grid": 16}, "recipe, grid 4": {"aux.grid": 8}}  # of 32x32 images, not 14x14
-        fields = FINALS[row] | grids.get(row, {})
+        side = {"recipe": 16, "recipe, no block": 16, "recipe, grid 4": 8}  # of 32x32 images, not 14x14
+        fields = FINALS[row] | ({"aux.grid": side[row]} if row in side else {})
         return load(self._path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
 
     def _cost(self, examples: int, unit: Unit, in_shape: Shape) -> Seconds:
