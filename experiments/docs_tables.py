@@ -1,6 +1,6 @@
-"""The tables of pages in docs/, from the files in experiments/results/; nothing is run.
+"""The tables of README.md and of pages in docs/, from the files in experiments/results/; nothing is run.
 
-    python -m experiments.docs_tables [--docs=docs]
+    python -m experiments.docs_tables [--root=.]
 
 Writes each between `<!-- NAME -->` and `<!-- end -->` of a page.  To be called when one of the files has changed.
 """
@@ -13,7 +13,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import scale
+from experiments import (
+    accuracy,
+    compare,
+    compile_time,
+    digits_policies,
+    fashion_mnist_epoch,
+    feed_rate,
+    kill_loop,
+    levers,
+    memory,
+    mesh_agreement,
+    scale,
+    speedup,
+    tradeoff,
+)
 from experiments.accuracy import FINALS
 from experiments.compare import ROWS
 
@@ -164,7 +178,40 @@ def large() -> str:
     return "\n\n".join([*parts, f"From `experiments/results/scale.json` ({found['date']})."])
 
 
-TABLES: dict[str, Callable[[], str]] = {
+def of_rows(experiment: Any, name: str) -> Callable[[], str]:
+    """What an experiment's `markdown` makes of the rows of its file."""
+    return lambda: experiment.markdown(result(name)["rows"])
+
+
+def accuracies(*names: str) -> Callable[[], str]:
+    """The rows of several files of `experiments.accuracy` in one table."""
+    return lambda: accuracy.markdown([row for name in names for row in result(name)["rows"]])
+
+
+def of_all(experiment: Any, name: str) -> Callable[[], str]:
+    """What an experiment's `markdown` makes of its whole file."""
+    return lambda: experiment.markdown(result(name))
+
+
+README: dict[str, Callable[[], str]] = {
+    "digits": of_rows(digits_policies, "digits_policies"),
+    "fashion": of_rows(fashion_mnist_epoch, "fashion_mnist_epoch"),
+    "compile": of_rows(compile_time, "compile_time"),
+    "mesh": of_rows(mesh_agreement, "mesh_agreement"),
+    "feed": of_rows(feed_rate, "feed_rate"),
+    "kills": of_rows(kill_loop, "kill_loop"),
+    "compare": of_rows(compare, "compare"),
+    "accuracy": accuracies("accuracy_final", "accuracy_few"),
+    "accuracy_deep": accuracies("accuracy_deep"),
+    "accuracy_digits": accuracies("accuracy_digits"),
+    "tradeoff": of_rows(tradeoff, "tradeoff"),
+    "levers": of_rows(levers, "levers"),
+    "memory": of_rows(memory, "memory"),
+    "speedup": of_all(speedup, "speedup"),
+    "speedup_wrn16_4": of_all(speedup, "speedup_wrn16_4"),
+}
+
+TABLES: dict[str, Callable[[], str]] = README | {
     make.__name__: make for make in (longer, ablation, stages, speed, aux, policies, faster, gap, large)
 }
 
@@ -182,9 +229,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--root", type=Path, default=Path("."))
     args = parser.parse_args(argv)
-    for page in sorted(args.docs.glob("*.md")):
+    for page in (args.root / "README.md", *sorted((args.root / "docs").glob("*.md"))):
         text = page.read_text()
         if filled(text) != text:
             page.write_text(filled(text))

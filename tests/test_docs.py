@@ -201,14 +201,14 @@ def test_commands_are_found():
 # figures --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", DOCS, ids=name_of)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=name_of)
 def test_tables_are_those_of_the_results(page):
     text = page.read_text()
     assert text == docs_tables.filled(text), "python -m experiments.docs_tables"
 
 
 def test_every_table_is_shown_and_filled():
-    text = "".join(page.read_text() for page in DOCS)
+    text = "".join(page.read_text() for page in [ROOT / "README.md", *DOCS])
     for name, make in docs_tables.TABLES.items():
         assert len(re.findall(rf"<!-- {name} -->\n", text)) == 1
         assert make() in text
