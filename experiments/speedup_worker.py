@@ -14,7 +14,7 @@ from unittest import mock
 import jax
 
 from experiments.compare import load
-from experiments.step_parts import Parts, Program, link, random_batch, together
+from experiments.step_parts import Parts, link, together
 from experiments.worker import serve
 from lpjax import balance, runs
 from lpjax.data.feed import Batch
@@ -57,7 +57,7 @@ class Worker:
         run = self.run(config, fields)
         timer = balance.make_timer(run.config, repeats)
         cost = self.timers.setdefault(timer, timer)
-        cuts, seconds = balance.balanced(partial(balance.cut, run.config, run.spec), run.config, cost)
+        cuts, seconds = balance.measured_cuts(run.config, cost, repeats)
         chain = run.network.chain
         units = [
             {"unit": unit.name, "in_shape": shape, **cost(unit, shape)._asdict()}

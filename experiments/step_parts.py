@@ -6,70 +6,37 @@ and packing have B / (S D) examples, a stage has B / D.
 """
 
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from lpjax import aux_step, chain, flow, lagrangian, multiplier, optim, train_state
+from lpjax import aux_step, chain, flow, lagrangian, multiplier, optim
 from lpjax import mesh as meshes
 from lpjax.chain import Mode
-from lpjax.config import MeshConfig
 from lpjax.data.feed import Batch
-from lpjax.methods import coarse_adjoint, layer_parallel
+from lpjax.methods import layer_parallel
 from lpjax.recipe import example_keys
 from lpjax.runs import Run
+from lpjax.stage_programs import Program, StagePrograms, random_batch
 from lpjax.timing import stopwatch
 
 
-def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
-    """A batch of noise, spread over the mesh."""
-    rng = np.random.default_rng(0)
-    sharding = NamedSharding(mesh, meshes.EXAMPLES)
-    return Batch(
-        image=jax.device_put(rng.integers(0, 256, (size, *run.spec.image_shape), dtype=np.uint8), sharding),
-        label=jax.device_put(rng.integers(0, run.spec.classes, size).astype(np.int32), sharding),
-        index=jax.device_put(np.arange(size, dtype=np.int32), sharding),
-    )
-
-
-@dataclass(frozen=True)
-class Program:
-    """A compiled part of a step and the arrays it is timed on."""
-
-    call: Callable[..., Any]
-    args: tuple[PyTree, ...]
-
-    def run(self) -> Any:
-        return self.call(*self.args)
-
-
-class Parts:
+class Parts(StagePrograms):
     """Programs of a run's step on one device.
 
-    device: which.  num_devices: S, along 'stage', whatever the run's own mesh has.
+    num_devices: S, along 'stage', whatever the run's own mesh has.
     """
 
     def __init__(self, run: Run, device: jax.Device, num_devices: int = 1) -> None:
-        self.run = run
-        self.mesh = Mesh(np.array([[device]]), meshes.ALL_AXES, axis_types=(AxisType.Auto,) * 2)
+        super().__init__(run, device)
         self.S, self.D = num_devices, run.config.mesh.data
-        self.config = replace(run.config, mesh=MeshConfig(1, 1))
-        self.state = train_state.create(self.config, run.network, self.mesh, run.recipe)
-
-    def program(self, part: Callable[..., Any], *args: PyTree) -> Program:
-        """A part compiled for the device."""
-        mapped = jax.shard_map(part, mesh=self.mesh, in_specs=P(), out_specs=P(), check_vma=False)
-        args = jax.device_put(args, NamedSharding(self.mesh, P()))
-        return Program(jax.jit(mapped).lower(*args).compile(), args)
 
     def augment(self, size: int) -> tuple[Program, Batch]:
         """Images of a batch of `size` made the network's input, and the batch."""
@@ -89,21 +56,13 @@ class Parts:
 
         return self.program(part, params, opt)
 
-    def stage(self, k: int) -> tuple[Program, Program]:
-        """Forward and backward pass of stage k on its local loss with opening and packing of packets; and the forward
-        pass alone."""
-        run, state = self.run, self.state
-        column = self.config.batch_size // self.D
-        config = replace(self.config, batch_size=column)
-        exchange = layer_parallel.make_exchange(run.network, config)
-        step = layer_parallel.Step(run.network, config, run.recipe, exchange)
+    def stage_forward(self, k: int) -> Program:
+        """The forward pass of stage k alone, with opening and packing of packets."""
+        run, state, column = self.run, self.state, self.column
+        exchange = layer_parallel.make_exchange(run.network, self.config)
         batch = random_batch(run, column, self.mesh)
         packet = jax.random.normal(jax.random.key(0), (column, exchange.outward_length), float)
         params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
-
-        def both(params: PyTree, stats: PyTree, packet: Array, state: PyTree) -> PyTree:
-            keys = example_keys(state.key, state.step, batch.index)
-            return step.run_stage(k, params, stats, packet, state=state, labels=batch.label, keys=keys)
 
         def forward(params: PyTree, stats: PyTree, packet: Array, state: PyTree) -> PyTree:
             keys = example_keys(state.key, state.step, batch.index)
@@ -112,7 +71,7 @@ class Parts:
             mode = Mode(train=True, axes=("data",), keys=keys)
             return chain.apply(run.network.stages[k], *trees, lam, mode)
 
-        return self.program(both, params, stats, packet, state), self.program(forward, params, stats, packet, state)
+        return self.program(forward, params, stats, packet, state)
 
     def aux_net(self, size: int) -> dict[str, Program]:
         """Of `size` examples: data, aux_forward (with what finds the multipliers), aux_all (forward pass, correction,
@@ -153,20 +112,6 @@ class Parts:
             "receive": self.program(exchange.receive, replies),
         }
 
-    def real_stage(self, k: int) -> Program:
-        """Stage k of `methods.coarse_adjoint`, with its tail and the AuxNet's piece beside it."""
-        run, state, column = self.run, self.state, self.config.batch_size // self.D
-        step = coarse_adjoint.Step(run.network, replace(self.config, batch_size=column), run.recipe)
-        batch = random_batch(run, column, self.mesh)
-        inputs = jax.random.normal(jax.random.key(0), (column, flow.length(run.network)), float)
-        tags = jnp.stack([batch.label, batch.index, jnp.zeros_like(batch.index)], axis=1)
-        params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
-
-        def part(params: PyTree, stats: PyTree, carry: PyTree, state: PyTree) -> PyTree:
-            return step.run_stage(k, params, stats, carry, state=state)
-
-        return self.program(part, params, stats, coarse_adjoint.Carry(inputs, tags), state)
-
     def aux_optimizer(self) -> Program:
         """The update of the AuxNet."""
         state = self.state
@@ -178,22 +123,22 @@ class Parts:
 
     def all(self) -> dict[str, Program]:
         """The parts of a device's step; serial_data and serial_aux_all: of one device that has the whole batch."""
-        network, B = self.run.network, self.config.batch_size
+        network, B = self.run.network, self.run.config.batch_size
         own, stages = B // (self.S * self.D), range(network.num_stages)
         programs = {"optimizer": self.optimizer(network.num_stages // self.S), "serial_data": self.augment(B)[0]}
         if self.config.method == "coarse_adjoint":
             parts = {"data": self.augment(own)[0], "aux_all": self.aux_optimizer()}
-            return programs | parts | {f"stage {k}": self.real_stage(k) for k in stages}
+            return programs | parts | {f"stage {k}": self.stage(k) for k in stages}
         programs |= self.aux_net(own) | {"serial_aux_all": self.aux_net(B)["aux_all"]}
         for k in stages:
-            programs[f"stage {k}"], programs[f"forward {k}"] = self.stage(k)
+            programs[f"stage {k}"], programs[f"forward {k}"] = self.stage(k), self.stage_forward(k)
         return programs
 
     def sent_bytes(self) -> float:
         """What a device sends: packets in two all_to_alls, all but the one for itself; of coarse_adjoint a packet to
         the next stage, and its own images to all devices."""
         config, network, others = self.config, self.run.network, self.S - 1
-        own, width = config.batch_size // (self.S * self.D), jnp.dtype(float).itemsize
+        own, width = self.column // self.S, jnp.result_type(float).itemsize
         if config.method == "coarse_adjoint":
             images = others * own * lagrangian.features(network.chain.in_shape)
             return float(width * (images + self.S * own * flow.length(network)))
@@ -204,8 +149,7 @@ class Parts:
 
 def together(parts: list[Parts], repeats: int) -> float:
     """Seconds of stage i on the i-th device, all at the same time."""
-    real = parts[0].config.method == "coarse_adjoint"
-    programs = [part.real_stage(i) if real else part.stage(i)[0] for i, part in enumerate(parts)]
+    programs = [part.stage(i) for i, part in enumerate(parts)]
 
     def all_of_them() -> list[Any]:
         return [program.run() for program in programs]

@@ -28,7 +28,7 @@ from experiments.accuracy import FINALS
 from experiments.compare import load
 from experiments.provenance import provenance
 from experiments.scale_check import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
-from lpjax import balance, runs
+from lpjax import balance
 from lpjax.chain import Shape, Unit
 from lpjax.config import Config
 from lpjax.machine import Link, Machine, UnitSeconds
@@ -108,8 +108,8 @@ class Model:
         if row == "serial":
             return 1.0
         config = self._config(row, num_stages)
-        cut = partial(balance.cut, config, runs.prepare(config).spec)
-        cuts, _ = balance.balanced(cut, config, partial(self._cost, config.batch_size))
+        cost = partial(self._cost, config.batch_size)
+        cuts, _ = balance.measured_cuts(config, cost, repeats=0, rounds=0)
         return self._serial / predicted(self._config(row, num_stages, cuts=cuts), self._machine)
 
 

@@ -68,9 +68,11 @@ def grid_block(features: int, inner: int, size: tuple[int, ...], grid: int, bloc
 
     R averages over windows to at most grid x grid pixels, C is a 3x3 convolution, `blocks` residual blocks, both of
     `inner` channels, and a 1x1 convolution, U repeats pixels over the windows again.  S averages to `size` and adds
-    channels of zeros, so that details pass.  On a map that is on the grid already R and U do nothing.
+    channels of zeros, so that details pass.  On a map that is on the grid already R and U do nothing.  Without blocks
+    and with as many channels inside, C is a 3x3 convolution and nothing else.
     """
-    units = [conv_block(inner, 1, 3), *[basic_block(inner, 1)] * blocks]
+    units = [conv_block(inner, 1, 3), *[basic_block(inner, 1)] * blocks] if blocks or inner != features else []
+    kernel = 1 if units else 3
 
     def inside(in_shape: Shape) -> Chain:
         small = *(min(have, want) for have, want in zip(in_shape, size, strict=False)), in_shape[-1]
@@ -83,8 +85,9 @@ def grid_block(features: int, inner: int, size: tuple[int, ...], grid: int, bloc
                 f"choose other cuts"
             )
         first, last = jax.random.split(key)
-        params, stats = chain.init(inside(in_shape), first)
-        out, out_stats = layers.init_conv_norm(last, 1, inner, features)
+        made = inside(in_shape)
+        params, stats = chain.init(made, first)
+        out, out_stats = layers.init_conv_norm(last, kernel, made.out_shape[-1], features)
         return {"units": params, "out": out}, {"units": stats, "out": out_stats}
 
     def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:

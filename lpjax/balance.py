@@ -1,13 +1,14 @@
 """Cuts that balance what the stages' devices really do, by seconds measured on one of them.
 
-    python -m lpjax.balance --config=FILE [--config.field=value ...] [--repeats=5] [--workdir=DIR]
+    python -m lpjax.balance --config=FILE [--config.field=value ...] [--repeats=5] [--rounds=3] [--workdir=DIR]
 
 Prints the seconds of each stage and the cuts as an argument of `lpjax.main`.  Nothing is trained and no data is read.
 With --workdir the seconds of the stages as the configuration has them now are written to DIR/seconds.json, from which
 `lpjax.report` draws the schedule of a step.
 `partition.split` cuts evenly by floating-point operations, which early blocks (few channels on large maps) need more
 time for; and not all stages have the same to do beside their units: the first one needs no gradient of the image, and a
-coarse tail is the longer the earlier the stage.
+coarse tail is the longer the earlier the stage.  Units are measured first; then, `rounds` times, the stages as whole
+programs, in which a unit does not take quite what it takes alone.
 
 Exit codes: 0 done; 1 a fault of lpjax or of the system; 2 bad configuration.
 """
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from rich.console import Console
 
-from lpjax import main, metrics, runs, tables
+from lpjax import main, metrics, runs, stage_programs, tables
 from lpjax.chain import Chain, Shape, Unit
 from lpjax.config import Config
 from lpjax.config_dict import from_config_dict
@@ -33,6 +34,9 @@ from lpjax.structure import beside
 from lpjax.timing import Seconds, UnitTimer
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each unit, of which the median counts.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 3, "Cuts whose stages are compiled and measured; 0: units alone.", lower_bound=0
+)
 
 Cost = Callable[[Unit, Shape], Seconds]
 
@@ -96,30 +100,53 @@ def measured(network: Network, config: Config, cost: Cost, aux_cost: Cost) -> di
 
 
 def balanced(
-    build: Callable[[tuple[int, ...] | None], Network], config: Config, cost: Cost, rounds: int = 8
+    build: Callable[[tuple[int, ...] | None], Network],
+    cost: Cost,
+    seconds: Callable[[Network], list[float]],
+    start: tuple[int, ...] | None = None,
+    rounds: int = 8,
 ) -> tuple[tuple[int, ...], list[float]]:
-    """The best cuts found, and `stage_seconds` of them.
+    """The best cuts found, and the seconds of their stages.
 
     What a stage has beside its units depends on where the cuts are.  So they are balanced for what it was with the last
-    ones, starting from even ones, until they come back.
+    ones, until they come back.
 
     Args:
       build: the network of these cuts (None: the default ones).
       cost: seconds of a unit.
+      seconds: of a network's stages: `stage_seconds`, or measured.
+      start: cuts to begin with.
       rounds: at most.
     """
-    cuts = build(None).cuts
+    cuts = build(start).cuts
     tried: dict[tuple[int, ...], list[float]] = {}
     while cuts not in tried and len(tried) < rounds:
         network = build(cuts)
         whole = network.chain
-        tried[cuts] = stage_seconds(network, config, cost)
+        tried[cuts] = seconds(network)
         units = [cost(unit, shape).both for unit, shape in zip(whole.units, whole.shapes[:-1], strict=True)]
         bounds = (0, *cuts, len(units))
         beside = [own - sum(units[a:b]) for own, a, b in zip(tried[cuts], bounds, bounds[1:], strict=False)]
         cuts = even_cuts(units, network.num_stages, beside)
     best = min(tried, key=lambda cuts: max(tried[cuts]))
     return best, tried[best]
+
+
+def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> tuple[tuple[int, ...], list[float]]:
+    """Cuts balanced by the seconds of units, and then, for the methods of `stage_programs`, at most `rounds` times by
+    those of the stages' whole programs, in which units do not take quite what they take alone.
+
+    config: of a dry run.  Returns the cuts, and the seconds of their stages.
+    """
+    build = partial(cut, config, runs.prepare(config).spec)
+    cuts, seconds = balanced(build, cost, lambda network: stage_seconds(network, config, cost))
+    if config.method not in stage_programs.METHODS or not rounds:
+        return cuts, seconds
+
+    def programs(network: Network) -> list[float]:
+        return stage_programs.stage_seconds(runs.prepare(replace(config, cuts=network.cuts)), repeats)
+
+    return balanced(build, cost, programs, cuts, rounds)
 
 
 def make_timer(config: Config, repeats: int, devices: int = 1) -> UnitTimer:
@@ -148,7 +175,7 @@ def run_cli(argv: list[str]) -> int:
             shares = make_timer(config, _REPEATS.value, config.mesh_shape[0])
             folder.mkdir(parents=True, exist_ok=True)
             metrics.write_json(folder / "seconds.json", measured(cut(config, spec, config.cuts), config, timer, shares))
-        cuts, seconds = balanced(partial(cut, config, spec), config, timer)
+        cuts, seconds = measured_cuts(config, timer, _REPEATS.value, _ROUNDS.value)
     except (ValueError, OSError) as error:
         errors.print(f"lpjax: {error}")
         return main.EXIT_BAD_INPUT

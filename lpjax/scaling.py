@@ -407,4 +407,5 @@ def _kept(chain: Chain) -> float:
     units = [kept_bytes(unit, shape, chain.dtype) for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)]
     if not chain.remat:
         return math.fsum(units)
-    return sum(map(features, chain.shapes[:-1])) * jnp.dtype(chain.dtype or float).itemsize + max(units, default=0)
+    width = jnp.dtype(chain.dtype or jnp.result_type(float)).itemsize
+    return width * sum(map(features, chain.shapes[:-1])) + max(units, default=0)

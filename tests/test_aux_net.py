@@ -142,6 +142,19 @@ def test_details_finer_than_the_grid_pass_a_piece():
     assert_close(detail, layers.spread(layers.pooled(detail, (4, 4)), detail.shape[1:3]), atol=1e-5)
 
 
+def test_a_grid_block_without_blocks_is_one_convolution(x64):
+    """relu(S x + U C R x), each of them by hand; of fewer channels inside, another convolution follows."""
+    unit = aux_net.grid_block(features=6, inner=6, size=(8, 8), grid=4, blocks=0)
+    params, stats = unit.init(jax.random.key(0), (8, 8, 4))
+    assert [leaf.shape for leaf in jax.tree.leaves(params)] == [(3, 3, 4, 6), (6,), (6,)]
+    x = jax.random.normal(jax.random.key(1), (5, 8, 8, 4))
+    y, _ = layers.conv_norm(params["out"], stats["out"], layers.pooled(x, (4, 4)), Mode(train=True))
+    expected = jax.nn.relu(jnp.pad(x, [(0, 0)] * 3 + [(0, 2)]) + y.repeat(2, 1).repeat(2, 2))
+    assert_close(unit.apply(params, stats, x, Mode(train=True))[0], expected)
+    narrow = aux_net.grid_block(features=6, inner=3, size=(8, 8), grid=4, blocks=0)
+    assert narrow.init(jax.random.key(0), (8, 8, 4))[0]["out"]["conv"]["kernel"].shape == (1, 1, 3, 6)
+
+
 def test_what_a_grid_cannot_be_had_for():
     stages = split(NETWORK, num_stages=3, cuts=(3, 6))
     with pytest.raises(ValueError, match=r"aux.width=1.0, aux.grid=4: expected 1 and none"):

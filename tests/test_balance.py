@@ -16,6 +16,7 @@ from lpjax.models.resnet import resnet
 from lpjax.network import Network, build
 from lpjax.partition import even_cuts
 from lpjax.timing import Seconds, UnitTimer, in_turns, stopwatch
+from tests.helpers import small_config
 
 UNITS = resnet(depth=20, width=4, classes=10)  # 11 units: stem, nine blocks, head
 
@@ -93,11 +94,40 @@ def test_seconds_of_the_parts_of_a_step(method):
 
 def test_balanced_cuts_are_the_best_of_all():
     config = Config(num_stages=3)
-    cuts, seconds = balance.balanced(network, config, one_each)
+    cuts, seconds = balance.balanced(network, one_each, lambda made: balance.stage_seconds(made, config, one_each))
     assert seconds == balance.stage_seconds(network(cuts), config, one_each)
     everywhere = itertools.combinations(range(1, len(UNITS)), 2)
     assert max(seconds) == min(max(balance.stage_seconds(network(other), config, one_each)) for other in everywhere)
     assert cuts < even_cuts([1.0] * len(UNITS), 3), "stages with a longer tail have less of the network"
+
+
+def measured_cuts(monkeypatch, method: str, rounds: int) -> tuple[tuple[int, ...], list[float], list[tuple[int, ...]]]:
+    """Cuts of 11 units, and those whose programs were measured; in these stage 1 takes three seconds more."""
+    seen: list[tuple[int, ...]] = []
+
+    def programs(run, repeats):
+        seen.append(run.network.cuts)
+        own = balance.stage_seconds(run.network, run.config, one_each)
+        return [own[0], own[1] + 3.0, own[2]]
+
+    monkeypatch.setattr(balance.stage_programs, "stage_seconds", programs)
+    fields = {"method": method, "num_stages": 3, "model__depth": 20, "mesh__stage": 1, "dry_run": True}
+    cuts, seconds = balance.measured_cuts(small_config(**fields), one_each, repeats=1, rounds=rounds)
+    return cuts, seconds, seen
+
+
+def test_cuts_follow_what_whole_stages_take(monkeypatch):
+    by_units, _, none = measured_cuts(monkeypatch, "coarse_adjoint", rounds=0)
+    cuts, seconds, seen = measured_cuts(monkeypatch, "coarse_adjoint", rounds=3)
+    assert none == []
+    assert seen[0] == by_units
+    assert cuts in seen[1:]
+    assert cuts[1] - cuts[0] < by_units[1] - by_units[0]
+    assert max(seconds) - min(seconds) < 2, "of units of a second"
+
+
+def test_other_methods_are_cut_by_units(monkeypatch):
+    assert measured_cuts(monkeypatch, "pipeline", rounds=3)[2] == []
 
 
 def test_even_cuts_with_costs_beside():

@@ -130,7 +130,9 @@ class _Passes(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
+class Step:
+    """One step of one device, and what is the same in every step."""
+
     network: Network
     config: Config
     recipe: Recipe
@@ -218,5 +220,5 @@ def make_step(
     Figures: task_loss [] and accuracy [] of the last stage; stage_loss [K], the local losses; gradient_norm [K].  A
     stage that no batch has reached yet (stage k in the first k steps) has loss 0.
     """
-    step = _Step(network, config, recipe, classifiers(network, config.local.blocks))
+    step = Step(network, config, recipe, classifiers(network, config.local.blocks))
     return meshes.jit_step(step, mesh, train_state.specs(config))

@@ -1,0 +1,45 @@
+"""The stages as programs of their own."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lpjax import runs, stage_programs
+from lpjax.config import MeshConfig
+from lpjax.stage_programs import StagePrograms
+from tests.helpers import small_config
+
+
+@pytest.mark.parametrize("method", stage_programs.METHODS)
+def test_each_stage_has_a_program_on_a_columns_examples(method):
+    config = replace(small_config(method=method, num_stages=3, mesh__stage=1), dry_run=True)
+    run = runs.prepare(replace(config, mesh=MeshConfig(1, 2)))
+    programs = StagePrograms(run, jax.devices()[0])
+    assert programs.column == config.batch_size // 2
+    for k in range(3):
+        done = programs.stage(k).run()
+        gradient = jax.tree.leaves(done.grads)
+        assert all(jnp.isfinite(leaf).all() for leaf in gradient)
+        assert max(jnp.abs(leaf).max() for leaf in gradient) > 0
+        assert 0.1 < done.loss < 20, "the examples count as real ones"
+
+
+def test_a_method_whose_stages_have_several_passes_is_refused():
+    run = runs.prepare(replace(small_config(method="pipeline", num_stages=2), dry_run=True))
+    with pytest.raises(ValueError, match=r"method=pipeline: expected one of layer_parallel, coarse_adjoint, local"):
+        StagePrograms(run, jax.devices()[0]).stage(0)
+
+
+def test_stages_are_timed_in_turns(monkeypatch):
+    asked = []
+
+    def clock(programs, repeats):
+        asked.append((len(programs), repeats))
+        return [[float(k), 9.0, k + 1.0] for k in range(len(programs))]
+
+    monkeypatch.setattr("lpjax.stage_programs.in_turns", clock)
+    run = runs.prepare(replace(small_config(method="coarse_adjoint", num_stages=2), dry_run=True))
+    assert stage_programs.stage_seconds(run, repeats=3) == [1.0, 2.0]
+    assert asked == [(2, 3)]
