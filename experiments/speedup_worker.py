@@ -21,6 +21,7 @@ from lpjax.data.feed import Batch
 from lpjax.main import provide_devices
 from lpjax.partition import chain_size
 from lpjax.runs import Run
+from lpjax.stage_programs import Program, random_batch
 from lpjax.timing import UnitTimer, stopwatch
 
 

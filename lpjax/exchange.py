@@ -127,7 +127,7 @@ def to_owners(packets: Float[Array, "slots column l"], num_devices: int) -> Floa
     return packets.reshape(num_devices * slots, column // num_devices, length)
 
 
-def shift(packets: Shaped[Array, "slots *n"], num_devices: int, *, forward: bool) -> Shaped[Array, "slots *n"]:
+def shift(packets: Shaped[Array, "slots ..."], num_devices: int, *, forward: bool) -> Shaped[Array, "slots ..."]:
     """What each stage has goes to the next one (forward) or to the one before; zeros come in at the end.
 
     One ppermute over 'stage' of one slot, of `num_devices` = S devices.

@@ -65,7 +65,7 @@ def _local(index: Int[Array, " b"], rows: int) -> tuple[Int[Array, " B"], Array]
     return local, (local >= 0) & (local < rows)
 
 
-def read(table: Float[Array, "rows *n"], index: Int[Array, " b"]) -> Float[Array, "b *n"]:
+def read(table: Float[Array, "rows ..."], index: Int[Array, " b"]) -> Float[Array, "b ..."]:
     """Rows `index` of the table.  Collectives over the mesh: all_gather of indices, psum_scatter of the rows."""
     local, mine = _local(index, table.shape[0])
     mine = mine.reshape(-1, *(1,) * (table.ndim - 1))
@@ -74,8 +74,8 @@ def read(table: Float[Array, "rows *n"], index: Int[Array, " b"]) -> Float[Array
 
 
 def write(
-    table: Float[Array, "rows *n"], index: Int[Array, " b"], rows: Float[Array, "b *n"]
-) -> Float[Array, "rows *n"]:
+    table: Float[Array, "rows ..."], index: Int[Array, " b"], rows: Float[Array, "b ..."]
+) -> Float[Array, "rows ..."]:
     """The table with rows `index` replaced.  Collectives over the mesh: all_gather of indices and of the rows."""
     local, mine = _local(index, table.shape[0])
     everyone = lax.all_gather(rows, AXES, tiled=True)
