@@ -48,6 +48,7 @@ class Program:
     args: tuple[PyTree, ...]
 
     def run(self) -> Any:
+        """Its results."""
         return self.call(*self.args)
 
 

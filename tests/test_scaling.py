@@ -278,6 +278,18 @@ def test_memory_is_that_of_the_tables(method, net):
     assert found == pytest.approx(expected, rel=0.15)
 
 
+def test_memory_with_recomputation_is_of_the_units_inputs(monkeypatch):
+    """Four bytes a value of each unit's input, and what one unit keeps at a time."""
+    again = network.build(UNITS, (8, 8, 3), num_stages=1, remat=True)
+    found = memory_bytes("serial", again, batch=7 * B, stage=1, data=1)
+    monkeypatch.setattr("lpjax.scaling._kept", lambda chain: 0.0)
+    inputs = sum(math.prod(shape) for shape in again.chain.shapes[:-1])
+    pairs = zip(again.chain.units, again.chain.shapes[:-1], strict=True)
+    expected = 4 * inputs + max(kept_bytes(unit, shape, None) for unit, shape in pairs)
+    rest = memory_bytes("serial", again, batch=7 * B, stage=1, data=1)
+    assert found - rest == pytest.approx(7 * B * expected, rel=1e-6)
+
+
 def test_memory_of_classifiers():
     """Beside the tables' count: a block and the head, their parameters three times and what they keep."""
     head, shape = UNITS[-1], (8, 8, 4)

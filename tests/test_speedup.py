@@ -2,11 +2,15 @@
 
 import json
 
+import jax
 import pytest
 
 from experiments import speedup
 from experiments.compare import load
 from experiments.speedup import Process
+from experiments.step_parts import Parts
+from lpjax import runs
+from tests.helpers import small_config
 
 PARTS = {
     "stages": [40.0, 20.0],
@@ -89,6 +93,14 @@ def test_an_unknown_method_is_refused(capsys):
     with pytest.raises(SystemExit):
         speedup.main(["speedup", "--methods=layerparallel"])
     assert "expected of serial" in capsys.readouterr().err
+
+
+def test_bytes_of_an_exchange_are_those_of_its_arrays():
+    """Two devices: one sends its stage's packets to the other, and its half of the images."""
+    run = runs.prepare(small_config(method="coarse_adjoint", num_stages=2, mesh__stage=1, dry_run=True))
+    parts = Parts(run, jax.devices()[0], 2)
+    images = parts.augment(parts.column // 2)[0].run()
+    assert parts.sent_bytes() == parts.state.carry.inputs.nbytes / 2 + images.nbytes
 
 
 @pytest.mark.slow
