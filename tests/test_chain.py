@@ -88,6 +88,7 @@ def test_then_continues_a_chain():
     assert both == make_chain([conv_block(4, 1, 3), basic_block(8, 2)], (8, 8, 1))
 
 
+@pytest.mark.slow
 def test_computing_units_again_changes_nothing_but_what_is_kept():
     """Values and gradients with `remat`, of a scanned and of a single unit with dropout; the memory is less."""
     network = make_chain(wide_resnet(depth=22, widen=1, classes=3, dropout=0.3), (8, 8, 1))

@@ -87,6 +87,7 @@ def test_damaged_images_are_skipped_counted_and_named(tmp_path):
     assert logged[-2]["corrupt_images"] == 1
 
 
+@pytest.mark.slow
 def test_more_damaged_images_than_allowed_end_training(tmp_path):
     files = pictures(32) | {f"0/bad{i}.jpg": b"no image" for i in range(3)}
     data = make_folder(tmp_path / "data", files, pictures(6))

@@ -172,6 +172,7 @@ def test_a_per_example_tables_size_is_said_before_it_is_made():
     assert f"{stated / 1e6:.2f} MB stored" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_the_memory_estimate_is_about_what_the_compiler_says():
     """Of a network large enough that rounding up does not count."""
     for settings in ({}, {"method": "serial", "mesh__stage": 4}, {"remat": True, "multiplier": "adjoint"}):
