@@ -8,7 +8,8 @@ With --workdir the seconds of the stages as the configuration has them now are w
 `partition.split` cuts evenly by floating-point operations, which early blocks (few channels on large maps) need more
 time for; and not all stages have the same to do beside their units: the first one needs no gradient of the image, and a
 coarse tail is the longer the earlier the stage.  Units are measured first; then, `rounds` times, the stages as whole
-programs, in which a unit does not take quite what it takes alone.
+programs, in which a unit does not take quite what it takes alone.  For these the device holds the parameters of all
+stages; where it cannot, --rounds=0 needs room for a unit only.
 
 Exit codes: 0 done; 1 a fault of lpjax or of the system; 2 bad configuration.
 """
@@ -33,7 +34,7 @@ from lpjax.partition import even_cuts
 from lpjax.structure import beside
 from lpjax.timing import Seconds, UnitTimer
 
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each unit, of which the median counts.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each unit and stage; the median counts.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 3, "Cuts whose stages are compiled and measured; 0: units alone.", lower_bound=0
 )

@@ -60,7 +60,8 @@ class StagePrograms:
         self.mesh = Mesh(np.array([[device]]), meshes.ALL_AXES, axis_types=(AxisType.Auto,) * 2)
         self.column = run.config.batch_size // run.config.mesh.data
         self.config = replace(run.config, mesh=MeshConfig(1, 1), batch_size=self.column)
-        self.state = train_state.create(self.config, run.network, self.mesh, run.recipe)
+        recipe = replace(run.recipe, num_examples=self.column)  # a table of multipliers has these, not the training set
+        self.state = train_state.create(self.config, run.network, self.mesh, recipe)
 
     def program(self, part: Callable[..., Any], *args: PyTree) -> Program:
         """A part compiled for the device."""
