@@ -14,6 +14,7 @@ stages; where it cannot, --rounds=0 needs room for a unit only.
 Exit codes: 0 done; 1 a fault of lpjax or of the system; 2 bad configuration.
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +35,9 @@ from lpjax.partition import even_cuts
 from lpjax.structure import beside
 from lpjax.timing import Seconds, UnitTimer
 
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each unit and stage; the median counts.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "Measurements of each unit (their median counts) and stage (the least).", lower_bound=1
+)
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 3, "Cuts whose stages are compiled and measured; 0: units alone.", lower_bound=0
 )
@@ -103,33 +106,41 @@ def measured(network: Network, config: Config, cost: Cost, aux_cost: Cost) -> di
 def balanced(
     build: Callable[[tuple[int, ...] | None], Network],
     cost: Cost,
-    seconds: Callable[[Network], list[float]],
+    estimate: Callable[[Network], list[float]],
+    seconds: Callable[[Network], list[float]] | None = None,
     start: tuple[int, ...] | None = None,
     rounds: int = 8,
 ) -> tuple[tuple[int, ...], list[float]]:
     """The best cuts found, and the seconds of their stages.
 
-    What a stage has beside its units depends on where the cuts are.  So they are balanced for what it was with the last
-    ones, until they come back.
+    What a stage has beside its units depends on where the cuts are, and so does how much longer its units take in it
+    than alone (fewer of a large stage's arrays are in the cache).  So they are balanced for what both were with the
+    last ones, until they come back.
 
     Args:
       build: the network of these cuts (None: the default ones).
       cost: seconds of a unit.
-      seconds: of a network's stages: `stage_seconds`, or measured.
+      estimate: seconds of a network's stages by those of units, as `stage_seconds`.
+      seconds: the same, measured (None: the estimate).
       start: cuts to begin with.
       rounds: at most.
     """
+    seconds = seconds or estimate
     cuts = build(start).cuts
     tried: dict[tuple[int, ...], list[float]] = {}
+    dearest: dict[tuple[int, ...], float] = {}
     while cuts not in tried and len(tried) < rounds:
         network = build(cuts)
-        whole = network.chain
-        tried[cuts] = seconds(network)
+        own, told, whole = seconds(network), estimate(network), network.chain
+        tried[cuts] = own
+        dearest[cuts] = max(own) / sum(own) * sum(told)  # seconds that were measured minutes apart do not compare
         units = [cost(unit, shape).both for unit, shape in zip(whole.units, whole.shapes[:-1], strict=True)]
-        bounds = (0, *cuts, len(units))
-        beside = [own - sum(units[a:b]) for own, a, b in zip(tried[cuts], bounds, bounds[1:], strict=False)]
+        beside = []
+        for k, (a, b) in enumerate(itertools.pairwise((0, *cuts, len(units)))):
+            units[a:b] = [own[k] / told[k] * unit for unit in units[a:b]]
+            beside.append(own[k] - sum(units[a:b]))
         cuts = even_cuts(units, network.num_stages, beside)
-    best = min(tried, key=lambda cuts: max(tried[cuts]))
+    best = min(dearest, key=dearest.__getitem__)
     return best, tried[best]
 
 
@@ -140,14 +151,15 @@ def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> 
     config: of a dry run.  Returns the cuts, and the seconds of their stages.
     """
     build = partial(cut, config, runs.prepare(config).spec)
-    cuts, seconds = balanced(build, cost, lambda network: stage_seconds(network, config, cost))
+    estimate = partial(stage_seconds, config=config, cost=cost)
+    cuts, seconds = balanced(build, cost, estimate)
     if config.method not in stage_programs.METHODS or not rounds:
         return cuts, seconds
 
     def programs(network: Network) -> list[float]:
         return stage_programs.stage_seconds(runs.prepare(replace(config, cuts=network.cuts)), repeats)
 
-    return balanced(build, cost, programs, cuts, rounds)
+    return balanced(build, cost, estimate, programs, cuts, rounds)
 
 
 def make_timer(config: Config, repeats: int, devices: int = 1) -> UnitTimer:

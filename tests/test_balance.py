@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -94,7 +95,7 @@ def test_seconds_of_the_parts_of_a_step(method):
 
 def test_balanced_cuts_are_the_best_of_all():
     config = Config(num_stages=3)
-    cuts, seconds = balance.balanced(network, one_each, lambda made: balance.stage_seconds(made, config, one_each))
+    cuts, seconds = balance.balanced(network, one_each, partial(balance.stage_seconds, config=config, cost=one_each))
     assert seconds == balance.stage_seconds(network(cuts), config, one_each)
     everywhere = itertools.combinations(range(1, len(UNITS)), 2)
     assert max(seconds) == min(max(balance.stage_seconds(network(other), config, one_each)) for other in everywhere)
@@ -124,6 +125,25 @@ def test_cuts_follow_what_whole_stages_take(monkeypatch):
     assert cuts in seen[1:]
     assert cuts[1] - cuts[0] < by_units[1] - by_units[0]
     assert max(seconds) - min(seconds) < 2, "of units of a second"
+
+
+def test_units_that_take_longer_in_a_stage_are_cut_at_once_where_they_belong():
+    """Units of the last maps take three times what they take alone: one look at the stages is enough to cut for it.
+    The second look finds the machine half as fast."""
+    config, seen = Config(num_stages=3, method="pipeline"), []
+    estimate = partial(balance.stage_seconds, config=config, cost=one_each)
+
+    def slower(unit, in_shape) -> Seconds:
+        return Seconds(*((3.0 if in_shape[0] == 2 else 1.0) * part for part in one_each(unit, in_shape)))
+
+    def programs(made: Network) -> list[float]:
+        seen.append(made.cuts)
+        return [len(seen) * own for own in balance.stage_seconds(made, config, slower)]
+
+    cuts, seconds = balance.balanced(network, one_each, estimate, programs, start=(4, 8), rounds=2)
+    assert seen == [(4, 8), cuts]
+    everywhere = itertools.combinations(range(1, len(UNITS)), 2)
+    assert max(seconds) == 2 * min(max(balance.stage_seconds(network(other), config, slower)) for other in everywhere)
 
 
 def test_other_methods_are_cut_by_units(monkeypatch):

@@ -44,7 +44,7 @@ def test_stages_are_timed_in_turns(monkeypatch):
 
     def clock(programs, repeats):
         asked.append((len(programs), repeats))
-        return [[float(k), 9.0, k + 1.0] for k in range(len(programs))]
+        return [[k + 2.0, 9.0, k + 1.0] for k in range(len(programs))]
 
     monkeypatch.setattr("lpjax.stage_programs.in_turns", clock)
     run = runs.prepare(replace(small_config(method="coarse_adjoint", num_stages=2), dry_run=True))
