@@ -3,6 +3,7 @@
 import re
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -118,8 +119,9 @@ def test_pipeline_is_gradient_accumulation(micro_batches, x64):
     grads, logits_stats = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, stats)
     for m in range(micro_batches):
         some = x[m::micro_batches], labels[m::micro_batches]
-        grads = jax.tree.map(jnp.add, grads, jax.grad(loss_of(run, stats, *some))(params))
-        logits_stats = jax.tree.map(jnp.add, logits_stats, composed(run.network, params, stats, some[0], TRAIN)[1])
+        grads = jax.tree.map(jnp.add, grads, jax.jit(jax.grad(loss_of(run, stats, *some)))(params))
+        _, new = jax.jit(lambda x: composed(run.network, params, stats, x, TRAIN))(some[0])
+        logits_stats = jax.tree.map(jnp.add, logits_stats, new)
     state, figures = run.step(run.create(), next(run.feed.train()))
     assert_close(detach(run.network.params.unpack_all(state.stage_params)), descended(params, grads))
     running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new / micro_batches, stats, logits_stats)
@@ -149,13 +151,14 @@ def test_delayed_is_backprop_through_the_stated_weights_used_the_stated_steps_la
     stale = delayed.staleness(run.config)
     assert stale == ([6, 4, 2, 0] if variant == "fdg" else [3, 2, 1, 0])
     seen = list(range(K)) if variant == "fdg" else [0] * K  # steps from a batch's entry to its forward pass in a stage
+    backprop = jax.jit(lambda way, x, labels: jax.grad(loss_of(run, stats, x, labels))(way))
     history = [params]  # of all stages, before each step
     due: dict[int, list] = {}  # step -> (stage, gradient)
     for t in range(steps):
         m = t - seen[-1]  # the batch whose loss becomes known in this step: all weights of its way are history
         if m >= 0:
             way = tuple(history[m + seen[k]][k] for k in range(K))
-            grads = jax.grad(loss_of(run, stats, *batches[m]))(way)
+            grads = backprop(way, *batches[m])
             for k in range(K):
                 due.setdefault(m + seen[k] + stale[k], []).append((k, grads[k]))
         new = list(history[-1])
@@ -180,6 +183,18 @@ def test_local_is_every_stage_by_itself_on_inputs_of_the_step_before(x64):
     carry = run.create().carry
     heads, head_stats = detach((own.params.unpack_all(carry.params), own.stats.unpack_all(carry.stats)))
     batches = plain_batches(run, steps)
+
+    @partial(jax.jit, static_argnames="k")
+    def learn(p, c, x, labels, k):
+        """Gradients of stage k's loss behind its classifier, and its output."""
+
+        def loss(p, c):
+            output, _ = chain.apply(run.network.stages[k], p, stats[k], x, TRAIN)
+            logits, _ = chain.apply(own.chains[k], c, head_stats[k], output, TRAIN)
+            return lagrangian.task_loss(logits, labels).mean(), output
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(p, c)
+
     params, heads = list(params), list(heads)
     lam = {}  # (stage, step of the batch) -> input
     history = []
@@ -189,15 +204,8 @@ def test_local_is_every_stage_by_itself_on_inputs_of_the_step_before(x64):
             m = t - k
             if m < 0:
                 continue
-
-            def loss(p, c, k=k, m=m):
-                output, _ = chain.apply(run.network.stages[k], p, stats[k], lam[k, m], TRAIN)
-                logits, _ = chain.apply(own.chains[k], c, head_stats[k], output, TRAIN)
-                return lagrangian.task_loss(logits, batches[m][1]).mean(), output
-
-            (_, output), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params[k], heads[k])
+            grads, lam[k + 1, m] = learn(params[k], heads[k], lam[k, m], batches[m][1], k=k)
             params[k], heads[k] = descended(params[k], grads[0]), descended(heads[k], grads[1])
-            lam[k + 1, m] = output
         history.append(tuple(params))
     for ours, expected in zip(after(run, steps), history, strict=True):
         assert_close(ours, expected)
@@ -247,6 +255,32 @@ def test_coarse_adjoint_is_every_stage_by_itself_before_a_shared_tail(grid, x64)
         for p in run.network.aux_net[1:]
     ]
     first_omega, network, batches = omega, run.network, plain_batches(run, steps)
+
+    @partial(jax.jit, static_argnames="k")
+    def learn(p, omega, x, labels, k):
+        """Gradients of stage k's two losses for its parameters and the AuxNet's, and its output."""
+
+        def own(p):
+            return chain.apply(network.stages[k], p, stats[k], x, TRAIN)[0]
+
+        def tail(omega, output):
+            output = output if k == K - 1 else on_grid(output, grid)
+            for j in range(k + 1, K):
+                output, _ = chain.apply(tails[j - 1], omega[j], aux_stats[j], output, TRAIN)
+            return lagrangian.task_loss(output, labels).mean()
+
+        output = own(p)
+
+        def coarse(omega):
+            if k == 0:
+                return 0.0
+            made, _ = chain.apply(tails[k - 1], omega[k], aux_stats[k], on_grid(x, grid), TRAIN)
+            if k == K - 1:
+                return weight * lagrangian.task_loss(made, labels).mean()
+            return beta * ((made - on_grid(output, grid)) ** 2).mean()
+
+        return jax.grad(lambda p, omega: tail(omega, own(p)) + coarse(omega), argnums=(0, 1))(p, omega), output
+
     params, lam, history = list(params), {}, []
     for t in range(steps):
         lam[0, t], learnt = batches[t][0], []
@@ -254,34 +288,9 @@ def test_coarse_adjoint_is_every_stage_by_itself_before_a_shared_tail(grid, x64)
             m = t - k
             if m < 0:
                 continue
-            x, labels = lam[k, m], batches[m][1]
-
-            def tail(omega, output, k=k, labels=labels):
-                output = output if k == K - 1 else on_grid(output, grid)
-                for j in range(k + 1, K):
-                    output, _ = chain.apply(tails[j - 1], omega[j], aux_stats[j], output, TRAIN)
-                return lagrangian.task_loss(output, labels).mean()
-
-            def own(p, k=k, x=x):
-                return chain.apply(network.stages[k], p, stats[k], x, TRAIN)[0]
-
-            output = own(params[k])
-
-            def coarse(omega, k=k, x=x, labels=labels, output=output):
-                if k == 0:
-                    return 0.0
-                made, _ = chain.apply(tails[k - 1], omega[k], aux_stats[k], on_grid(x, grid), TRAIN)
-                if k == K - 1:
-                    return weight * lagrangian.task_loss(made, labels).mean()
-                return beta * ((made - on_grid(output, grid)) ** 2).mean()
-
-            def both(p, o, tail=tail, own=own, coarse=coarse):
-                return tail(o, own(p)) + coarse(o)
-
-            grads = jax.grad(both, argnums=(0, 1))(params[k], omega)
+            grads, lam[k + 1, m] = learn(params[k], omega, lam[k, m], batches[m][1], k=k)
             params[k] = descended(params[k], grads[0])
             learnt.append(grads[1])
-            lam[k + 1, m] = output
         for grads in learnt:
             omega = descended(omega, grads)
         history.append((tuple(params), omega))

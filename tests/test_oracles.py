@@ -126,9 +126,8 @@ def test_sharded_aux_net_is_the_replicated_one():
             check_vma=False,
         )
     )
-    assert_close(
-        jax.device_get(sharded(params, x, labels)), jax.device_get(outputs_and_gradients(params, x, labels, ()))
-    )
+    replicated = jax.jit(partial(outputs_and_gradients, axes=()))
+    assert_close(jax.device_get(sharded(params, x, labels)), jax.device_get(replicated(params, x, labels)))
 
 
 # 4 ------------------------------------------------------------------------------------------------------------------
@@ -143,29 +142,32 @@ def test_true_inputs_and_swept_multipliers_give_backprop(beta):
     def loss(params):
         return lagrangian.task_loss(composed(network, params, stats, x, TRAIN)[0], labels).mean()
 
-    expected = jax.grad(loss)(params)
-    lam = [x]
-    for k in range(3):
-        lam.append(chain.apply(network.stages[k], params[k], stats[k], lam[k], TRAIN)[0])
-    kappa = None
-    for k in (3, 2, 1, 0):
-        done = stage_pass(
-            network,
-            k,
-            params=params[k],
-            stats=stats[k],
-            lam=lam[k],
-            target=lam[k + 1] if k < 3 else None,
-            multiplier=kappa,
-            labels=labels,
-            aux=tuple(aux),
-            penalty_coef=beta,
-            policy="per_example",
-            tail=None,
-            batch_size=len(x),
-        )
-        assert_close(done.grads, expected[k])
-        kappa = -done.adjoint
+    def by_stages(params):
+        lam = [x]
+        for k in range(3):
+            lam.append(chain.apply(network.stages[k], params[k], stats[k], lam[k], TRAIN)[0])
+        kappa, grads = None, []
+        for k in (3, 2, 1, 0):
+            done = stage_pass(
+                network,
+                k,
+                params=params[k],
+                stats=stats[k],
+                lam=lam[k],
+                target=lam[k + 1] if k < 3 else None,
+                multiplier=kappa,
+                labels=labels,
+                aux=tuple(aux),
+                penalty_coef=beta,
+                policy="per_example",
+                tail=None,
+                batch_size=len(x),
+            )
+            kappa = -done.adjoint
+            grads.insert(0, done.grads)
+        return tuple(grads)
+
+    assert_close(jax.jit(by_stages)(params), jax.jit(jax.grad(loss))(params))
 
 
 # 5 ------------------------------------------------------------------------------------------------------------------
@@ -216,7 +218,8 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy, grid):
     if policy == "mean":
         kappa = [jnp.broadcast_to(k[:1], k.shape) for k in kappa]
     elif policy == "adjoint":
-        kappa = [-p.size * p for p in jax.grad(aux_loss, argnums=1, has_aux=True)(omega, no_shift)[0]]
+        adjoints, _ = jax.jit(jax.grad(aux_loss, argnums=1, has_aux=True))(omega, no_shift)
+        kappa = [-p.size * p for p in adjoints]
     elif policy != "per_example":
         kappa = [jnp.zeros_like(k) for k in kappa]
 
@@ -235,7 +238,7 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy, grid):
                 total += lagrangian.task_loss(tail, labels).mean()
         return total
 
-    expected = jax.grad(augmented_lagrangian)(omega)
+    expected = jax.jit(jax.grad(augmented_lagrangian))(omega)
     batch, state = next(run.feed.train()), run.create()
     if policy == "mean":
         state = state.replace(multiplier=tuple(k[0] for k in kappa))
@@ -256,15 +259,20 @@ def test_adjoint_matching_is_the_gradient_of_the_mismatch(stage, data):
     network, (x, labels) = run.network, input_and_labels(run)
     params, stats, omega, aux_stats = trees(run)
     no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
-    inputs = (x, *aux_net.apply(network.aux_net, omega, aux_stats, x, no_shift, TRAIN)[0], None)
-    adjoints = [
-        stage_pass(
-            network, k, params=params[k], stats=stats[k], lam=inputs[k], target=inputs[k + 1], multiplier=None,
-            labels=labels, aux=(omega, aux_stats), penalty_coef=0.1, policy="coarse_tail", tail=None,
-            batch_size=len(x),
-        ).adjoint
-        for k in range(4)
-    ]  # fmt: skip
+
+    @jax.jit
+    def of_stages(omega):
+        inputs = (x, *aux_net.apply(network.aux_net, omega, aux_stats, x, no_shift, TRAIN)[0], None)
+        return [
+            stage_pass(
+                network, k, params=params[k], stats=stats[k], lam=inputs[k], target=inputs[k + 1], multiplier=None,
+                labels=labels, aux=(omega, aux_stats), penalty_coef=0.1, policy="coarse_tail", tail=None,
+                batch_size=len(x),
+            ).adjoint
+            for k in range(4)
+        ]  # fmt: skip
+
+    adjoints = of_stages(omega)
 
     def mismatch(omega):
         def loss(shifts):
@@ -274,7 +282,7 @@ def test_adjoint_matching_is_the_gradient_of_the_mismatch(stage, data):
         own = [n[0].size * n for n in jax.grad(loss)(no_shift)]
         return sum(((d - p) ** 2).sum() / (p**2).sum() for d, p in zip(own, adjoints[1:], strict=True))
 
-    expected = jax.tree.map(lambda g: 0.7 * g, jax.grad(mismatch)(omega))
+    expected = jax.tree.map(lambda g: 0.7 * g, jax.jit(jax.grad(mismatch))(omega))
     batch = next(run.feed.train())
     new, plain = (jax.device_get(r.step(r.create(), batch)[0].aux_params) for r in (run, small_run(**fields)))
     assert_close(jax.tree.map(lambda n, p: p - n, new, plain), jax.device_get(expected))

@@ -27,7 +27,7 @@ def test_a_step_descends_the_composed_networks_gradient():
         logits, new = composed(run.network, params, stats, x, Mode(train=True))
         return lagrangian.task_loss(logits, labels).mean(), (logits, new)
 
-    (value, (logits, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    (value, (logits, batch_stats)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     state, figures = run.step(old, batch)
     new = detach(run.network.params.unpack_all(state.stage_params))
     assert_close(new, jax.tree.map(lambda p, g: p - 0.5 * g, params, grads))
