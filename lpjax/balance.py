@@ -114,8 +114,7 @@ def balanced(
     """The best cuts found, and the seconds of their stages.
 
     What a stage has beside its units depends on where the cuts are, and so does how much longer its units take in it
-    than alone (fewer of a large stage's arrays are in the cache).  So they are balanced for what both were with the
-    last ones, until they come back.
+    than alone.  So they are balanced for what both were with the last ones, until they come back.
 
     Args:
       build: the network of these cuts (None: the default ones).
