@@ -55,6 +55,17 @@ GRID: dict[str, Any] = {"aux.grid": 8, "aux.width": 2.0}
 TAILS_ALONE: dict[str, Any] = {"penalty.aux": 0.0, "aux.task_weight": 0.0}
 """The AuxNet's pieces learn from the tails they are part of, and from nothing else."""
 
+RECIPE: dict[str, Any] = {"method": "coarse_adjoint", "aux.grid": 8}
+"""What the search led to."""
+
+COARSER: dict[str, Any] = RECIPE | {"aux.grid": 4}
+"""The same with tails on the smallest map of the network: what a grid of 8 is to images of 32x32."""
+
+BLOCKLESS: dict[str, Any] = {"aux.blocks_per_stage": 0}
+
+NO_BLOCK: dict[str, Any] = RECIPE | BLOCKLESS
+"""The same with pieces of one convolution each."""
+
 SEARCH: dict[str, dict[str, Any]] = {
     "serial": {"method": "serial"},
     "local": {"method": "local"},
@@ -92,6 +103,10 @@ SEARCH: dict[str, dict[str, Any]] = {
         "aux.blocks_per_stage": 0,
     },
     "real inputs, grid wide, no block": GRID | {"method": "coarse_adjoint", "aux.blocks_per_stage": 0},
+    "real inputs, grid 5, no block": {"method": "coarse_adjoint", "aux.grid": 5, "aux.blocks_per_stage": 0},
+    "real inputs, grid 4, no block": {"method": "coarse_adjoint", "aux.grid": 4, "aux.blocks_per_stage": 0},
+    "real inputs, grid, no block, tail 3": NO_BLOCK | {"aux.tail": 3},
+    "real inputs, grid, no block, tail 2": NO_BLOCK | {"aux.tail": 2},
     "real inputs, grid 4": {"method": "coarse_adjoint", "aux.grid": 4},
     "real inputs, grid 2": {"method": "coarse_adjoint", "aux.grid": 2},
     "real inputs, grid 2 wide": {"method": "coarse_adjoint", "aux.grid": 2, "aux.width": 2.0},
@@ -108,17 +123,6 @@ SEARCH: dict[str, dict[str, Any]] = {
     "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},
 }
 """Candidates of the search, on top of coarse_tail as configs/fashion_mnist_small.py has it."""
-
-RECIPE: dict[str, Any] = {"method": "coarse_adjoint", "aux.grid": 8}
-"""What the search led to."""
-
-COARSER: dict[str, Any] = RECIPE | {"aux.grid": 4}
-"""The same with tails on the smallest map of the network: what a grid of 8 is to images of 32x32."""
-
-BLOCKLESS: dict[str, Any] = {"aux.blocks_per_stage": 0}
-
-NO_BLOCK: dict[str, Any] = RECIPE | BLOCKLESS
-"""The same with pieces of two convolutions each, which seven tails have a third of the work with."""
 
 ABLATION: dict[str, dict[str, Any]] = {
     "recipe": RECIPE,
