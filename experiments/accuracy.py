@@ -103,7 +103,6 @@ SEARCH: dict[str, dict[str, Any]] = {
         "aux.blocks_per_stage": 0,
     },
     "real inputs, grid wide, no block": GRID | {"method": "coarse_adjoint", "aux.blocks_per_stage": 0},
-    "real inputs, grid 5, no block": {"method": "coarse_adjoint", "aux.grid": 5, "aux.blocks_per_stage": 0},
     "real inputs, grid 4, no block": {"method": "coarse_adjoint", "aux.grid": 4, "aux.blocks_per_stage": 0},
     "real inputs, grid, no block, tail 3": NO_BLOCK | {"aux.tail": 3},
     "real inputs, grid, no block, tail 2": NO_BLOCK | {"aux.tail": 2},
@@ -145,7 +144,12 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 PEERS = ("serial", "local", "fdg", "coarse_tail")
 
-FINALS: dict[str, dict[str, Any]] = {"recipe": RECIPE, "recipe, no block": NO_BLOCK, "recipe, grid 4": COARSER} | {
+FINALS: dict[str, dict[str, Any]] = {
+    "recipe": RECIPE,
+    "recipe, no block": NO_BLOCK,
+    "recipe, grid 4": COARSER,
+    "recipe, grid 4, no block": COARSER | BLOCKLESS,
+} | {
     name: {n: v for n, v in row_fields(name, 2, PROTOCOL["num_epochs"]).items() if n != "num_stages"} for name in PEERS
 }
 
@@ -166,7 +170,7 @@ TABLES = {
     "ablation": Table(ABLATION, PROTOCOL | FINAL),
     "deep": Table(FINALS, PROTOCOL | DEEP),
     "digits": Table(
-        {name: fields for name, fields in FINALS.items() if name != "recipe, grid 4"}
+        {name: fields for name, fields in FINALS.items() if name in PEERS}
         | {"recipe": COARSER, "recipe, no block": COARSER | BLOCKLESS},
         {"mesh.stage": 1, "eval.every_epochs": 0},
         Path("configs/digits.py"),

@@ -96,8 +96,9 @@ class Model:
 
     def _config(self, row: str, num_stages: int, **own: Any) -> Config:
         """Of a row on this network."""
-        side = {"recipe": 16, "recipe, no block": 16, "recipe, grid 4": 8}  # of 32x32 images, not 14x14
-        fields = FINALS[row] | ({"aux.grid": side[row]} if row in side else {})
+        fields = FINALS[row]
+        if "aux.grid" in fields:  # of 32x32 images, not 14x14
+            fields = {**fields, "aux.grid": 2 * fields["aux.grid"]}
         return load(self._path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
 
     def _cost(self, examples: int, unit: Unit, in_shape: Shape) -> Seconds:
