@@ -95,7 +95,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, grid wide": GRID | {"method": "coarse_adjoint"},
     "real inputs, grid narrow": {"method": "coarse_adjoint", "aux.grid": 8, "aux.width": 0.5},
     "real inputs, grid, tails alone": {"method": "coarse_adjoint", "aux.grid": 8} | TAILS_ALONE,
-    "real inputs, grid, no block": {"method": "coarse_adjoint", "aux.grid": 8, "aux.blocks_per_stage": 0},
+    "real inputs, grid, no block": NO_BLOCK,
     "real inputs, grid narrow, no block": {
         "method": "coarse_adjoint",
         "aux.grid": 8,
@@ -103,7 +103,7 @@ SEARCH: dict[str, dict[str, Any]] = {
         "aux.blocks_per_stage": 0,
     },
     "real inputs, grid wide, no block": GRID | {"method": "coarse_adjoint", "aux.blocks_per_stage": 0},
-    "real inputs, grid 4, no block": {"method": "coarse_adjoint", "aux.grid": 4, "aux.blocks_per_stage": 0},
+    "real inputs, grid 4, no block": COARSER | BLOCKLESS,
     "real inputs, grid, no block, tail 3": NO_BLOCK | {"aux.tail": 3},
     "real inputs, grid, no block, tail 2": NO_BLOCK | {"aux.tail": 2},
     "real inputs, grid 4": {"method": "coarse_adjoint", "aux.grid": 4},
@@ -142,15 +142,17 @@ ABLATION: dict[str, dict[str, Any]] = {
 }
 """One thing changed at a time."""
 
-PEERS = ("serial", "local", "fdg", "coarse_tail")
+PEERS: dict[str, dict[str, Any]] = {
+    name: {n: v for n, v in row_fields(name, 2, PROTOCOL["num_epochs"]).items() if n != "num_stages"}
+    for name in ("serial", "local", "fdg", "coarse_tail")
+}
 
 FINALS: dict[str, dict[str, Any]] = {
     "recipe": RECIPE,
     "recipe, no block": NO_BLOCK,
     "recipe, grid 4": COARSER,
     "recipe, grid 4, no block": COARSER | BLOCKLESS,
-} | {
-    name: {n: v for n, v in row_fields(name, 2, PROTOCOL["num_epochs"]).items() if n != "num_stages"} for name in PEERS
+    **PEERS,
 }
 
 
@@ -170,8 +172,7 @@ TABLES = {
     "ablation": Table(ABLATION, PROTOCOL | FINAL),
     "deep": Table(FINALS, PROTOCOL | DEEP),
     "digits": Table(
-        {name: fields for name, fields in FINALS.items() if name in PEERS}
-        | {"recipe": COARSER, "recipe, no block": COARSER | BLOCKLESS},
+        {"recipe": COARSER, "recipe, no block": COARSER | BLOCKLESS, **PEERS},
         {"mesh.stage": 1, "eval.every_epochs": 0},
         Path("configs/digits.py"),
     ),

@@ -33,6 +33,9 @@ from experiments.compare import ROWS
 
 RESULTS = Path(__file__).parent / "results"
 
+SPEEDS = {"speedup": "ResNet-110", "speedup_grid_8": "ResNet-110", "speedup_wrn16_4": "WRN-16-4"}
+"""Files of `experiments.speedup`, and the network of each."""
+
 
 def result(name: str) -> dict[str, Any]:
     """A file of experiments/results/."""
@@ -110,12 +113,12 @@ def stages() -> str:
 def speed() -> str:
     """Predicted speed-ups over K."""
     shown = []
-    for name, network in (("speedup", "ResNet-110"), ("speedup_grid_8", "ResNet-110"), ("speedup_wrn16_4", "WRN-16-4")):
+    for name, network in SPEEDS.items():
         for p in result(name)["predictions"]:
             rest = f"{p['not_stage']:.1%}"
             shown.append([network, fields_of(p["row"]), str(p["stages"]), f"{p['rho']:.2f}", rest])
     heading = ["network", "", "K", "rho, predicted", "of a step, not stages"]
-    return table(heading, shown, "speedup", "speedup_grid_8", "speedup_wrn16_4")
+    return table(heading, shown, *SPEEDS)
 
 
 def aux() -> str:
@@ -150,14 +153,14 @@ def policies() -> str:
 def faster() -> str:
     """Measured speed-ups of all methods."""
     shown = []
-    for name, network in (("speedup", "ResNet-110"), ("speedup_grid_8", "ResNet-110"), ("speedup_wrn16_4", "WRN-16-4")):
+    for name, network in SPEEDS.items():
         for m in result(name)["measured"]:
             if not m["row"].startswith("serial"):
                 rho = m["rho"]
                 measured = f"{rho['median']:.2f} ({rho['min']:.2f} .. {rho['max']:.2f})"
                 shown.append([network, str(m["stages"]), m["row"], measured])
     heading = ["network", "K", "method", "speed-up against one core, median (least .. most)"]
-    return table(heading, shown, "speedup", "speedup_grid_8", "speedup_wrn16_4")
+    return table(heading, shown, *SPEEDS)
 
 
 def gap() -> str:
@@ -207,9 +210,7 @@ README: dict[str, Callable[[], str]] = {
     "tradeoff": of_rows(tradeoff, "tradeoff"),
     "levers": of_rows(levers, "levers"),
     "memory": of_rows(memory, "memory"),
-    "speedup": of_all(speedup, "speedup"),
-    "speedup_grid_8": of_all(speedup, "speedup_grid_8"),
-    "speedup_wrn16_4": of_all(speedup, "speedup_wrn16_4"),
+    **{name: of_all(speedup, name) for name in SPEEDS},
 }
 
 TABLES: dict[str, Callable[[], str]] = README | {

@@ -84,6 +84,13 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
     return made
 
 
+def on_larger_images(row: str) -> Json:
+    """Fields of a row of `FINALS` for images of 32x32: the grid, where there is one, of the same share as of 14x14."""
+    fields = FINALS[row]
+    grid = fields.get("aux.grid")
+    return fields if grid is None else {**fields, "aux.grid": 2 * grid}
+
+
 class Model:
     """rho by the cost model: (row, K) -> serial's seconds over the row's.
 
@@ -96,10 +103,9 @@ class Model:
 
     def _config(self, row: str, num_stages: int, **own: Any) -> Config:
         """Of a row on this network."""
-        fields = FINALS[row]
-        if "aux.grid" in fields:  # of 32x32 images, not 14x14
-            fields = {**fields, "aux.grid": 2 * fields["aux.grid"]}
-        return load(self._path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
+        return load(
+            self._path, {**on_larger_images(row), "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own}
+        )
 
     def _cost(self, examples: int, unit: Unit, in_shape: Shape) -> Seconds:
         forward, backward = self._units(unit, in_shape, examples)

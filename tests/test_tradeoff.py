@@ -39,6 +39,16 @@ def test_epochs_are_told_where_each_was_tested():
     assert tradeoff.markdown([made]).splitlines()[-1] == "| 2 | serial | +0.00 | 1.00 |  |  |"
 
 
+def test_grids_on_larger_images():
+    """Twice as large; rows without one, or that unset it, keep what they have."""
+    made = {row: tradeoff.on_larger_images(row) for row in tradeoff.FINALS}
+    assert made["recipe"]["aux.grid"] == made["recipe, no block"]["aux.grid"] == 16
+    assert made["recipe, grid 4"]["aux.grid"] == made["recipe, grid 4, no block"]["aux.grid"] == 8
+    assert made["coarse_tail"]["aux.grid"] is None
+    assert "aux.grid" not in made["local"]
+    assert tradeoff.FINALS["recipe"]["aux.grid"] == 8
+
+
 def test_speed_ups_of_the_model():
     """Of units that take a second a pass and two back, and links that take no time."""
     link = tradeoff.Link(latency=0.0, bandwidth=1e30)
@@ -48,3 +58,4 @@ def test_speed_ups_of_the_model():
     assert 1.5 < model("fdg", 2) <= 7 / 4 < model("local", 2) < 2.0, "a second forward pass; a classifier"
     assert model("recipe", 2) < 2.0
     assert model("recipe", 4) > model("recipe", 2)
+    assert 1.0 < model("coarse_tail", 2) < 2.0
