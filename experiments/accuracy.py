@@ -1,8 +1,8 @@
 """README's accuracy tables: a search on a validation split, the recipe it led to beside the peers, and its ablation.
 
     python -m experiments.accuracy search|final|ablation|deep|digits|CONFIG [--jobs=2] [--seeds=N] [--stages=K,..]
-        [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--out=experiments/results/accuracy_TABLE.json]
-        [--config.x=y ...]
+        [--first_seed=N] [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--add]
+        [--out=experiments/results/accuracy_TABLE.json] [--config.x=y ...]
 
 The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here, for Fashion-MNIST.  `search`
 tests on the last 10,000 images of the training set and uses seeds from 100 on; the other tables use the test set and
@@ -13,10 +13,12 @@ is one of `PAPER`, tables of the paper's size: with the data, on a GPU,
 
 Every run is a process on one core with all stages on one device, which gives the numbers of K devices
 (tests/test_oracles.py) but not their time, so no time is told here; `jobs` of them run side by side.  Runs that are
-finished are kept, see `experiments.compare`.  Exit code 1 if a run failed.
+finished are kept, see `experiments.compare`.  With --add rows and seeds join those that the JSON has, which must be of
+the same fields; `added` there says by which commands.  Exit code 1 if a run failed.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -199,6 +201,10 @@ TABLES |= {
 }
 
 
+Runs = dict[tuple[str, int], dict[int, dict[str, Any]]]
+"""By row and number of stages: by seed."""
+
+
 def trained(command: list[str]) -> bool:
     """Run `python ...` on one core; the end of its stderr is shown where it fails."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"NPROC": "1"}
@@ -240,6 +246,23 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def joined(header: dict[str, Any], old: dict[str, Any]) -> tuple[dict[str, Any], Runs]:
+    """The header of a JSON to which runs are added, and the runs that it has.
+
+    Raises ValueError where these are of another configuration.
+    """
+    for what in ("config", "fields"):
+        if header[what] != old[what]:
+            raise ValueError(f"--add: {what} {header[what]}: expected {old[what]}, as the runs have that are there")
+    for row, fields in header["by_row"].items():
+        if old["by_row"].get(row, fields) != fields:
+            raise ValueError(f"--add: row {row!r} is {fields}: expected {old['by_row'][row]}, as its runs there are")
+    runs = {(row["row"], row["stages"]): {run["seed"]: run for run in row["runs"]} for row in old["rows"]}
+    added = {name: header[name] for name in ("command", "date", "commit", "hardware", "versions")}
+    kept = {name: value for name, value in old.items() if name not in ("rows", "failed")}
+    return kept | {"by_row": old["by_row"] | header["by_row"], "added": [*old.get("added", []), added]}, runs
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -247,14 +270,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("table", choices=list(TABLES))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, help="counted from here, not from the table's own")
     parser.add_argument("--stages", default="4", help="numbers of stages K")
     parser.add_argument("--rows", help="only these, separated by semicolons")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the runs' workdirs")
+    parser.add_argument("--add", action="store_true", help="to what the JSON has")
     parser.add_argument("--out", type=Path)
     args, extra = parser.parse_known_args(argv)
     out = args.out or Path(f"experiments/results/accuracy_{args.table}.json")
     table = TABLES[args.table]
     rows = table.rows
+    first_seed = table.first_seed if args.first_seed is None else args.first_seed
     try:
         if args.rows:
             rows = {name: rows[name] for name in args.rows.split(";")}
@@ -265,10 +291,20 @@ def main(argv: list[str]) -> int:
             for name, fields in rows.items()
         }
         configs = {cell: load(table.config, fields) for cell, fields in cells.items()}
+        header = {
+            **provenance("experiments.accuracy", argv),
+            "config": str(table.config),
+            "fields": shared,
+            "by_row": rows,
+        }
+        runs: Runs = {}
+        if args.add:
+            header, runs = joined(header, json.loads(out.read_text()))
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 2
-    runs: dict[tuple[str, int], dict[int, dict[str, Any]]] = {cell: {} for cell in cells}
+    for cell in cells:
+        runs.setdefault(cell, {})
     failed: list[str] = []
 
     def one(cell: tuple[str, int], seed: int, config: Config) -> None:
@@ -292,21 +328,15 @@ def main(argv: list[str]) -> int:
             return written()
 
     def written() -> list[dict[str, Any]]:
-        made = [summary(row, K, [own[seed] for seed in sorted(own)]) for (row, K), own in list(runs.items())]
-        header = {
-            **provenance("experiments.accuracy", argv),
-            "config": str(table.config),
-            "fields": shared,
-            "by_row": rows,
-            "failed": failed,
-        }
-        write_json(out, header | {"rows": made})
+        order = sorted(runs, key=lambda cell: (cell[1], list(table.rows).index(cell[0])))
+        made = [summary(row, K, [runs[row, K][seed] for seed in sorted(runs[row, K])]) for row, K in order]
+        write_json(out, header | {"failed": failed, "rows": made})
         return made
 
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [
-            pool.submit(one, cell, table.first_seed + seed, configs[cell])
-            for seed in range(args.seeds)
+            pool.submit(one, cell, seed, configs[cell])
+            for seed in range(first_seed, first_seed + args.seeds)
             for cell in cells
         ]
         for job in jobs:

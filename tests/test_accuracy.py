@@ -67,3 +67,31 @@ def test_jobs_that_end_together_are_all_written(monkeypatch, tmp_path):
     monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: {"test_accuracy": 0.5})
     assert accuracy.main(["digits", "--seeds=40", "--jobs=16", "--rows=serial;local", f"--out={out}"]) == 0
     assert [row["n"] for row in json.loads(out.read_text())["rows"]] == [40, 40]
+
+
+def test_rows_and_seeds_join_those_of_a_json(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(accuracy, "finished", lambda folder, config: {"test_accuracy": float(folder.name[-1])})
+    monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: result)
+    common = ["digits", f"--out={out}", "--jobs=1"]
+    assert accuracy.main([*common, "--seeds=2", "--stages=8", "--rows=local"]) == 0
+    first = json.loads(out.read_text())
+    assert accuracy.main([*common, "--seeds=3", "--first_seed=1", "--stages=8,4", "--rows=local;serial", "--add"]) == 0
+    whole = json.loads(out.read_text())
+    found = [(row["row"], row["stages"], [run["seed"] for run in row["runs"]]) for row in whole["rows"]]
+    assert found == [
+        ("serial", 4, [1, 2, 3]),
+        ("local", 4, [1, 2, 3]),
+        ("serial", 8, [1, 2, 3]),
+        ("local", 8, [0, 1, 2, 3]),
+    ]
+    assert whole["rows"][-1]["accuracy_mean"] == 1.5
+    assert whole["command"] == first["command"]
+    assert [added["command"].split("--seeds=")[1].split()[0] for added in whole["added"]] == ["3"]
+    assert list(whole["by_row"]) == ["local", "serial"]
+    for other in ("--config.num_epochs=3", "--rows=recipe"):
+        whole["by_row"]["recipe"] = {"method": "other"}
+        out.write_text(json.dumps(whole))
+        assert accuracy.main([*common, "--add", other]) == 2
+        assert "--add: " in capsys.readouterr().err
+        assert json.loads(out.read_text()) == whole
