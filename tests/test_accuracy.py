@@ -89,9 +89,9 @@ def test_rows_and_seeds_join_those_of_a_json(monkeypatch, tmp_path, capsys):
     assert whole["command"] == first["command"]
     assert [added["command"].split("--seeds=")[1].split()[0] for added in whole["added"]] == ["3"]
     assert list(whole["by_row"]) == ["local", "serial"]
-    for other in ("--config.num_epochs=3", "--rows=recipe"):
-        whole["by_row"]["recipe"] = {"method": "other"}
-        out.write_text(json.dumps(whole))
-        assert accuracy.main([*common, "--add", other]) == 2
-        assert "--add: " in capsys.readouterr().err
+    whole["by_row"]["recipe"] = {"method": "other"}
+    out.write_text(json.dumps(whole))
+    for other, message in (("--config.num_epochs=3", "--add: fields {"), ("--rows=recipe", "--add: row 'recipe' is {")):
+        assert accuracy.main([*common, "--add", "--rows=local", other]) == 2
+        assert message in capsys.readouterr().err
         assert json.loads(out.read_text()) == whole
