@@ -99,13 +99,13 @@ def test_too_few_devices_from_outside(tmp_path):
 
 def test_non_finite_exits_with_3(tmp_path):
     faults = ["--config.optimizer.learning_rate=1e12", "--config.optimizer.warmup_epochs=0.0", "--config.num_steps=20"]
-    done = lpjax(*SMALL, *faults, "--config.mesh.stage=1", f"--workdir={tmp_path}")
+    done = lpjax(*SMALL, *faults, "--config.method=serial", f"--workdir={tmp_path}")
     assert done.returncode == 3, done.stderr
     assert "in step" in done.stderr
 
 
 def test_ctrl_c_ends_cleanly(tmp_path):
-    arguments = [*SMALL, "--config.mesh.stage=1", f"--workdir={tmp_path}"]
+    arguments = [*SMALL, "--config.method=serial", f"--workdir={tmp_path}"]
     with subprocess.Popen(
         command(*arguments), cwd=ROOT, env=environment(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE, text=True
     ) as process:

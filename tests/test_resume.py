@@ -67,9 +67,8 @@ def test_arrays_and_back(name):
 @pytest.mark.parametrize(
     "name, half",
     [
-        ("coarse_tail", 7),
         ("serial", 8),
-        *(pytest.param(*own, marks=pytest.mark.slow) for own in (("stale", 7), ("per_example", 11))),
+        *(pytest.param(*own, marks=pytest.mark.slow) for own in (("coarse_tail", 7), ("stale", 7), ("per_example", 11))),
     ],
 )
 def test_two_halves_are_the_whole(name, half, tmp_path):
