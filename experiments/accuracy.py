@@ -68,6 +68,9 @@ BLOCKLESS: dict[str, Any] = {"aux.blocks_per_stage": 0}
 NO_BLOCK: dict[str, Any] = RECIPE | BLOCKLESS
 """The same with pieces of one convolution each."""
 
+NO_FIT: dict[str, Any] = {"penalty.aux": 0.0}
+"""Pieces are not fitted to the stages beside them; the last one learns its own cross entropy, as the network's head."""
+
 SEARCH: dict[str, dict[str, Any]] = {
     "serial": {"method": "serial"},
     "local": {"method": "local"},
@@ -91,7 +94,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "matching 1, sweeps 3": {"aux.adjoint_weight": 1.0, "penalty.sweeps": 3},
     "sweeps 3, tails alone": {"penalty.sweeps": 3, "penalty.initial": 0.0, "aux.correction_step": 0.0},
     "real inputs": {"method": "coarse_adjoint"},
-    "real inputs, no fit": {"method": "coarse_adjoint", "penalty.aux": 0.0},
+    "real inputs, no fit": {"method": "coarse_adjoint"} | NO_FIT,
     "real inputs, blocks 2": {"method": "coarse_adjoint", "aux.blocks_per_stage": 2},
     "real inputs, grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "real inputs, grid wide": GRID | {"method": "coarse_adjoint"},
@@ -105,6 +108,8 @@ SEARCH: dict[str, dict[str, Any]] = {
         "aux.blocks_per_stage": 0,
     },
     "real inputs, grid wide, no block": GRID | {"method": "coarse_adjoint", "aux.blocks_per_stage": 0},
+    "real inputs, grid, no block, no fit": NO_BLOCK | NO_FIT,
+    "real inputs, grid, no block, tails alone": NO_BLOCK | TAILS_ALONE,
     "real inputs, grid 4, no block": COARSER | BLOCKLESS,
     "real inputs, grid, no block, tail 3": NO_BLOCK | {"aux.tail": 3},
     "real inputs, grid, no block, tail 2": NO_BLOCK | {"aux.tail": 2},
@@ -127,7 +132,7 @@ SEARCH: dict[str, dict[str, Any]] = {
 
 ABLATION: dict[str, dict[str, Any]] = {
     "recipe": RECIPE,
-    "pieces not fitted to the stages": RECIPE | {"penalty.aux": 0.0},
+    "pieces not fitted to the stages": RECIPE | NO_FIT,
     "no loss of the AuxNet's own": RECIPE | {"aux.task_weight": 0.0},
     "tails of one piece and the last": RECIPE | {"aux.tail": 1},
     "tails of the last piece": RECIPE | {"aux.tail": 0},
@@ -152,8 +157,10 @@ PEERS: dict[str, dict[str, Any]] = {
 FINALS: dict[str, dict[str, Any]] = {
     "recipe": RECIPE,
     "recipe, no block": NO_BLOCK,
+    "recipe, no block, no fit": NO_BLOCK | NO_FIT,
     "recipe, grid 4": COARSER,
     "recipe, grid 4, no block": COARSER | BLOCKLESS,
+    "recipe, grid 4, no block, no fit": COARSER | BLOCKLESS | NO_FIT,
     **PEERS,
 }
 

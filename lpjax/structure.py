@@ -5,7 +5,7 @@ from typing import Any
 from lpjax.aux_net import tail
 from lpjax.chain import Chain
 from lpjax.config import Config
-from lpjax.methods import METHODS
+from lpjax.methods import METHODS, coarse_adjoint
 from lpjax.methods.local import classifiers
 from lpjax.network import Network
 from lpjax.partition import chain_flops, chain_size
@@ -19,11 +19,13 @@ def units(chain: Chain) -> str:
 def beside(network: Network, config: Config) -> list[list[Chain]]:
     """[K], what each stage computes beside its own units: the pieces of its coarse tail (layer_parallel,
     coarse_adjoint), the AuxNet's piece that learns there (coarse_adjoint), or its classifier (local)."""
-    K, learns = network.num_stages, config.method == "coarse_adjoint"
-    if learns or (config.method == "layer_parallel" and config.multiplier == "coarse_tail"):
+    K, real_inputs = network.num_stages, config.method == "coarse_adjoint"
+    if real_inputs or (config.method == "layer_parallel" and config.multiplier == "coarse_tail"):
         tails = network.aux_tails
         behind = [[tails[i] for i in tail(K, k + 1, config.aux.tail)] if tails else [] for k in range(K)]
-        return [own + ([tails[k]] if learns and k else []) for k, own in enumerate(behind)]
+        return [
+            own + ([tails[k]] if real_inputs and coarse_adjoint.fits(config, k) else []) for k, own in enumerate(behind)
+        ]
     if config.method == "local":
         return [[chain] for chain in classifiers(network, config.local.blocks).chains]
     return [[] for _ in range(K)]

@@ -68,7 +68,10 @@ def test_arrays_and_back(name):
     "name, half",
     [
         ("serial", 8),
-        *(pytest.param(*own, marks=pytest.mark.slow) for own in (("coarse_tail", 7), ("stale", 7), ("per_example", 11))),
+        *(
+            pytest.param(*own, marks=pytest.mark.slow)
+            for own in (("coarse_tail", 7), ("stale", 7), ("per_example", 11))
+        ),
     ],
 )
 def test_two_halves_are_the_whole(name, half, tmp_path):

@@ -59,6 +59,10 @@ def test_beside_stages():
         [tails[3], tails[2]],
         [tails[3]],
     ]
+    tails_alone = built(method="coarse_adjoint", aux__task_weight=0.0, penalty__aux=0.0)
+    assert beside(*tails_alone) == [[tails[1], tails[2], tails[3]], [tails[2], tails[3]], [tails[3]], []]
+    head_alone = built(method="coarse_adjoint", penalty__aux=0.0)
+    assert beside(*head_alone) == [[tails[1], tails[2], tails[3]], [tails[2], tails[3]], [tails[3]], [tails[3]]]
     network, config = built(method="local")
     assert [units(chain) for (chain,) in beside(network, config)] == list(map(units, classifiers(network, 1).chains))
     flops = [stage["beside_flops"] for stage in describe(network, config)["stages"]]

@@ -18,7 +18,8 @@ sees the same input, and learns, on the grid R where tails use it (`aux_net.skip
     c_{K-1} = w phi(G_{K-1}(R lambda_{K-1}), y)
 
 as parareal's coarse propagator, beta_A = `penalty.aux` (beta, where that is None), w = `aux.task_weight`; and it learns
-from all tails that it is part of.  G_0 is in no tail; it stays as it was.
+from all tails that it is part of.  With a weight of 0 for beta_A or w the piece is not run there at all: it learns from
+tails alone.  G_0 is in no tail; it stays as it was.
 
 Collectives of a step: two all_gathers over 'stage' (input and tags); ppermutes over 'stage' of outputs and tags; psum
 over 'data' of the stages' gradients; psum over the mesh of the AuxNet's and of the figures; batch norm's over 'data'.
@@ -70,6 +71,12 @@ def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArr
     return Carry(*flow.empty(network, config, network.num_stages // config.mesh_shape[0]))
 
 
+def fits(config: Config, k: int) -> bool:
+    """Whether G_k learns c_k beside stage k, and not from tails alone."""
+    last = k == config.num_stages - 1
+    return k > 0 and (config.aux.task_weight if last else config.penalty.aux) != 0
+
+
 class StageResult(NamedTuple):
     """What a stage makes of a step, in shapes that are the same for all stages.
 
@@ -112,7 +119,7 @@ class Step:
 
         def coarse_loss(aux_params: PyTree, output: Array) -> tuple[Array, Array, Array]:
             """c_k, and psi(G_k(R lambda_k) - R X_k) and psi(R X_k) where that is what G_k learns."""
-            if k == 0:
+            if not fits(config, k):
                 return none, none, none
             piece = network.aux_tails[k]
             x = aux_net.skip(lam, piece.in_shape)
@@ -199,7 +206,7 @@ def make_step(
     """The jitted step (state, batch) -> (state, figures); the state is donated.
 
     Figures: task_loss [] and accuracy [] of the last stage; stage_loss [K] and stage_accuracy [K] of each with its
-    tail; gradient_norm [K]; coarse_error [K], |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 for the first and the last
-    stage, whose pieces do not learn it.  A stage that no batch has reached yet (k in the first k steps) has zeros.
+    tail; gradient_norm [K]; coarse_error [K], |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 where the piece does not learn
+    it: beside the first and the last stage, and without its weight.  A stage that no batch has reached yet (k in the first k steps) has zeros.
     """
     return meshes.jit_step(Step(network, config, recipe), mesh, train_state.specs(config))
