@@ -207,6 +207,7 @@ def make_step(
 
     Figures: task_loss [] and accuracy [] of the last stage; stage_loss [K] and stage_accuracy [K] of each with its
     tail; gradient_norm [K]; coarse_error [K], |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 where the piece does not learn
-    it: beside the first and the last stage, and without its weight.  A stage that no batch has reached yet (k in the first k steps) has zeros.
+    it: beside the first and the last stage, and without its weight.  A stage that no batch has reached yet (k in the
+    first k steps) has zeros.
     """
     return meshes.jit_step(Step(network, config, recipe), mesh, train_state.specs(config))
