@@ -11,7 +11,8 @@ sums of `Machine.unit_seconds`; M micro-batches; l_k: the AuxNet's pieces behind
     local           max of f_d + b_d with their classifiers           B / D; no stage has an input gradient
     layer_parallel  max of f_d + b_d + sum of f + b of l_k            B / D
                     + f + b of the AuxNet                             B / (S D)
-    coarse_adjoint  max of f_d + b_d + sum of f + b of l_k and G_k    B / D; no stage has an input gradient
+    coarse_adjoint  max of f_d + b_d + sum of f + b of l_k and,       B / D; no stage has an input gradient
+                    where it is fitted, of G_k
 
 and, for each, what moves and synchronises as the methods' files say.  Nothing overlaps: a step of lpjax is one program
 whose collectives wait for what they send.  Sent bytes are those of `cost.exchanged_bytes`.  Left out: what `lax.scan`
