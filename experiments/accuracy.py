@@ -155,6 +155,7 @@ PEERS: dict[str, dict[str, Any]] = {
 }
 
 FINALS: dict[str, dict[str, Any]] = {
+    "serial": PEERS["serial"],
     "recipe": RECIPE,
     "recipe, no block": NO_BLOCK,
     "recipe, no block, no fit": NO_BLOCK | NO_FIT,
