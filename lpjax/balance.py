@@ -16,12 +16,14 @@ Exit codes: 0 done; 1 a fault of lpjax or of the system; 2 bad configuration.
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
+from jaxtyping import Float
 from rich.console import Console
 
 from lpjax import main, metrics, runs, stage_programs, tables
@@ -43,6 +45,10 @@ _ROUNDS = flags.DEFINE_integer(
 )
 
 Cost = Callable[[Unit, Shape], Seconds]
+
+FACTOR, OWN_SHARE, SCATTER = 0.2, 0.02, 0.1
+"""Standard deviations that `factors` goes by: of a kind's factor from 1, of a stage's own share from none, both before
+anything is measured, and of a measurement."""
 
 
 def chain_seconds(chain: Chain, cost: Cost) -> float:
@@ -103,6 +109,55 @@ def measured(network: Network, config: Config, cost: Cost, aux_cost: Cost) -> di
     }
 
 
+class Told(NamedTuple):
+    """What stages should take by the seconds of units, and what that is made of.
+
+    units: [U], of the whole chain.  kinds: [U], which of them go together: those of an output shape.
+    parts: [K, kinds + 1 + K], of each stage the seconds of its units by kind, those of the rest, which may be negative,
+    and a share of the step that is the stage's own.
+    """
+
+    units: Float[np.ndarray, " units"]
+    kinds: list[int]
+    parts: Float[np.ndarray, "stages parts"]
+
+    @classmethod
+    def of(cls, network: Network, cost: Cost, seconds: Sequence[float]) -> "Told":
+        """seconds: of the network's stages, by those of units."""
+        chain, K = network.chain, network.num_stages
+        units = np.array([cost(unit, shape).both for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)])
+        names = list(dict.fromkeys(chain.shapes[1:]))
+        kinds = [names.index(shape) for shape in chain.shapes[1:]]
+        by_kind = np.zeros((K, len(names)))
+        for k, (a, b) in enumerate(itertools.pairwise((0, *network.cuts, len(units)))):
+            np.add.at(by_kind[k], kinds[a:b], units[a:b])
+        rest = np.array(seconds) - by_kind.sum(1)
+        return cls(units, kinds, np.hstack([by_kind, rest[:, None], np.mean(seconds) * np.eye(K)]))
+
+    @property
+    def expected(self) -> Float[np.ndarray, " parts"]:
+        """What the factors of the parts are as long as nothing is measured: each as told, no share of a stage's own."""
+        K = len(self.parts)
+        return np.append(np.ones(self.parts.shape[1] - K), np.zeros(K))
+
+
+def factors(told: Sequence[Told], measured: Sequence[Sequence[float]]) -> Float[np.ndarray, " parts"]:
+    """Of the parts: by how much longer a kind of unit, or what is beside them, takes in a stage than told.
+
+    Least squares over all stages that were measured, held to what is expected.  (A stage's measurement scatters by a
+    twentieth: with a factor for each stage, cuts would follow that.)  Each measurement counts by its shares alone:
+    seconds that were measured minutes apart do not compare.
+    """
+    expected = told[0].expected
+    deviation = np.where(expected, FACTOR, OWN_SHARE)
+    rows = [np.diag(1 / deviation)]
+    for one, own in zip(told, measured, strict=True):
+        scaled = np.array(own) * (one.parts @ expected).sum() / sum(own)
+        rows.append(one.parts / scaled[:, None] / SCATTER)
+    aims = [expected / deviation, *(np.full(len(own), 1 / SCATTER) for own in measured)]
+    return np.linalg.lstsq(np.vstack(rows), np.concatenate(aims))[0]
+
+
 def balanced(
     build: Callable[[tuple[int, ...] | None], Network],
     cost: Cost,
@@ -111,10 +166,10 @@ def balanced(
     start: tuple[int, ...] | None = None,
     rounds: int = 8,
 ) -> tuple[tuple[int, ...], list[float]]:
-    """The best cuts found, and the seconds of their stages.
+    """The best cuts found, by the `factors` of all that was measured, and the seconds of their stages.
 
-    What a stage has beside its units depends on where the cuts are, and so does how much longer its units take in it
-    than alone.  So they are balanced for what both were with the last ones, until they come back.
+    What a stage has beside its units depends on where the cuts are, so they are balanced for what it was with the last
+    ones, until they come back.
 
     Args:
       build: the network of these cuts (None: the default ones).
@@ -122,25 +177,25 @@ def balanced(
       estimate: seconds of a network's stages by those of units, as `stage_seconds`.
       seconds: the same, measured (None: the estimate).
       start: cuts to begin with.
-      rounds: at most.
+      rounds: of measurements, at most; the best cuts are measured once more where they are not among them.
     """
     seconds = seconds or estimate
     cuts = build(start).cuts
-    tried: dict[tuple[int, ...], list[float]] = {}
-    dearest: dict[tuple[int, ...], float] = {}
-    while cuts not in tried and len(tried) < rounds:
+    told: dict[tuple[int, ...], Told] = {}
+    found: dict[tuple[int, ...], list[float]] = {}
+    while True:
         network = build(cuts)
-        own, told, whole = seconds(network), estimate(network), network.chain
-        tried[cuts] = own
-        dearest[cuts] = max(own) / sum(own) * sum(told)  # seconds that were measured minutes apart do not compare
-        units = [cost(unit, shape).both for unit, shape in zip(whole.units, whole.shapes[:-1], strict=True)]
-        beside = []
-        for k, (a, b) in enumerate(itertools.pairwise((0, *cuts, len(units)))):
-            units[a:b] = [own[k] / told[k] * unit for unit in units[a:b]]
-            beside.append(own[k] - sum(units[a:b]))
-        cuts = even_cuts(units, network.num_stages, beside)
-    best = min(dearest, key=dearest.__getitem__)
-    return best, tried[best]
+        told[cuts] = Told.of(network, cost, estimate(network))
+        if cuts in found or len(found) == rounds:
+            break
+        found[cuts] = seconds(network)
+        factor = factors([told[tried] for tried in found], list(found.values()))
+        units, kinds, parts = told[cuts]
+        num_kinds = max(kinds) + 1
+        rest = parts[:, num_kinds:] @ factor[num_kinds:]
+        cuts = even_cuts((units * factor[kinds]).tolist(), network.num_stages, rest.tolist())
+    best = min(told, key=lambda tried: (told[tried].parts @ factor).max())
+    return best, found[best] if best in found else seconds(build(best))
 
 
 def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> tuple[tuple[int, ...], list[float]]:

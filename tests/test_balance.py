@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from lpjax import balance
@@ -29,6 +30,11 @@ def network(cuts: tuple[int, ...] | None, tail: int | None = None) -> Network:
 def one_each(unit, in_shape) -> Seconds:
     """Every unit takes a second, a third of it forward; standardisation none."""
     return Seconds(0.0, 0.0, 0.0) if unit.name == "standardise" else Seconds(1 / 3, 1.0, 2 / 3)
+
+
+def slow_at_last(unit, in_shape) -> Seconds:
+    """The same, but for units on the last maps, which take three."""
+    return Seconds(*((3.0 if in_shape[0] == 2 else 1.0) * part for part in one_each(unit, in_shape)))
 
 
 def count(chain: Chain) -> int:
@@ -103,13 +109,12 @@ def test_balanced_cuts_are_the_best_of_all():
 
 
 def measured_cuts(monkeypatch, method: str, rounds: int) -> tuple[tuple[int, ...], list[float], list[tuple[int, ...]]]:
-    """Cuts of 11 units, and those whose programs were measured; in these stage 1 takes three seconds more."""
+    """Cuts of 11 units, and those whose programs were measured: in these units of the last maps take three seconds."""
     seen: list[tuple[int, ...]] = []
 
     def programs(run, repeats):
         seen.append(run.network.cuts)
-        own = balance.stage_seconds(run.network, run.config, one_each)
-        return [own[0], own[1] + 3.0, own[2]]
+        return balance.stage_seconds(run.network, run.config, slow_at_last)
 
     monkeypatch.setattr(balance.stage_programs, "stage_seconds", programs)
     fields = {"method": method, "num_stages": 3, "model__depth": 20, "mesh__stage": 1, "dry_run": True}
@@ -123,8 +128,8 @@ def test_cuts_follow_what_whole_stages_take(monkeypatch):
     assert none == []
     assert seen[0] == by_units
     assert cuts in seen[1:]
-    assert cuts[1] - cuts[0] < by_units[1] - by_units[0]
-    assert max(seconds) - min(seconds) < 2, "of units of a second"
+    assert cuts[1] > by_units[1], "the last stage has less of the network"
+    assert max(seconds) < 18, "as cut by units"
 
 
 def test_units_that_take_longer_in_a_stage_are_cut_at_once_where_they_belong():
@@ -133,17 +138,46 @@ def test_units_that_take_longer_in_a_stage_are_cut_at_once_where_they_belong():
     config, seen = Config(num_stages=3, method="pipeline"), []
     estimate = partial(balance.stage_seconds, config=config, cost=one_each)
 
-    def slower(unit, in_shape) -> Seconds:
-        return Seconds(*((3.0 if in_shape[0] == 2 else 1.0) * part for part in one_each(unit, in_shape)))
-
     def programs(made: Network) -> list[float]:
         seen.append(made.cuts)
-        return [len(seen) * own for own in balance.stage_seconds(made, config, slower)]
+        return [len(seen) * own for own in balance.stage_seconds(made, config, slow_at_last)]
 
     cuts, seconds = balance.balanced(network, one_each, estimate, programs, start=(4, 8), rounds=2)
     assert seen == [(4, 8), cuts]
     everywhere = itertools.combinations(range(1, len(UNITS)), 2)
-    assert max(seconds) == 2 * min(max(balance.stage_seconds(network(other), config, slower)) for other in everywhere)
+    assert max(seconds) == 2 * min(
+        max(balance.stage_seconds(network(other), config, slow_at_last)) for other in everywhere
+    )
+
+
+def test_cuts_do_not_follow_the_scatter_of_measurements():
+    """Stages measured with a tenth of scatter, of a network of 29 units that take 1.5, 1 and 0.7 times what they are
+    told to: the dearest stage is hardly dearer than with the best cuts, and in no series of measurements by much."""
+    config, units = Config(num_stages=5, method="pipeline"), resnet(depth=56, width=4, classes=10)
+    factor = {8: 1.5, 4: 1.0, 2: 0.7}
+
+    def true(unit, in_shape) -> Seconds:
+        return Seconds(*(factor[in_shape[0]] * part for part in one_each(unit, in_shape)))
+
+    def cut(cuts: tuple[int, ...] | None) -> Network:
+        return build(units, (8, 8, 1), num_stages=5, cuts=cuts, aux_blocks=1)
+
+    def excess(seed: int) -> float:
+        rng = np.random.default_rng(seed)
+
+        def measured(made: Network) -> list[float]:
+            return [own * (1 + 0.1 * float(rng.standard_normal())) for own in seconds(made)]
+
+        cuts, _ = balance.balanced(cut, one_each, estimate, measured, rounds=3)
+        return max(seconds(cut(cuts))) / best - 1
+
+    estimate = partial(balance.stage_seconds, config=config, cost=one_each)
+    seconds = partial(balance.stage_seconds, config=config, cost=true)
+    best = max(balance.balanced(cut, true, seconds)[1])
+    found = [excess(seed) for seed in range(10)]
+    assert min(found) >= 0
+    assert np.mean(found) < 0.03, found
+    assert max(found) < 0.1, found
 
 
 def test_other_methods_are_cut_by_units(monkeypatch):
