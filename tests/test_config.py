@@ -22,7 +22,11 @@ def load(path):
     return module
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if "1202" in path.stem else ()) for path in CONFIGS],
+    ids=lambda path: path.stem,
+)
 def test_every_config_builds(path):
     """Its network, cut table and memory estimate, for the published set; nothing is compiled."""
     module = load(path)

@@ -110,6 +110,7 @@ def test_stale_exchange_refuses_what_it_cannot_do():
         small_config(exchange__stale=True, penalty__sweeps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_tail_as_long_as_the_auxnet_is_the_whole_one():
     whole, _ = take_steps(small_run(), 1)

@@ -101,17 +101,16 @@ def test_the_same_seed_gives_the_same_run():
 
 
 def test_meshes_write_the_same_metrics(tmp_path, x64):
-    """S = 1, 2, 4: the order of sums differs, and training lets that grow a little."""
+    """S = 1 and 4: the order of sums differs, and training lets that grow a little."""
     runs = {}
-    for stage in (1, 2, 4):
+    for stage in (1, 4):
         (tmp_path / str(stage)).mkdir()
         train.train(small_run(mesh__stage=stage, num_steps=10, log_every=1), tmp_path / str(stage), quiet())
         runs[stage] = lines(tmp_path / str(stage))
-    for stage in (2, 4):
-        for one, other in zip(runs[1], runs[stage], strict=True):
-            assert one.keys() == other.keys()
-            for name in one.keys() - {"kind", *metrics.CLOCK}:
-                np.testing.assert_allclose(other[name], one[name], rtol=1e-7, atol=1e-9, err_msg=f"{name} S={stage}")
+    for one, other in zip(runs[1], runs[4], strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"kind", *metrics.CLOCK}:
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-7, atol=1e-9, err_msg=name)
 
 
 def test_non_finite_names_figure_stage_and_step(tmp_path):
