@@ -54,7 +54,10 @@ DEEP: dict[str, Any] = {"model.depth": 56}
 
 GRID: dict[str, Any] = {"aux.grid": 8, "aux.width": 2.0}
 
-TAILS_ALONE: dict[str, Any] = {"penalty.aux": 0.0, "aux.task_weight": 0.0}
+NO_FIT: dict[str, Any] = {"penalty.aux": 0.0}
+"""Pieces are not fitted to the stages beside them; the last one learns its own cross entropy, as the network's head."""
+
+TAILS_ALONE: dict[str, Any] = NO_FIT | {"aux.task_weight": 0.0}
 """The AuxNet's pieces learn from the tails they are part of, and from nothing else."""
 
 RECIPE: dict[str, Any] = {"method": "coarse_adjoint", "aux.grid": 8}
@@ -67,9 +70,6 @@ BLOCKLESS: dict[str, Any] = {"aux.blocks_per_stage": 0}
 
 NO_BLOCK: dict[str, Any] = RECIPE | BLOCKLESS
 """The same with pieces of one convolution each."""
-
-NO_FIT: dict[str, Any] = {"penalty.aux": 0.0}
-"""Pieces are not fitted to the stages beside them; the last one learns its own cross entropy, as the network's head."""
 
 SEARCH: dict[str, dict[str, Any]] = {
     "serial": {"method": "serial"},
@@ -271,7 +271,8 @@ def joined(header: dict[str, Any], old: dict[str, Any]) -> tuple[dict[str, Any],
     return kept | {"by_row": old["by_row"] | header["by_row"], "added": [*old.get("added", []), added]}, runs
 
 
-def main(argv: list[str]) -> int:
+def command_line() -> argparse.ArgumentParser:
+    """Its options, but those of a run's configuration."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -284,7 +285,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the runs' workdirs")
     parser.add_argument("--add", action="store_true", help="to what the JSON has")
     parser.add_argument("--out", type=Path)
-    args, extra = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args, extra = command_line().parse_known_args(argv)
     out = args.out or Path(f"experiments/results/accuracy_{args.table}.json")
     table = TABLES[args.table]
     rows = table.rows
@@ -313,6 +318,7 @@ def main(argv: list[str]) -> int:
         return 2
     for cell in cells:
         runs.setdefault(cell, {})
+    names = [*table.rows, *header["by_row"]]  # the JSON may have rows that the table has no longer
     failed: list[str] = []
 
     def one(cell: tuple[str, int], seed: int, config: Config) -> None:
@@ -333,13 +339,10 @@ def main(argv: list[str]) -> int:
 
     def write() -> list[dict[str, Any]]:
         with writing:  # a thread a job calls this
-            return written()
-
-    def written() -> list[dict[str, Any]]:
-        order = sorted(runs, key=lambda cell: (cell[1], list(table.rows).index(cell[0])))
-        made = [summary(row, K, [runs[row, K][seed] for seed in sorted(runs[row, K])]) for row, K in order]
-        write_json(out, header | {"failed": failed, "rows": made})
-        return made
+            order = sorted(runs, key=lambda cell: (cell[1], names.index(cell[0])))
+            made = [summary(row, K, [runs[row, K][seed] for seed in sorted(runs[row, K])]) for row, K in order]
+            write_json(out, header | {"failed": failed, "rows": made})
+            return made
 
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [

@@ -8,6 +8,7 @@ Writes each between `<!-- NAME -->` and `<!-- end -->` of a page.  To be called 
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,8 +53,13 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], *names: str) ->
     """A Markdown table and the files it is from."""
     lines = [f"| {' | '.join(cells)} |" for cells in (heading, *rows)]
     lines.insert(1, "|" + "---|" * len(heading))
-    files = ", ".join(f"`experiments/results/{name}.json` ({result(name)['date']})" for name in names)
+    files = ", ".join(f"`experiments/results/{name}.json` ({dates(result(name))})" for name in names)
     return "\n".join([*lines, "", f"From {files}."])
+
+
+def dates(made: dict[str, Any]) -> str:
+    """When a file was made, and what was added to it."""
+    return ", ".join(dict.fromkeys(run["date"] for run in (made, *made.get("added", ()))))
 
 
 def percent(row: dict[str, Any], name: str = "test_accuracy") -> str:
@@ -93,6 +99,27 @@ def longer() -> str:
     ]
     shown = [[own, *(cell(name, K) for K in every)] for name, own in zip(names, fields, strict=True)]
     return table(["", *(f"K = {K}: test accuracy, %" for K in every)], shown, *files)
+
+
+PAIRS = (
+    ("recipe, no block", "serial"),
+    ("recipe, grid 4, no block", "serial"),
+    ("recipe, grid 4, no block", "recipe, no block"),
+    ("recipe, no block, no fit", "recipe, no block"),
+    ("recipe, grid 4, no block, no fit", "recipe, grid 4, no block"),
+)
+
+
+def paired() -> str:
+    """Rows of the final table at K = 8, seed by seed."""
+    rows = {row["row"]: row["runs"] for row in result("accuracy_final")["rows"] if row["stages"] == 8}
+    accuracy_of = {name: {run["seed"]: run["test_accuracy"] for run in runs} for name, runs in rows.items()}
+    shown = []
+    for name, base in PAIRS:
+        found = [100 * (accuracy_of[name][seed] - accuracy_of[base][seed]) for seed in accuracy_of[name]]
+        error = statistics.stdev(found) / len(found) ** 0.5
+        shown.append([name, base, f"{statistics.mean(found):+.2f} ± {error:.2f} ({len(found)})"])
+    return table(["", "minus", "points, mean ± standard error (seeds)"], shown, "accuracy_final")
 
 
 def ablation() -> str:
@@ -220,7 +247,7 @@ README: dict[str, Callable[[], str]] = {
 }
 
 TABLES: dict[str, Callable[[], str]] = README | {
-    make.__name__: make for make in (longer, ablation, stages, speed, aux, policies, faster, gap, large)
+    make.__name__: make for make in (longer, paired, ablation, stages, speed, aux, policies, faster, gap, large)
 }
 
 

@@ -144,8 +144,8 @@ class Told(NamedTuple):
 def factors(told: Sequence[Told], measured: Sequence[Sequence[float]]) -> Float[np.ndarray, " parts"]:
     """Of the parts: by how much longer a kind of unit, or what is beside them, takes in a stage than told.
 
-    Least squares over all stages that were measured, held to what is expected.  (A stage's measurement scatters by a
-    twentieth: with a factor for each stage, cuts would follow that.)  Each measurement counts by its shares alone:
+    Least squares over all stages that were measured, held to what is expected.  (A stage's measurement scatters by up
+    to a tenth: with a factor for each stage, cuts would follow that.)  Each measurement counts by its shares alone:
     seconds that were measured minutes apart do not compare.
     """
     expected = told[0].expected

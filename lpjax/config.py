@@ -79,7 +79,8 @@ class AuxConfig:
     share: of the network's forward cost that the AuxNet may have at most; chooses `width` (unset: as it is).
     grid: side of the maps that it and the coarse tails compute on, at most (unset: those of the stages).
     tail: pieces of a coarse tail before the last one (unset: all that there are); bounds what a stage has to compute.
-    task_weight: weight of the AuxNet's own cross entropy in its training; 0 leaves its head alone.
+    task_weight: weight of the AuxNet's own cross entropy in its training; 0 leaves its head alone, and with
+        coarse_adjoint to the tails.
     adjoint_weight: weight of adjoint matching ((9) of `lagrangian`) in its training: that its own gradient at each
         interface, and so that of coarse tails, is what the stages behind it found; 0 for none.
     correction_step: eta, the step of the correction; with inner_steps = 1, eta = 1 is the chain rule.
@@ -106,7 +107,8 @@ class PenaltyConfig:
         initial unset: 1, but 0.1 with coarse_tail, whose stages have the loss to follow; a linear multiplier needs a
         penalty strong enough to hold the stage where its slope is meant.  maximum unset: no bound.
     aux: beta in the correction of the auxiliary variables.  None, in a config file, is the stages' own: the exact
-        Lagrangian.  The AuxNet does better when it follows the stages more than they follow it.
+        Lagrangian.  The AuxNet does better when it follows the stages more than they follow it.  With
+        coarse_adjoint the weight of a piece's fit to its stage; 0 spares it.
     multiplier_rate: rho / (2 beta) of the multiplier update, once a pass over the training set; 1 is the classical
         method of multipliers.
     sweeps: coarse correction sweeps of the stages' inputs before each step; after num_stages - 1 they are exact.

@@ -89,6 +89,12 @@ def test_rows_and_seeds_join_those_of_a_json(monkeypatch, tmp_path, capsys):
     assert whole["command"] == first["command"]
     assert [added["command"].split("--seeds=")[1].split()[0] for added in whole["added"]] == ["3"]
     assert list(whole["by_row"]) == ["local", "serial"]
+    whole["by_row"]["gone"] = {"method": "other"}
+    whole["rows"].append(accuracy.summary("gone", 4, [{"seed": 0, "test_accuracy": 0.5}]))
+    out.write_text(json.dumps(whole))
+    assert accuracy.main([*common, "--seeds=1", "--stages=4", "--rows=local", "--add"]) == 0
+    whole = json.loads(out.read_text())
+    assert [row["row"] for row in whole["rows"] if row["stages"] == 4] == ["serial", "local", "gone"]
     whole["by_row"]["recipe"] = {"method": "other"}
     out.write_text(json.dumps(whole))
     for other, message in (("--config.num_epochs=3", "--add: fields {"), ("--rows=recipe", "--add: row 'recipe' is {")):
