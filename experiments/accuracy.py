@@ -1,7 +1,7 @@
 """README's accuracy tables: a search on a validation split, the recipe it led to beside the peers, and its ablation.
 
-    python -m experiments.accuracy search|final|ablation|deep|cifar10|digits|CONFIG [--jobs=2] [--seeds=N] [--stages=K,..]
-        [--first_seed=N] [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--add]
+    python -m experiments.accuracy search|final|ablation|deep|cifar10|digits|CONFIG [--jobs=2] [--seeds=N]
+        [--stages=K,..] [--first_seed=N] [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--add]
         [--out=experiments/results/accuracy_TABLE.json] [--config.x=y ...]
 
 The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here, for Fashion-MNIST.  `search`
