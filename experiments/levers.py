@@ -42,6 +42,7 @@ LEVERS = {
     ),
     "vectors of 512 bits": Lever({"XLA_FLAGS": "--xla_cpu_prefer_vector_width=512"}),
     "fast math": Lever({"XLA_FLAGS": "--xla_cpu_enable_fast_math=true"}),
+    "older kernel emitters": Lever({"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}),
     "scans unrolled by 2": Lever(unroll=2),
     "scans unrolled by 6": Lever(unroll=6),
 }
