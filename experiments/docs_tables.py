@@ -101,25 +101,39 @@ def longer() -> str:
     return table(["", *(f"K = {K}: test accuracy, %" for K in every)], shown, *files)
 
 
-PAIRS = (
-    ("recipe, no block", "serial"),
-    ("recipe, grid 4, no block", "serial"),
-    ("recipe, grid 4, no block", "recipe, no block"),
-    ("recipe, no block, no fit", "recipe, no block"),
-    ("recipe, grid 4, no block, no fit", "recipe, grid 4, no block"),
-)
+PAIRS = {
+    "accuracy_final": (
+        (8, "recipe, no block", "serial"),
+        (8, "recipe, grid 4, no block", "serial"),
+        (8, "recipe, grid 4, no block", "recipe, no block"),
+        (8, "recipe, no block, no fit", "recipe, no block"),
+        (8, "recipe, grid 4, no block, no fit", "recipe, grid 4, no block"),
+    ),
+    "accuracy_cifar10": (
+        (4, "recipe", "serial"),
+        (4, "recipe, no block", "serial"),
+        (8, "recipe", "serial"),
+        (8, "recipe, no block", "serial"),
+        (8, "recipe, grid 4, no block", "serial"),
+    ),
+}
+"""Number of stages, row, and what it is compared with, by file of `experiments.accuracy`."""
+
+SETS = {"accuracy_final": "Fashion-MNIST", "accuracy_cifar10": "CIFAR-10"}
 
 
 def paired() -> str:
-    """Rows of the final table at K = 8, seed by seed."""
-    rows = {row["row"]: row["runs"] for row in result("accuracy_final")["rows"] if row["stages"] == 8}
-    accuracy_of = {name: {run["seed"]: run["test_accuracy"] for run in runs} for name, runs in rows.items()}
+    """Differences of rows seed by seed."""
     shown = []
-    for name, base in PAIRS:
-        found = [100 * (accuracy_of[name][seed] - accuracy_of[base][seed]) for seed in accuracy_of[name]]
-        error = statistics.stdev(found) / len(found) ** 0.5
-        shown.append([name, base, f"{statistics.mean(found):+.2f} ± {error:.2f} ({len(found)})"])
-    return table(["", "minus", "points, mean ± standard error (seeds)"], shown, "accuracy_final")
+    for file, pairs in PAIRS.items():
+        runs = {(row["stages"], row["row"]): row["runs"] for row in result(file)["rows"]}
+        for K, name, base in pairs:
+            own, other = ({run["seed"]: run["test_accuracy"] for run in runs[K, row]} for row in (name, base))
+            found = [100 * (own[seed] - other[seed]) for seed in own]
+            error = statistics.stdev(found) / len(found) ** 0.5
+            difference = f"{statistics.mean(found):+.2f} ± {error:.2f} ({len(found)})"
+            shown.append([SETS[file], str(K), name, base, difference])
+    return table(["", "K", "", "minus", "points, mean ± standard error (seeds)"], shown, *PAIRS)
 
 
 def ablation() -> str:
@@ -238,6 +252,7 @@ README: dict[str, Callable[[], str]] = {
     "kills": of_rows(kill_loop, "kill_loop"),
     "compare": of_rows(compare, "compare"),
     "accuracy": accuracies("accuracy_final", "accuracy_few"),
+    "accuracy_cifar10": accuracies("accuracy_cifar10"),
     "accuracy_deep": accuracies("accuracy_deep"),
     "accuracy_digits": accuracies("accuracy_digits"),
     "tradeoff": of_rows(tradeoff, "tradeoff"),
