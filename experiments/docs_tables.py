@@ -34,13 +34,7 @@ from experiments.compare import ROWS
 
 RESULTS = Path(__file__).parent / "results"
 
-SPEEDS = {
-    "speedup": "ResNet-110",
-    "speedup_grid_8": "ResNet-110",
-    "speedup_no_fit": "ResNet-110",
-    "speedup_cuts": "ResNet-110",
-    "speedup_wrn16_4": "WRN-16-4",
-}
+SPEEDS = {"speedup": "ResNet-110", "speedup_wrn16_4": "WRN-16-4"}
 """Files of `experiments.speedup`, and the network of each."""
 
 
@@ -163,8 +157,8 @@ def speed() -> str:
     for name, network in SPEEDS.items():
         for p in result(name)["predictions"]:
             rest = f"{p['not_stage']:.1%}"
-            shown.append([network, fields_of(p["row"]), str(p["stages"]), f"{p['rho']:.2f}", rest, f"`{name}`"])
-    heading = ["network", "", "K", "rho, predicted", "of a step, not stages", "file"]
+            shown.append([network, fields_of(p["row"]), str(p["stages"]), f"{p['rho']:.2f}", rest])
+    heading = ["network", "", "K", "rho, predicted", "of a step, not stages"]
     return table(heading, shown, *SPEEDS)
 
 

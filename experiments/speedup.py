@@ -21,6 +21,7 @@ what links take they predict rho, T the whole network's and the whole batch's, t
                at the same time; for as many K as there are devices
     Eq. 27     (T_d + T_f + T_b) / (T_d + t_psi + T_AuxNet + (T_f + T_b) / K)     of arXiv:2112.05387, a serial AuxNet
 
+not stages: what of the predicted step is something else.  imbalance: by how much the dearest stage is over the mean.
 Exit code 1 if a row could not be measured.
 """
 
@@ -261,7 +262,7 @@ def medians(rounds: list[dict[str, float]]) -> Json:
 
 def markdown(result: Json) -> str:
     """The tables of the README."""
-    heading = ("K", "method", "s/step", "rho, measured", "predicted", "contended", "Eq. 27", "not stages")
+    heading = ("K", "method", "s/step", "rho, measured", "predicted", "contended", "Eq. 27", "not stages", "imbalance")
     lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
     predictions = {(p["row"], p["stages"]): p for p in result["predictions"]}
     measured = {(m["row"], m["stages"]): m for m in result["measured"]}
@@ -274,6 +275,7 @@ def markdown(result: Json) -> str:
             f"{p['rho_contended']:.2f}" if p and "rho_contended" in p else "",
             f"{p['rho_eq27']:.2f} < {p['bound_eq27']:.2f}" if p and p["rho_eq27"] else "",
             f"{p['not_stage']:.1%}" if p else "",
+            f"{p['imbalance']:.0%}" if p else "",
         ]
         lines.append(f"| {K} | {row} | " + " | ".join(shown) + " |")
     return "\n".join(lines)

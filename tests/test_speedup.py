@@ -160,5 +160,5 @@ def test_the_table():
     row = {"row": "coarse_tail", "stages": 2, "seconds": spread, "rho": spread}
     text = speedup.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
     assert text.splitlines()[-1] == (
-        "| 2 | coarse_tail | 1.500 | 1.50 (1.25 .. 1.75) | 1.90 |  | 1.59 < 7.44 | 18.4% |"
+        "| 2 | coarse_tail | 1.500 | 1.50 (1.25 .. 1.75) | 1.90 |  | 1.59 < 7.44 | 18.4% | 33% |"
     )
