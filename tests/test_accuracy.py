@@ -1,6 +1,7 @@
 """The accuracy tables: what is compared with what, on which split, and what becomes of the figures."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -27,6 +28,16 @@ def test_full_size_rows_can_be_told_on_the_command_line(name):
     for fields in table.rows.values():
         assert None not in fields.values()
         assert load(table.config, fields | {"dry_run": True}).method == fields["method"]
+
+
+def test_cifar10_is_the_final_table_on_another_set():
+    final, other = accuracy.TABLES["final"], accuracy.TABLES["cifar10"]
+    for name, fields in final.rows.items():
+        shared = fields | {"num_stages": 4, "dry_run": True}
+        ours, theirs = (load(table.config, table.fields | shared) for table in (other, final))
+        assert replace(ours, data=theirs.data) == theirs
+        assert (ours.data.name, ours.data.shrink) == ("cifar10", 2)
+        assert other.rows[name] == fields
 
 
 def test_rows_of_the_ablation_differ_from_the_recipe():
