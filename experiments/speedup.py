@@ -1,8 +1,9 @@
 """README's speed-ups: methods beside backprop on one device, what a step is made of, and what that predicts.
 
-    python -m experiments.speedup --config=configs/cifar10_resnet110.py [--stages=2,4,8] [--rounds=5] [--steps=2]
+    python -m experiments.speedup --config=configs/cifar10_resnet110.py [--stages=2,4,8]
         [--methods=serial,data_parallel,pipeline,fdg,local,coarse_tail,coarse_adjoint] [--cuts=measured|even]
-        [--plain] [--references] [--torch=PYTHON] [--out=experiments/results/speedup.json] [--config.x=y ...]
+        [--processes=3] [--rounds=2] [--steps=2] [--repeats=5] [--plain] [--references] [--torch=PYTHON]
+        [--out=experiments/results/speedup.json] [--config.x=y ...]
 
 Writes the JSON after every part, and at the end a table and a figure (rho over K) beside it.  Nothing is read or
 learnt: the images are noise.  The machine must have nothing else to do.
@@ -13,8 +14,8 @@ CPUs a device is a core: serial runs in a process that has one (NPROC=1), and, a
 all.
 
 Of rows of `TAKEN_APART` all parts of a step are timed alone on one device, for every K, whether there are K devices or
-not, in turns with the whole step of serial (in another process: its memory is not to be shared out to the parts).  With
-what links take they predict rho, T the whole network's and the whole batch's, t a device's share:
+not, and beside them the whole step of serial (in another process: its memory is not to be shared out to the parts).
+With what links take they predict rho, T the whole network's and the whole batch's, t a device's share:
 
     sharded    (T_d + T_f + T_b + T_o) / (max_k stage_k + t_d + t_AuxNet + t_correction + t_packing + t_exchange + t_o)
     contended  the same where devices share memory and clock: all takes as much longer as the stages take when they run
@@ -22,6 +23,11 @@ what links take they predict rho, T the whole network's and the whole batch's, t
     Eq. 27     (T_d + T_f + T_b) / (T_d + t_psi + T_AuxNet + (T_f + T_b) / K)     of arXiv:2112.05387, a serial AuxNet
 
 not stages: what of the predicted step is something else.  imbalance: by how much the dearest stage is over the mean.
+
+On CPUs the same program takes more or less time in another process, by up to a fifth, so all but the references is done
+`processes` times in new ones.  A part counts with its median over these: the step waits for the dearest stage, and the
+dearest of eight that were timed once is one that was timed high.  `by_process`: what each process alone would predict.
+
 Exit code 1 if a row could not be measured.
 """
 
@@ -33,7 +39,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,46 +179,71 @@ def measured_row(answers: list[Json], serial: list[Json]) -> Json:
     }
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Processes to time in.  many: has all devices.  one, apart: a device each, on CPUs a core.  default: one device,
+    and what else the environment gives it."""
+
+    many: Process
+    one: Process
+    apart: Process
+    default: Process
+
+
 class Bench:
-    """The processes, and the configuration that is measured in them."""
+    """The configuration that is measured, and where."""
 
     def __init__(self, args: argparse.Namespace, extra: Json) -> None:
         self.args, self.extra = args, extra
-        environment = {} if args.plain or sys.platform != "linux" else RECOMMENDED
+        self.environment = {} if args.plain or sys.platform != "linux" else RECOMMENDED
         self.stages = [int(K) for K in args.stages.split(",")]
-        probe = Process(max(self.stages), environment)
+        probe = Process(max(self.stages), self.environment)
         self.where = probe.ask("hello")
         self.cpu = self.where["platform"] == "cpu"
         self.available = self.where["cores"] if self.cpu else self.where["devices"]
+        self.processes = args.processes if self.cpu else 1
+        self.one_core = self.environment | ({"NPROC": "1"} if self.cpu else {})
         if self.cpu:  # a device is a core
             probe.close()
-            self.many = Process(min(max(self.stages), self.available), environment)
-            self.one = Process(1, environment | {"NPROC": "1"})
-            self.apart = Process(1, environment | {"NPROC": "1"})
-            self.default = Process(1, environment)
-        else:
-            self.many = self.one = self.apart = self.default = probe
-        self.environment = environment
+            probe = Process(1, self.one_core)
+        self.kept = probe
+        self.cuts: dict[tuple[str, int], list[int]] = {}
 
-    def close(self) -> None:
-        for process in {self.many, self.one, self.apart, self.default}:
-            process.close()
+    @contextlib.contextmanager
+    def workers(self) -> Iterator[Workers]:
+        """On CPUs new processes, elsewhere the one that is kept, which has all devices."""
+        if not self.cpu:
+            yield Workers(self.kept, self.kept, self.kept, self.kept)
+            return
+        made = Workers(
+            Process(min(max(self.stages), self.available), self.environment),
+            Process(1, self.one_core),
+            Process(1, self.one_core),
+            Process(1, self.environment),
+        )
+        try:
+            yield made
+        finally:
+            for process in (made.many, made.one, made.apart, made.default):
+                process.close()
 
     def fields(self, row: str, num_stages: int) -> Json:
-        """Of a row's configuration, with its cuts."""
+        """Of a row's configuration, with its cuts, which are measured once."""
         config, repeats = str(self.args.config), self.args.repeats
         fields = {**row_fields(row, num_stages, 1), **self.extra}
-        if self.args.cuts == "measured" and fields["method"] != "data_parallel":
+        if self.args.cuts == "even" or fields["method"] == "data_parallel":
+            return fields
+        if (row, num_stages) not in self.cuts:
             single = {**fields, "mesh.stage": 1}
-            fields["cuts"] = self.one.ask("cuts", config=config, fields=single, repeats=repeats)["cuts"]
-        return fields
+            self.cuts[row, num_stages] = self.kept.ask("cuts", config=config, fields=single, repeats=repeats)["cuts"]
+        return fields | {"cuts": self.cuts[row, num_stages]}
 
-    def prepared(self, row: str, num_stages: int) -> dict[str, tuple[Process, Json]]:
+    def prepared(self, workers: Workers, row: str, num_stages: int) -> dict[str, tuple[Process, Json]]:
         """A row ready to be timed, serial in each of its environments: by name, where it is, and of what kind."""
         fields = self.fields(row, num_stages)
-        where = {row: self.one if row == "serial" else self.many}
+        where = {row: workers.one if row == "serial" else workers.many}
         if row == "serial" and self.cpu:
-            where["serial_default"] = self.default
+            where["serial_default"] = workers.default
         ready = {
             name: process.ask("prepare", name=name, config=str(self.args.config), fields=fields)
             for name, process in where.items()
@@ -220,41 +252,59 @@ class Bench:
             name: (where[name], {"row": name, "stages": num_stages, "fields": fields, **ready[name]}) for name in where
         }
 
-    def timed(self, ready: dict[str, tuple[Process, Json]]) -> list[Json]:
-        """The rows that are ready, timed in turns beside serial, and dropped."""
+    def timed(self, ready: dict[str, tuple[Process, Json]]) -> list[tuple[Json, list[Json], list[Json]]]:
+        """Of the rows that are ready, timed in turns beside serial, and dropped: each, its answers, and serial's."""
         turns = {name: (process, name) for name, (process, _) in ready.items()}
         answers = interleaved(turns, self.args.rounds, self.args.steps)
         for process in {process for process, _ in ready.values()}:
             process.ask("drop")
-        return [row | measured_row(answers[name], answers["serial"]) for name, (_, row) in ready.items()]
+        return [(row, answers[name], answers["serial"]) for name, (_, row) in ready.items()]
+
+    def parts(self, fields: Json, num_stages: int) -> Json:
+        """The parts of a layer-parallel step, and serial's step; together: all stages at the same time, where there are
+        devices for them."""
+        config, repeats = str(self.args.config), self.args.repeats
+        single = {**fields, "mesh.stage": 1}
+        with self.workers() as workers:
+            parts = workers.apart.ask("parts", config=config, fields=single, devices=num_stages)
+            workers.one.ask("prepare", name="serial", config=config, fields=self.fields("serial", 1))
+            seconds = workers.apart.ask("parts_seconds", repeats=repeats)
+            parts["serial"] = statistics.median(workers.one.ask("step", name="serial", steps=repeats)["seconds"])
+            for process in (workers.apart, workers.one):
+                process.ask("drop")
+            if num_stages <= self.available:
+                asked = workers.many.ask("together", config=config, fields=single, repeats=repeats)
+                parts["together"] = asked["seconds"]
+        parts["stages"] = [seconds.pop(f"stage {k}") for k in range(num_stages)]
+        parts["stages_forward"] = [seconds.pop(f"forward {k}", 0.0) for k in range(num_stages)]
+        return parts | seconds
 
     def predicted(self, row: str, num_stages: int, link: Json | None) -> Json:
         """A layer-parallel row's prediction from its parts."""
-        config, repeats = str(self.args.config), self.args.repeats
         fields = self.fields(row, num_stages)
-        single = {**fields, "mesh.stage": 1}
-        self.one.ask("prepare", name="serial", config=config, fields=self.fields("serial", 1))
-        parts = self.apart.ask("parts", config=config, fields=single, devices=num_stages)
-        rounds = []
-        for _ in range(repeats + 1):  # the first one warms up
-            own = self.apart.ask("parts_round")
-            serial = self.one.ask("step", name="serial", steps=1)["seconds"][0]
-            rounds.append({**own, "serial": serial})
-        parts |= medians(rounds[1:])
-        parts["stages"] = [parts.pop(f"stage {k}") for k in range(num_stages)]
-        parts["stages_forward"] = [parts.pop(f"forward {k}", 0.0) for k in range(num_stages)]
+        timed = [self.parts(fields, num_stages) for _ in range(self.processes)]
+        parts = medians(timed)
         made = prediction(parts, link, parts["sent_bytes"], num_stages)
-        if num_stages <= self.available:
-            alone = max(parts["stages"])
-            both = self.many.ask("together", config=config, fields=single, repeats=repeats)["seconds"]
-            made["contention"] = both / alone
-            made["rho_contended"] = made["rho"] / max(1.0, both / alone)
+        if "together" in parts:
+            made["contention"] = parts["together"] / max(parts["stages"])
+            made["rho_contended"] = made["rho"] / max(1.0, made["contention"])
+        alone = [prediction(own, link, own["sent_bytes"], num_stages)["rho"] for own in timed]
+        made["by_process"] = [
+            {"stages": own["stages"], "serial": own["serial"], "rho": rho}
+            for own, rho in zip(timed, alone, strict=True)
+        ]
         return {"row": row, "stages": num_stages, "fields": fields, "parts": parts, **made}
 
 
-def medians(rounds: list[dict[str, float]]) -> Json:
-    """Of each name over the rounds."""
-    return {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+def medians(timed: list[Json]) -> Json:
+    """Of each name over the processes; of a list's elements one by one."""
+
+    def median(values: list[Any]) -> Any:
+        if isinstance(values[0], list):
+            return [statistics.median(own) for own in zip(*values, strict=True)]
+        return statistics.median(values)
+
+    return {name: median([own[name] for own in timed]) for name in timed[0]}
 
 
 # -------------------------------------------------------------------------------------------------------------- output
@@ -271,7 +321,7 @@ def markdown(result: Json) -> str:
         shown = [
             f"{m['seconds']['median']:.3f}" if m else "",
             f"{m['rho']['median']:.2f} ({m['rho']['min']:.2f} .. {m['rho']['max']:.2f})" if m else "",
-            f"{p['rho']:.2f}" if p else "",
+            predicted_rho(p) if p else "",
             f"{p['rho_contended']:.2f}" if p and "rho_contended" in p else "",
             f"{p['rho_eq27']:.2f} < {p['bound_eq27']:.2f}" if p and p["rho_eq27"] else "",
             f"{p['not_stage']:.1%}" if p else "",
@@ -279,6 +329,12 @@ def markdown(result: Json) -> str:
         ]
         lines.append(f"| {K} | {row} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def predicted_rho(prediction: Json) -> str:
+    """And the least and the most that one process alone predicts, where there were several."""
+    alone = [process["rho"] for process in prediction.get("by_process", [])]
+    return f"{prediction['rho']:.2f}" + (f" ({min(alone):.2f} .. {max(alone):.2f})" if len(alone) > 1 else "")
 
 
 def draw(result: Json, path: Path) -> None:
@@ -327,9 +383,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, default=Path("configs/cifar10_resnet110.py"))
     parser.add_argument("--methods", default="serial,data_parallel,pipeline,fdg,local,coarse_tail,coarse_adjoint")
     parser.add_argument("--stages", default="2,4,8", help="numbers of stages K")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2, help="of turns, in each process")
     parser.add_argument("--steps", type=int, default=2, help="of a row in a round")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of a part")
+    parser.add_argument("--processes", type=int, default=3, help="on CPUs, that all is timed in")
     parser.add_argument("--cuts", choices=["measured", "even"], default="measured", help="even: by FLOPs")
     parser.add_argument("--plain", action="store_true", help="leave the environment as it is")
     parser.add_argument("--references", action="store_true", help="also time the network in flax.linen")
@@ -353,6 +410,7 @@ def main(argv: list[str]) -> int:
         "overrides": overrides,
         "rounds": args.rounds,
         "steps": args.steps,
+        "processes": bench.processes,
         "measured": [],
         "predictions": [],
         "failed": [],
@@ -369,7 +427,7 @@ def main(argv: list[str]) -> int:
         write_json(args.out, result)
 
     measure(bench, names, result, attempt)
-    bench.close()
+    bench.kept.close()
     print(markdown(result))
     draw(result, args.out.with_suffix(".svg"))
     return 1 if result["failed"] else 0
@@ -381,16 +439,14 @@ def measure(bench: Bench, names: list[str], result: Json, attempt: Callable[...,
     if args.references or args.torch:
         attempt("references", result.setdefault("references", []).extend, partial(references, bench))
     for K in (K for K in bench.stages if bench.available >= K):
-        ready: dict[str, tuple[Process, Json]] = {}
-        for row in names:
-            attempt(f"compiling {row}, K = {K}", ready.update, partial(bench.prepared, row, K))
-        if "serial" in ready:
-            attempt(f"timing K = {K}", result["measured"].extend, partial(bench.timed, ready))
+        measure_rows(bench, names, K, result, attempt)
     taken_apart = [name for name in names if ROWS.get(name, {"method": name})["method"] in TAKEN_APART]
     if taken_apart:
         count = min(max(bench.stages), bench.available)
-        link = bench.many.ask("link", devices=count, repeats=args.repeats) if count > 1 else None
-        result["link"] = link
+        result["link"] = None
+        if count > 1:
+            with bench.workers() as workers:
+                result["link"] = workers.many.ask("link", devices=count, repeats=args.repeats)
     for row, K in itertools.product(taken_apart, bench.stages):
         attempt(
             f"parts of {row}, K = {K}",
@@ -399,24 +455,45 @@ def measure(bench: Bench, names: list[str], result: Json, attempt: Callable[...,
         )
 
 
+def measure_rows(bench: Bench, names: list[str], K: int, result: Json, attempt: Callable[..., None]) -> None:
+    """The rows that run at K stages, over all processes, into the result."""
+    before = result["measured"]
+    rows: dict[str, tuple[Json, list[Json], list[Json]]] = {}
+
+    def keep(timed: list[tuple[Json, list[Json], list[Json]]]) -> None:
+        for row, own, serial in timed:
+            _, answers, beside = rows.setdefault(row["row"], (row, [], []))
+            answers.extend(own)
+            beside.extend(serial)
+        result["measured"] = [*before, *(row | measured_row(own, serial) for row, own, serial in rows.values())]
+
+    for number in range(1, bench.processes + 1):
+        with bench.workers() as workers:
+            ready: dict[str, tuple[Process, Json]] = {}
+            for name in names:
+                what = f"compiling {name}, K = {K}, processes {number}"
+                attempt(what, ready.update, partial(bench.prepared, workers, name, K))
+            if "serial" in ready:
+                attempt(f"timing K = {K}, processes {number}", keep, partial(bench.timed, ready))
+
+
 def references(bench: Bench) -> list[Json]:
     """The same network in flax.linen and torch beside lpjax's serial step, on one core; ratios paired by round."""
     args, config = bench.args, str(bench.args.config)
     fields = bench.fields("serial", 1)
     model, batch, image = described(load(args.config, {**fields, "dry_run": True}))
-    ready = bench.one.ask("prepare", name="lpjax", config=config, fields=fields)
-    one_core = bench.environment | ({"NPROC": "1"} if bench.cpu else {})
-    processes = {"flax": Process(1, one_core, "experiments.reference_flax")}
+    ready = bench.kept.ask("prepare", name="lpjax", config=config, fields=fields)
+    processes = {"flax": Process(1, bench.one_core, "experiments.reference_flax")}
     if args.torch:
-        processes["torch"] = Process(1, one_core, "experiments.reference_torch", args.torch)
+        processes["torch"] = Process(1, bench.one_core, "experiments.reference_torch", args.torch)
     rows = {"lpjax": ready}
     for name, process in processes.items():
         rows[name] = process.ask("prepare", name=name, model=model, batch=batch, image=image)
         if rows[name]["parameters"] != ready["parameters"]:
             raise RuntimeError(f"{name}: {rows[name]['parameters']} parameters, of lpjax's {ready['parameters']}")
-    turns = {name: (process, name) for name, process in {"lpjax": bench.one, **processes}.items()}
-    answers = interleaved(turns, args.rounds + 1, args.steps)
-    bench.one.ask("drop")
+    turns = {name: (process, name) for name, process in {"lpjax": bench.kept, **processes}.items()}
+    answers = interleaved(turns, args.rounds * bench.processes + 1, args.steps)
+    bench.kept.ask("drop")
     for process in processes.values():
         process.close()
     timed = {name: [statistics.median(a["seconds"]) for a in given[1:]] for name, given in answers.items()}

@@ -4,6 +4,7 @@ Its first argument is the number of devices that a CPU back end is to have.  The
 """
 
 import os
+import statistics
 import sys
 import time
 from functools import partial
@@ -22,7 +23,7 @@ from lpjax.main import provide_devices
 from lpjax.partition import chain_size
 from lpjax.runs import Run
 from lpjax.stage_programs import Program, random_batch
-from lpjax.timing import UnitTimer, stopwatch
+from lpjax.timing import UnitTimer, in_turns
 
 
 class Worker:
@@ -98,8 +99,9 @@ class Worker:
         return {"seconds": seconds, "host_seconds": host, "compiled": self.compiled - before}
 
     def drop(self) -> dict[str, Any]:
-        """Forget the runs that are ready."""
+        """Forget the runs that are ready, and the parts."""
         self.ready.clear()
+        self.programs.clear()
         return {}
 
     def parts(self, config: str, fields: dict[str, Any], devices: int) -> dict[str, Any]:
@@ -107,14 +109,13 @@ class Worker:
         run = self.run(config, fields)
         parts = Parts(run, jax.devices()[0], devices)
         self.programs = parts.all()
-        for program in self.programs.values():
-            jax.block_until_ready(program.run())
         sweeps, stale = run.config.penalty.sweeps, run.config.exchange.stale
         return {"sent_bytes": parts.sent_bytes(), "sweeps": sweeps, "stale": stale}
 
-    def parts_round(self) -> dict[str, Any]:
-        """Seconds of each of them once, after a call that is not counted."""
-        return {name: stopwatch(program.run, repeats=1)[0] for name, program in self.programs.items()}
+    def parts_seconds(self, repeats: int) -> dict[str, Any]:
+        """Seconds of each of them, the median of as many calls, the parts taking turns."""
+        timed = in_turns([program.run for program in self.programs.values()], repeats)
+        return {name: statistics.median(own) for name, own in zip(self.programs, timed, strict=True)}
 
     def together(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
         """Seconds of the stages on a device each at the same time."""

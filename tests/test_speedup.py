@@ -80,6 +80,15 @@ def test_a_step_without_exchange_or_serial_auxnet():
     assert made["rho_eq27"] is made["bound_eq27"] is None
 
 
+def test_a_part_counts_with_its_median_over_processes():
+    timed = [
+        {"stages": [1.0, 9.0], "serial": 5.0, "sweeps": 1},
+        {"stages": [2.0, 3.0], "serial": 4.0, "sweeps": 1},
+        {"stages": [7.0, 4.0], "serial": 6.0, "sweeps": 1},
+    ]
+    assert speedup.medians(timed) == {"stages": [2.0, 4.0], "serial": 5.0, "sweeps": 1}
+
+
 def test_networks_for_the_references():
     config = load(speedup.Path("configs/cifar10_wrn16_4.py"), {"dry_run": True, "model.dropout": 0.0})
     model, batch, image = speedup.described(config)
@@ -119,7 +128,7 @@ def test_a_worker_times_a_step_and_its_parts():
         assert step["compiled"] == 0
         single = {**fields, "mesh.stage": 1}
         parts = process.ask("parts", config="configs/digits.py", fields=single, devices=2)
-        parts |= process.ask("parts_round")
+        parts |= process.ask("parts_seconds", repeats=1)
         parts["stages"] = [parts.pop(f"stage {k}") for k in range(2)]
         parts["stages_forward"] = [parts.pop(f"forward {k}") for k in range(2)]
         assert 0 < sum(speedup.sharded_terms(parts, process.ask("link", devices=2, repeats=1), 1e3).values()) < 60
@@ -158,7 +167,9 @@ def test_the_table():
     prediction = {"row": "coarse_tail", "stages": 2, **speedup.prediction(PARTS, LINK, 30.0, 2)}
     spread = {"median": 1.5, "min": 1.25, "max": 1.75}
     row = {"row": "coarse_tail", "stages": 2, "seconds": spread, "rho": spread}
-    text = speedup.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
-    assert text.splitlines()[-1] == (
-        "| 2 | coarse_tail | 1.500 | 1.50 (1.25 .. 1.75) | 1.90 |  | 1.59 < 7.44 | 18.4% | 33% |"
-    )
+    for alone, predicted in [([1.9], "1.90"), ([2.25, 1.875], "1.90 (1.88 .. 2.25)")]:
+        prediction["by_process"] = [{"rho": rho} for rho in alone]
+        text = speedup.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
+        assert text.splitlines()[-1] == (
+            f"| 2 | coarse_tail | 1.500 | 1.50 (1.25 .. 1.75) | {predicted} |  | 1.59 < 7.44 | 18.4% | 33% |"
+        )
