@@ -104,6 +104,10 @@ PAIRS = {
         (8, "recipe, grid 4, no block, no fit", "recipe, grid 4, no block"),
     ),
     "accuracy_cifar10": (
+        (2, "recipe", "serial"),
+        (2, "recipe, no block", "serial"),
+        (3, "recipe", "serial"),
+        (3, "recipe, no block", "serial"),
         (4, "recipe", "serial"),
         (4, "recipe, no block", "serial"),
         (8, "recipe", "serial"),
