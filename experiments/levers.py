@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.compare import parsed
 from experiments.provenance import provenance
-from experiments.speedup import RECOMMENDED, Process, interleaved, spread
+from experiments.speedup import KEPT, LARGE_PAGES, Process, interleaved, spread
 from lpjax.metrics import write_json
 
 BASE = "as it is"
@@ -33,13 +33,9 @@ class Lever:
 
 LEVERS = {
     BASE: Lever(),
-    "large pages": Lever(RECOMMENDED),
-    "freed memory kept": Lever(
-        {
-            "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:"
-            "glibc.malloc.top_pad=67108864"
-        }
-    ),
+    "large pages": Lever({"GLIBC_TUNABLES": LARGE_PAGES}),
+    "freed memory kept": Lever({"GLIBC_TUNABLES": KEPT}),
+    "large pages, freed memory kept": Lever({"GLIBC_TUNABLES": f"{LARGE_PAGES}:{KEPT}"}),
     "vectors of 512 bits": Lever({"XLA_FLAGS": "--xla_cpu_prefer_vector_width=512"}),
     "fast math": Lever({"XLA_FLAGS": "--xla_cpu_enable_fast_math=true"}),
     "older kernel emitters": Lever({"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}),

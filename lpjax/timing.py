@@ -17,20 +17,22 @@ from lpjax.chain import Mode, Shape, Unit, make_chain
 
 def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> list[float]:
     """Wall-clock seconds of `repeats` calls, each until its results are there; the call before them is not counted."""
-    return in_turns([partial(program, *args)], repeats)[0]
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(program(*args))
+        return time.perf_counter() - start
+
+    return [seconds() for _ in range(1 + repeats)][1:]
 
 
 def in_turns(programs: Sequence[Callable[[], Any]], repeats: int = 5) -> list[list[float]]:
-    """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all."""
+    """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all.
 
-    def seconds(program: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(program())
-        return time.perf_counter() - start
-
-    for program in programs:
-        seconds(program)
-    rounds = [[seconds(program) for program in programs] for _ in range(repeats)]
+    In each turn there is a call that is not counted: since its last one, others have had a program's memory, which the
+    allocator may have given back, and to get it again from the system takes long.
+    """
+    rounds = [[stopwatch(program, repeats=1)[0] for program in programs] for _ in range(repeats)]
     return [list(own) for own in zip(*rounds, strict=True)]
 
 

@@ -211,7 +211,7 @@ def test_a_timer_measures_each_unit_once_and_others_beside_the_first(monkeypatch
 def test_programs_take_turns():
     order = []
     seconds = in_turns([lambda i=i: order.append(i) for i in range(3)], repeats=2)
-    assert order == [0, 1, 2] * 3, "once to warm up"
+    assert order == [0, 0, 1, 1, 2, 2] * 2, "of each turn the second call counts"
     assert [len(own) for own in seconds] == [2, 2, 2]
 
 
