@@ -56,9 +56,12 @@ LARGE_PAGES = "glibc.malloc.hugetlb=1"
 KEPT = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 """What is freed is not given back to the system.  One arena: others than the main thread's keep no large arrays."""
 
-RECOMMENDED = {"GLIBC_TUNABLES": f"{LARGE_PAGES}:{KEPT}"}
-"""Environment of processes on Linux.  The arrays of a step are new in each: large pages make fewer page faults of them,
-kept memory none, also where programs take turns that need different sizes."""
+RECOMMENDED = {"GLIBC_TUNABLES": LARGE_PAGES}
+"""Environment of processes on Linux that time steps.  The arrays of a step are new in each, and large pages make fewer
+page faults of them."""
+
+IN_TURNS = {"GLIBC_TUNABLES": f"{LARGE_PAGES}:{KEPT}"}
+"""Of those where programs of one device take turns: none is to pay for memory that another one gave back."""
 
 TAKEN_APART = ("layer_parallel", "coarse_adjoint")
 """Methods whose steps are predicted from their parts."""
@@ -209,9 +212,10 @@ class Bench:
         self.available = self.where["cores"] if self.cpu else self.where["devices"]
         self.processes = args.processes if self.cpu else 1
         self.one_core = self.environment | ({"NPROC": "1"} if self.cpu else {})
+        self.in_turns = self.one_core | (IN_TURNS if self.environment else {})
         if self.cpu:  # a device is a core
             probe.close()
-            probe = Process(1, self.one_core)
+            probe = Process(1, self.in_turns)
         self.kept = probe
         self.cuts: dict[tuple[str, int], list[int]] = {}
 
@@ -224,7 +228,7 @@ class Bench:
         made = Workers(
             Process(min(max(self.stages), self.available), self.environment),
             Process(1, self.one_core),
-            Process(1, self.one_core),
+            Process(1, self.in_turns),
             Process(1, self.environment),
         )
         try:
@@ -412,6 +416,7 @@ def main(argv: list[str]) -> int:
         **provenance("experiments.speedup", argv[1:]),
         "where": bench.where,
         "environment": bench.environment,
+        "environment_of_parts": bench.in_turns,
         "config": str(args.config),
         "overrides": overrides,
         "rounds": args.rounds,
@@ -488,18 +493,19 @@ def references(bench: Bench) -> list[Json]:
     args, config = bench.args, str(bench.args.config)
     fields = bench.fields("serial", 1)
     model, batch, image = described(load(args.config, {**fields, "dry_run": True}))
-    ready = bench.kept.ask("prepare", name="lpjax", config=config, fields=fields)
     processes = {"flax": Process(1, bench.one_core, "experiments.reference_flax")}
     if args.torch:
         processes["torch"] = Process(1, bench.one_core, "experiments.reference_torch", args.torch)
-    rows = {"lpjax": ready}
-    for name, process in processes.items():
-        rows[name] = process.ask("prepare", name=name, model=model, batch=batch, image=image)
-        if rows[name]["parameters"] != ready["parameters"]:
-            raise RuntimeError(f"{name}: {rows[name]['parameters']} parameters, of lpjax's {ready['parameters']}")
-    turns = {name: (process, name) for name, process in {"lpjax": bench.kept, **processes}.items()}
-    answers = interleaved(turns, args.rounds * bench.processes + 1, args.steps)
-    bench.kept.ask("drop")
+    with bench.workers() as workers:
+        ready = workers.one.ask("prepare", name="lpjax", config=config, fields=fields)
+        rows = {"lpjax": ready}
+        for name, process in processes.items():
+            rows[name] = process.ask("prepare", name=name, model=model, batch=batch, image=image)
+            if rows[name]["parameters"] != ready["parameters"]:
+                raise RuntimeError(f"{name}: {rows[name]['parameters']} parameters, of lpjax's {ready['parameters']}")
+        turns = {name: (process, name) for name, process in {"lpjax": workers.one, **processes}.items()}
+        answers = interleaved(turns, args.rounds * bench.processes + 1, args.steps)
+        workers.one.ask("drop")
     for process in processes.values():
         process.close()
     timed = {name: [statistics.median(a["seconds"]) for a in given[1:]] for name, given in answers.items()}
