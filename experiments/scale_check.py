@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from experiments.compare import load
 from experiments.provenance import provenance
-from experiments.speedup import RECOMMENDED
+from experiments.speedup import IN_TURNS
 from lpjax import runs
 from lpjax.chain import Shape, Unit
 from lpjax.config import Config
@@ -30,7 +30,7 @@ from lpjax.metrics import write_json
 from lpjax.scaling import step_seconds
 from lpjax.timing import UnitTimer, stopwatch
 
-ALONE = {"NPROC": "1", **(RECOMMENDED if sys.platform == "linux" else {})}
+ALONE = {"NPROC": "1", **(IN_TURNS if sys.platform == "linux" else {})}
 """The environment that units are measured in."""
 
 

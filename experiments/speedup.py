@@ -24,9 +24,10 @@ With what links take they predict rho, T the whole network's and the whole batch
 
 not stages: what of the predicted step is something else.  imbalance: by how much the dearest stage is over the mean.
 
-On CPUs the same program takes more or less time in another process, by up to a fifth, so all but the references is done
-`processes` times in new ones.  A part counts with its median over these: the step waits for the dearest stage, and the
-dearest of eight that were timed once is one that was timed high.  `by_process`: what each process alone would predict.
+On CPUs the same program takes more or less time in another process, by a fifth and more, so all but the references is
+done `processes` times in new ones.  A part counts with its median over these: the step waits for the dearest stage, and
+the dearest of eight that were timed once is one that was timed high.  `by_process`: what each process alone would
+predict.  On Linux steps are timed in the environment `RECOMMENDED`, cuts and parts, which take turns, in `IN_TURNS`.
 
 Exit code 1 if a row could not be measured.
 """
@@ -342,7 +343,7 @@ def markdown(result: Json) -> str:
 
 
 def predicted_rho(prediction: Json) -> str:
-    """And the least and the most that one process alone predicts, where there were several."""
+    """rho, and the least and the most that one process alone predicts, where there were several."""
     alone = [process["rho"] for process in prediction.get("by_process", [])]
     return f"{prediction['rho']:.2f}" + (f" ({min(alone):.2f} .. {max(alone):.2f})" if len(alone) > 1 else "")
 

@@ -1,6 +1,8 @@
 """What `experiments.speedup` makes of measured seconds."""
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -78,6 +80,44 @@ def test_a_step_without_exchange_or_serial_auxnet():
     made = speedup.prediction({name: PARTS[name] for name in names}, LINK, 30.0, 2)
     assert made["seconds"] == pytest.approx(40 + 0.5 + 3 + 1 + 2 * 0.5 + 3)
     assert made["rho_eq27"] is made["bound_eq27"] is None
+
+
+def test_rows_are_paired_with_serial_of_their_own_processes():
+    """In the second processes all takes ten times as long, and `local` cannot be compiled."""
+    number = [0]
+
+    def answers(seconds):
+        return [{"seconds": [seconds * 10 ** (number[0] - 1)], "host_seconds": [0.0], "compiled": 0}]
+
+    @contextlib.contextmanager
+    def workers():
+        number[0] += 1
+        yield number[0]
+
+    def prepared(workers, row, K):
+        if (workers, row) == (2, "local"):
+            raise RuntimeError
+        return {row: (workers, {"row": row, "stages": K})}
+
+    def timed(ready):
+        taken = {"serial": 8.0, "fdg": 4.0, "local": 2.0}
+        return [(row, answers(taken[name]), answers(8.0)) for name, (_, row) in ready.items()]
+
+    def attempt(_, keep, work):
+        with contextlib.suppress(RuntimeError):
+            keep(work())
+
+    bench = SimpleNamespace(processes=2, workers=workers, prepared=prepared, timed=timed)
+    earlier = {"row": "fdg", "stages": 2}
+    result = {"measured": [earlier]}
+    speedup.measure_rows(bench, ["serial", "fdg", "local"], 4, result, attempt)
+    first, *rows = result["measured"]
+    assert first is earlier
+    assert [(m["row"], m["stages"], m["rho"]["median"], m["seconds"]["max"]) for m in rows] == [
+        ("serial", 4, 1.0, 80.0),
+        ("fdg", 4, 2.0, 40.0),
+        ("local", 4, 4.0, 2.0),
+    ]
 
 
 def test_a_part_counts_with_its_median_over_processes():
