@@ -90,10 +90,17 @@ def predicted(config: Config, machine: Machine) -> float:
     ).total
 
 
+def contention(predictions: list[dict[str, Any]], stages: int) -> float:
+    """By how much longer a stage takes when all work: median over the rows that were taken apart at this K."""
+    found = [max(1.0, row["contention"]) for row in predictions if row["stages"] == stages and "contention" in row]
+    if not found:
+        raise SystemExit(f"no row was taken apart at K = {stages}: one of `speedup.TAKEN_APART` must be in --methods")
+    return statistics.median(found)
+
+
 def check(path: Path, units: UnitSeconds, bandwidth: float) -> list[dict[str, Any]]:
     """Rows of a file of `experiments.speedup`: rho as it was measured, and by the model."""
     found = json.loads(path.read_text())
-    contention = {p["stages"]: max(1.0, p["contention"]) for p in found["predictions"] if "contention" in p}
     link = Link(**found["link"])
 
     def seconds(row: dict[str, Any], factor: float) -> float:
@@ -105,7 +112,7 @@ def check(path: Path, units: UnitSeconds, bandwidth: float) -> list[dict[str, An
     serial = {row["stages"]: seconds(row, 1.0) for row in found["measured"] if row["row"] == "serial"}
     rows = []
     for row in measured:
-        rho = serial[row["stages"]] / seconds(row, contention[row["stages"]])
+        rho = serial[row["stages"]] / seconds(row, contention(found["predictions"], row["stages"]))
         actual = row["rho"]["median"]
         rows.append(
             {

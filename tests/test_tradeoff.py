@@ -1,8 +1,8 @@
-"""Accuracy against speed-up: epochs to an accuracy, and what they make of a speed-up."""
+"""Accuracy against speed-up: epochs to an accuracy, what they make of a speed-up, and the cost model held to it."""
 
 import pytest
 
-from experiments import tradeoff
+from experiments import scale_check, tradeoff
 
 
 def row(name, accuracies, stages=2):
@@ -59,3 +59,12 @@ def test_speed_ups_of_the_model():
     assert model("recipe", 2) < 2.0
     assert model("recipe", 4) > model("recipe", 2)
     assert 1.0 < model("coarse_tail", 2) < 2.0
+
+
+def test_contention_is_the_median_over_the_rows():
+    """One row whose stages were timed low must not speed up or slow down all methods of the check."""
+    predictions = [{"stages": 2, "contention": found} for found in (1.2, 0.9, 1.1)] + [{"stages": 4}]
+    assert scale_check.contention(predictions, 2) == 1.1
+    assert scale_check.contention(predictions[:2], 2) == 1.1, "devices do not help each other: 1.0 for 0.9"
+    with pytest.raises(SystemExit, match="no row was taken apart at K = 4"):
+        scale_check.contention(predictions, 4)
