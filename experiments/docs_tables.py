@@ -251,6 +251,7 @@ README: dict[str, Callable[[], str]] = {
     "compare": of_rows(compare, "compare"),
     "accuracy": accuracies("accuracy_final", "accuracy_few"),
     "accuracy_cifar10": accuracies("accuracy_cifar10"),
+    "accuracy_cifar10_all": accuracies("accuracy_cifar10_all"),
     "accuracy_deep": accuracies("accuracy_deep"),
     "accuracy_digits": accuracies("accuracy_digits"),
     "tradeoff": of_rows(tradeoff, "tradeoff"),
