@@ -122,6 +122,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, grid 2 wide": {"method": "coarse_adjoint", "aux.grid": 2, "aux.width": 2.0},
     "real inputs, grid 4 narrow": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5},
     "real inputs, grid 4, tails alone": {"method": "coarse_adjoint", "aux.grid": 4} | TAILS_ALONE,
+    "real inputs, grid 4 narrow, no block": COARSER | BLOCKLESS | {"aux.width": 0.5},
     "real inputs, grid 4 narrow, tails alone": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5}
     | TAILS_ALONE,
     "real inputs, grid, tail 1": {"method": "coarse_adjoint", "aux.grid": 8, "aux.tail": 1},
