@@ -75,6 +75,9 @@ BLOCKLESS: dict[str, Any] = {"aux.blocks_per_stage": 0}
 NO_BLOCK: dict[str, Any] = RECIPE | BLOCKLESS
 """The same with pieces of one convolution each."""
 
+NARROW: dict[str, Any] = NO_BLOCK | {"aux.width": 0.5}
+"""The same of half as many channels, and so of two convolutions, 3x3 and 1x1, with a nonlinearity between."""
+
 SEARCH: dict[str, dict[str, Any]] = {
     "serial": {"method": "serial"},
     "local": {"method": "local"},
@@ -105,12 +108,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, grid narrow": {"method": "coarse_adjoint", "aux.grid": 8, "aux.width": 0.5},
     "real inputs, grid, tails alone": {"method": "coarse_adjoint", "aux.grid": 8} | TAILS_ALONE,
     "real inputs, grid, no block": NO_BLOCK,
-    "real inputs, grid narrow, no block": {
-        "method": "coarse_adjoint",
-        "aux.grid": 8,
-        "aux.width": 0.5,
-        "aux.blocks_per_stage": 0,
-    },
+    "real inputs, grid narrow, no block": NARROW,
     "real inputs, grid wide, no block": GRID | {"method": "coarse_adjoint", "aux.blocks_per_stage": 0},
     "real inputs, grid, no block, no fit": NO_BLOCK | NO_FIT,
     "real inputs, grid, no block, tails alone": NO_BLOCK | TAILS_ALONE,
@@ -122,7 +120,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, grid 2 wide": {"method": "coarse_adjoint", "aux.grid": 2, "aux.width": 2.0},
     "real inputs, grid 4 narrow": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5},
     "real inputs, grid 4, tails alone": {"method": "coarse_adjoint", "aux.grid": 4} | TAILS_ALONE,
-    "real inputs, grid 4 narrow, no block": COARSER | BLOCKLESS | {"aux.width": 0.5},
+    "real inputs, grid 4 narrow, no block": NARROW | {"aux.grid": 4},
     "real inputs, grid 4 narrow, tails alone": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5}
     | TAILS_ALONE,
     "real inputs, grid, tail 1": {"method": "coarse_adjoint", "aux.grid": 8, "aux.tail": 1},
@@ -164,6 +162,7 @@ FINALS: dict[str, dict[str, Any]] = {
     "recipe": RECIPE,
     "recipe, no block": NO_BLOCK,
     "recipe, no block, no fit": NO_BLOCK | NO_FIT,
+    "recipe, no block, half the width": NARROW,
     "recipe, grid 4": COARSER,
     "recipe, grid 4, no block": COARSER | BLOCKLESS,
     "recipe, grid 4, no block, no fit": COARSER | BLOCKLESS | NO_FIT,

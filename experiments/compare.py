@@ -40,6 +40,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "coarse_adjoint": {"method": "coarse_adjoint"},
     "coarse_adjoint_grid_16": {"method": "coarse_adjoint", "aux.grid": 16},
     "coarse_adjoint_grid_16_no_block": {"method": "coarse_adjoint", "aux.grid": 16, "aux.blocks_per_stage": 0},
+    "coarse_adjoint_grid_16_narrow": {
+        "method": "coarse_adjoint",
+        "aux.grid": 16,
+        "aux.blocks_per_stage": 0,
+        "aux.width": 0.5,
+    },
     "coarse_adjoint_grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "coarse_adjoint_grid_no_block": {"method": "coarse_adjoint", "aux.grid": 8, "aux.blocks_per_stage": 0},
     "coarse_adjoint_grid_no_fit": {
