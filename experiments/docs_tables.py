@@ -114,10 +114,22 @@ PAIRS = {
         (8, "recipe, no block", "serial"),
         (8, "recipe, grid 4, no block", "serial"),
     ),
+    "accuracy_cifar10_all": (
+        (4, "recipe", "serial"),
+        (4, "recipe, grid 4", "serial"),
+        (4, "recipe, no block", "serial"),
+        (4, "recipe, no block, half the width", "serial"),
+        (4, "recipe, no block, half the width", "recipe, no block"),
+        (4, "local", "serial"),
+    ),
 }
 """Number of stages, row, and what it is compared with, by file of `experiments.accuracy`."""
 
-SETS = {"accuracy_final": "Fashion-MNIST", "accuracy_cifar10": "CIFAR-10"}
+SETS = {
+    "accuracy_final": "Fashion-MNIST",
+    "accuracy_cifar10": "CIFAR-10",
+    "accuracy_cifar10_all": "CIFAR-10, all images",
+}
 
 
 def paired() -> str:
