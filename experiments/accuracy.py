@@ -104,6 +104,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, no fit": {"method": "coarse_adjoint"} | NO_FIT,
     "real inputs, blocks 2": {"method": "coarse_adjoint", "aux.blocks_per_stage": 2},
     "real inputs, grid": {"method": "coarse_adjoint", "aux.grid": 8},
+    "real inputs, grid, blocks 2": RECIPE | {"aux.blocks_per_stage": 2},
     "real inputs, grid wide": GRID | {"method": "coarse_adjoint"},
     "real inputs, grid narrow": {"method": "coarse_adjoint", "aux.grid": 8, "aux.width": 0.5},
     "real inputs, grid, tails alone": {"method": "coarse_adjoint", "aux.grid": 8} | TAILS_ALONE,
