@@ -11,8 +11,9 @@ by the cost model of `lpjax.scaling`, from the seconds of its units measured her
 
     time to accuracy = rho (epochs of backprop) / (epochs of the method)
 
-epochs: to the first test at most `BELOW` under backprop's last accuracy, mean over the seeds; none where a seed does
-not get there, or was not tested after every epoch.  Writes the JSON, and a figure beside it.
+epochs: to the first test at most `BELOW` under backprop's last accuracy by the same seed, which has the same first
+weights and batches, mean over the seeds of both; none where a seed does not get there, or was not tested after every
+epoch.  Writes the JSON, and a figure beside it.
 """
 
 import argparse
@@ -43,15 +44,25 @@ BATCH = 120
 Json = dict[str, Any]
 
 
-def epochs_to(curve: list[list[float]], target: float) -> int | None:
-    """Epochs to the first test of at least `target`, of [(step, accuracy)] with a test after each; None without one."""
+Curve = list[tuple[int, float]]
+"""(step, accuracy) of each test."""
+
+
+def epochs_to(curve: Curve, target: float) -> int | None:
+    """Epochs to the first test of at least `target`, of a test after each; None without one."""
     return next((number for number, (_, value) in enumerate(curve, 1) if value >= target), None)
 
 
-def mean_epochs(row: Json, target: float) -> float | None:
-    """Over the seeds; None where one does not get there."""
-    found = [epochs_to(run["accuracy"], target) for run in row["runs"]]
-    return None if None in found or not found else statistics.mean(number for number in found if number)
+def mean_epochs(row: dict[int, Curve], serial: dict[int, Curve]) -> tuple[float | None, float | None]:
+    """Of the row and of backprop, by seed, over the seeds of both; None where one does not get there."""
+    both = sorted(row.keys() & serial.keys())
+    targets = [serial[seed][-1][1] - BELOW for seed in both]
+
+    def mean(curves: dict[int, Curve]) -> float | None:
+        found = [epochs_to(curves[seed], target) for seed, target in zip(both, targets, strict=True)]
+        return None if None in found or not found else statistics.mean(number for number in found if number)
+
+    return mean(row), mean(serial)
 
 
 def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bool = True) -> list[Json]:
@@ -63,8 +74,8 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
     made = []
     for row in rows:
         name, K = row["row"], row["stages"]
-        target = serial[K]["accuracy_mean"] - BELOW
-        own, base = (mean_epochs(r, target) if every_epoch else None for r in (row, serial[K]))
+        by_seed = ({run["seed"]: run["accuracy"] for run in r["runs"]} for r in (row, serial[K]))
+        own, base = mean_epochs(*by_seed) if every_epoch else (None, None)
         speed = rho(name, K)
         made.append(
             {
@@ -75,7 +86,6 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
                 "accuracy_std": row["accuracy_std"],
                 "minus_serial": row["accuracy_mean"] - serial[K]["accuracy_mean"],
                 "rho": speed,
-                "target": target,
                 "every_epoch": every_epoch,
                 "epochs": own,
                 "time_to_accuracy": speed * base / own if own and base else None,

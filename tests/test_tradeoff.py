@@ -6,30 +6,34 @@ from experiments import scale_check, tradeoff
 
 
 def row(name, accuracies, stages=2):
-    runs = [{"accuracy": [[10 * (i + 1), value] for i, value in enumerate(curve)]} for curve in accuracies]
-    last = [curve[-1] for curve in accuracies]
-    mean = sum(last) / len(last)
+    """accuracies: by seed, of each epoch."""
+    runs = [
+        {"seed": seed, "accuracy": [[10 * (i + 1), value] for i, value in enumerate(curve)]}
+        for seed, curve in accuracies.items()
+    ]
+    mean = sum(curve[-1] for curve in accuracies.values()) / len(accuracies)
     return {"row": name, "stages": stages, "n": len(runs), "accuracy_mean": mean, "accuracy_std": 0.01, "runs": runs}
 
 
 ROWS = [
-    row("recipe", [[0.3, 0.797, 0.8, 0.82], [0.3, 0.6, 0.8, 0.9]]),
-    row("serial", [[0.5, 0.6, 0.79, 0.8], [0.5, 0.796, 0.78, 0.8]]),
-    row("local", [[0.3, 0.7, 0.79, 0.9], [0.3, 0.6, 0.7, 0.79]]),
+    row("recipe", {0: [0.3, 0.785, 0.79, 0.82], 1: [0.3, 0.6, 0.807, 0.9]}),
+    row("serial", {1: [0.5, 0.804, 0.78, 0.81], 0: [0.5, 0.6, 0.78, 0.79], 2: [0.1, 0.8, 0.8, 0.8]}),
+    row("local", {0: [0.3, 0.7, 0.79, 0.9], 1: [0.3, 0.6, 0.7, 0.8]}),
 ]
 
 
 def test_time_to_accuracy():
-    """Backprop ends at 0.8, so 0.795 is to be reached: by it in 4 and 2 epochs, by the recipe in 2 and 3."""
+    """Backprop ends at 0.79 and 0.81: half a point less is reached by it after the fourth epoch, by the recipe after 2
+    and 3, by `local` with one seed only.  Backprop's third seed, which is there after 2, counts for itself alone.
+    """
     recipe, serial, local = tradeoff.compared(ROWS, lambda name, K: {"serial": 1.0, "recipe": 1.8, "local": 1.9}[name])
-    assert serial["target"] == pytest.approx(0.795)
-    assert (recipe["epochs"], serial["epochs"], local["epochs"]) == (2.5, 3, None), "a seed of local stays below"
-    assert (recipe["time_to_accuracy"], serial["time_to_accuracy"]) == (pytest.approx(1.8 * 3 / 2.5), 1.0)
+    assert (recipe["epochs"], serial["epochs"], local["epochs"]) == (2.5, pytest.approx(10 / 3), None)
+    assert (recipe["time_to_accuracy"], serial["time_to_accuracy"]) == (pytest.approx(1.8 * 4 / 2.5), 1.0)
     assert local["time_to_accuracy"] is None
     assert recipe["minus_serial"] == pytest.approx(0.06)
     assert tradeoff.markdown([recipe, local]).splitlines()[2:] == [
-        "| 2 | recipe | +6.00 | 1.80 | 2.5 | 2.16 |",
-        "| 2 | local | +4.50 | 1.90 | not reached |  |",
+        "| 2 | recipe | +6.00 | 1.80 | 2.5 | 2.88 |",
+        "| 2 | local | +5.00 | 1.90 | not reached |  |",
     ]
 
 
