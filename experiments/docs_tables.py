@@ -115,12 +115,18 @@ PAIRS = {
         (8, "recipe, grid 4, no block", "serial"),
     ),
     "accuracy_cifar10_all": (
+        (2, "recipe", "serial"),
         (4, "recipe", "serial"),
+        (4, "recipe, a fifth more epochs", "serial"),
         (4, "recipe, grid 4", "serial"),
         (4, "recipe, no block", "serial"),
         (4, "recipe, no block, half the width", "serial"),
         (4, "recipe, no block, half the width", "recipe, no block"),
         (4, "local", "serial"),
+        (4, "fdg", "serial"),
+        (8, "recipe", "serial"),
+        (8, "fdg", "serial"),
+        (8, "recipe", "fdg"),
     ),
 }
 """Number of stages, row, and what it is compared with, by file of `experiments.accuracy`."""
