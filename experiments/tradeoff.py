@@ -11,9 +11,9 @@ by the cost model of `lpjax.scaling`, from the seconds of its units measured her
 
     time to accuracy = rho (epochs of backprop) / (epochs of the method)
 
-epochs: to the first test at most `BELOW` under backprop's last accuracy by the same seed, which has the same first
-weights and batches, mean over the seeds of both; none where a seed does not get there, or was not tested after every
-epoch.  Writes the JSON, and a figure beside it.
+epochs: to the first test at most `BELOW` under the last accuracy of backprop of the same network by the same seed,
+which has the same first weights and batches, mean over the seeds of both; none where a seed does not get there, or was
+not tested after every epoch.  Writes the JSON, and a figure beside it.
 """
 
 import argparse
@@ -37,6 +37,8 @@ from lpjax.metrics import write_json
 from lpjax.timing import Seconds
 
 BELOW = 0.005
+
+SERIALS = [name for name, fields in FINALS.items() if fields["method"] == "serial"]
 
 BATCH = 120
 """Examples of a step of which rho is told: of 2, 3, 4 and 8 devices each has equally many."""
@@ -65,16 +67,23 @@ def mean_epochs(row: dict[int, Curve], serial: dict[int, Curve]) -> tuple[float 
     return mean(row), mean(serial)
 
 
+def backprop(row: str) -> str:
+    """The row of backprop of the same network as that of a row: with or without standardisation at the cuts."""
+    return next(name for name in SERIALS if FINALS[name].get("standardise") == FINALS[row].get("standardise"))
+
+
 def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bool = True) -> list[Json]:
     """The rows of the JSON, from those of `experiments.accuracy` and the speed-up of a row with K stages.
 
-    every_epoch: whether the runs were tested after each epoch.
+    Those without backprop of their own network beside them are left out.  every_epoch: whether the runs were tested
+    after each epoch.
     """
-    serial = {row["stages"]: row for row in rows if row["row"] == "serial"}
+    by_cell = {(row["row"], row["stages"]): row for row in rows}
     made = []
-    for row in rows:
-        name, K = row["row"], row["stages"]
-        by_seed = ({run["seed"]: run["accuracy"] for run in r["runs"]} for r in (row, serial[K]))
+    for (name, K), row in by_cell.items():
+        if (serial := by_cell.get((backprop(name), K))) is None:
+            continue
+        by_seed = ({run["seed"]: run["accuracy"] for run in r["runs"]} for r in (row, serial))
         own, base = mean_epochs(*by_seed) if every_epoch else (None, None)
         speed = rho(name, K)
         made.append(
@@ -84,7 +93,7 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
                 "n": row["n"],
                 "accuracy_mean": row["accuracy_mean"],
                 "accuracy_std": row["accuracy_std"],
-                "minus_serial": row["accuracy_mean"] - serial[K]["accuracy_mean"],
+                "minus_serial": row["accuracy_mean"] - serial["accuracy_mean"],
                 "rho": speed,
                 "every_epoch": every_epoch,
                 "epochs": own,
@@ -122,7 +131,7 @@ class Model:
         return Seconds(forward, forward + backward, forward + backward / 2)
 
     def __call__(self, row: str, num_stages: int) -> float:
-        if row == "serial":
+        if row in SERIALS:
             return 1.0
         config = self._config(row, num_stages)
         cost = partial(self._cost, config.batch_size)
@@ -153,7 +162,7 @@ def draw(rows: list[Json], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = [name for name in dict.fromkeys(row["row"] for row in rows) if name != "serial"]
+    names = [name for name in dict.fromkeys(row["row"] for row in rows) if name not in SERIALS]
     with plt.rc_context({"svg.hashsalt": "lpjax", "svg.fonttype": "none"}):
         figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
         for name, marker in zip(names, "osD^vPX*<>", strict=False):

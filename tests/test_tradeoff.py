@@ -37,6 +37,16 @@ def test_time_to_accuracy():
     ]
 
 
+def test_each_is_compared_with_backprop_of_its_own_network():
+    """A row whose network is not standardised, with and without backprop of that network."""
+    plain = row("recipe, not standardised", {0: [0.3, 0.6, 0.7, 0.8]})
+    assert "recipe, not standardised" not in {made["row"] for made in tradeoff.compared([*ROWS, plain], lambda *_: 1.0)}
+    serial = row("serial, not standardised", {0: [0.6, 0.7, 0.8, 0.9]})
+    *_, made, base = tradeoff.compared([*ROWS, plain, serial], lambda *_: 1.0)
+    assert (made["row"], made["minus_serial"]) == ("recipe, not standardised", pytest.approx(-0.1))
+    assert (base["row"], base["minus_serial"]) == ("serial, not standardised", 0.0)
+
+
 def test_epochs_are_told_where_each_was_tested():
     (made,) = tradeoff.compared(ROWS[1:2], lambda name, K: 1.0, every_epoch=False)
     assert made["epochs"] is made["time_to_accuracy"] is None
