@@ -13,14 +13,14 @@ by the cost model of `lpjax.scaling`, from the seconds of its units measured her
 
 epochs: to the first test at most `BELOW` under the last accuracy of backprop of the same network by the same seed,
 which has the same first weights and batches, mean over the seeds of both; none where a seed does not get there, or was
-not tested after every epoch.  Writes the JSON, and a figure beside it.
+not tested after every epoch.  Differences are over these seeds, too.  Writes the JSON, and a figure beside it.
 """
 
 import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,14 @@ def epochs_to(curve: Curve, target: float) -> int | None:
     return next((number for number, (_, value) in enumerate(curve, 1) if value >= target), None)
 
 
-def mean_epochs(row: dict[int, Curve], serial: dict[int, Curve]) -> tuple[float | None, float | None]:
-    """Of the row and of backprop, by seed, over the seeds of both; None where one does not get there."""
-    both = sorted(row.keys() & serial.keys())
-    targets = [serial[seed][-1][1] - BELOW for seed in both]
+def mean_epochs(pairs: list[tuple[Curve, Curve]]) -> tuple[float | None, float | None]:
+    """Of a row and of backprop, over their curves by the same seeds; None where one does not get there."""
 
-    def mean(curves: dict[int, Curve]) -> float | None:
-        found = [epochs_to(curves[seed], target) for seed, target in zip(both, targets, strict=True)]
+    def mean(curves: Iterable[Curve]) -> float | None:
+        found = [epochs_to(curve, serial[-1][1] - BELOW) for curve, (_, serial) in zip(curves, pairs, strict=True)]
         return None if None in found or not found else statistics.mean(number for number in found if number)
 
-    return mean(row), mean(serial)
+    return mean(curve for curve, _ in pairs), mean(serial for _, serial in pairs)
 
 
 def backprop(row: str) -> str:
@@ -75,16 +73,19 @@ def backprop(row: str) -> str:
 def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bool = True) -> list[Json]:
     """The rows of the JSON, from those of `experiments.accuracy` and the speed-up of a row with K stages.
 
-    Those without backprop of their own network beside them are left out.  every_epoch: whether the runs were tested
+    Those without backprop of their own network by a seed of theirs are left out.  every_epoch: whether the runs were tested
     after each epoch.
     """
     by_cell = {(row["row"], row["stages"]): row for row in rows}
     made = []
     for (name, K), row in by_cell.items():
-        if (serial := by_cell.get((backprop(name), K))) is None:
+        serial = by_cell.get((backprop(name), K), {"runs": []})
+        curves, base_curves = ({run["seed"]: run["accuracy"] for run in r["runs"]} for r in (row, serial))
+        both = sorted(curves.keys() & base_curves.keys())
+        if not both:
             continue
-        by_seed = ({run["seed"]: run["accuracy"] for run in r["runs"]} for r in (row, serial))
-        own, base = mean_epochs(*by_seed) if every_epoch else (None, None)
+        pairs = [(curves[seed], base_curves[seed]) for seed in both]
+        own, base = mean_epochs(pairs) if every_epoch else (None, None)
         speed = rho(name, K)
         made.append(
             {
@@ -93,7 +94,7 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
                 "n": row["n"],
                 "accuracy_mean": row["accuracy_mean"],
                 "accuracy_std": row["accuracy_std"],
-                "minus_serial": row["accuracy_mean"] - serial["accuracy_mean"],
+                "minus_serial": statistics.mean(curve[-1][1] - base_curve[-1][1] for curve, base_curve in pairs),
                 "rho": speed,
                 "every_epoch": every_epoch,
                 "epochs": own,
