@@ -277,6 +277,7 @@ README: dict[str, Callable[[], str]] = {
     "accuracy_deep": accuracies("accuracy_deep"),
     "accuracy_digits": accuracies("accuracy_digits"),
     "tradeoff": of_rows(tradeoff, "tradeoff"),
+    "tradeoff_all": of_rows(tradeoff, "tradeoff_all"),
     "levers": of_rows(levers, "levers"),
     "memory": of_rows(memory, "memory"),
     **{name: of_all(speedup, name) for name in SPEEDS},

@@ -73,8 +73,8 @@ def backprop(row: str) -> str:
 def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bool = True) -> list[Json]:
     """The rows of the JSON, from those of `experiments.accuracy` and the speed-up of a row with K stages.
 
-    Those without backprop of their own network by a seed of theirs are left out.  every_epoch: whether the runs were tested
-    after each epoch.
+    Those without backprop of their own network by a seed of theirs are left out.  every_epoch: whether the runs were
+    tested after each epoch.
     """
     by_cell = {(row["row"], row["stages"]): row for row in rows}
     made = []
