@@ -39,12 +39,12 @@ from lpjax.timing import Seconds
 BELOW = 0.005
 
 SERIALS = [name for name, fields in FINALS.items() if fields["method"] == "serial"]
+"""Rows of backprop, a network each."""
 
 BATCH = 120
 """Examples of a step of which rho is told: of 2, 3, 4 and 8 devices each has equally many."""
 
 Json = dict[str, Any]
-
 
 Curve = list[tuple[int, float]]
 """(step, accuracy) of each test."""
@@ -55,14 +55,10 @@ def epochs_to(curve: Curve, target: float) -> int | None:
     return next((number for number, (_, value) in enumerate(curve, 1) if value >= target), None)
 
 
-def mean_epochs(pairs: list[tuple[Curve, Curve]]) -> tuple[float | None, float | None]:
-    """Of a row and of backprop, over their curves by the same seeds; None where one does not get there."""
-
-    def mean(curves: Iterable[Curve]) -> float | None:
-        found = [epochs_to(curve, serial[-1][1] - BELOW) for curve, (_, serial) in zip(curves, pairs, strict=True)]
-        return None if None in found or not found else statistics.mean(number for number in found if number)
-
-    return mean(curve for curve, _ in pairs), mean(serial for _, serial in pairs)
+def mean_epochs(curves: Iterable[Curve], targets: list[float]) -> float | None:
+    """Over the seeds, each to its own target; None where one does not get there."""
+    found = [epochs_to(curve, target) for curve, target in zip(curves, targets, strict=True)]
+    return None if None in found else statistics.mean(number for number in found if number)
 
 
 def backprop(row: str) -> str:
@@ -85,7 +81,8 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
         if not both:
             continue
         pairs = [(curves[seed], base_curves[seed]) for seed in both]
-        own, base = mean_epochs(pairs) if every_epoch else (None, None)
+        targets = [base_curve[-1][1] - BELOW for _, base_curve in pairs]
+        own, base = (mean_epochs(found, targets) if every_epoch else None for found in zip(*pairs, strict=True))
         speed = rho(name, K)
         made.append(
             {

@@ -264,8 +264,8 @@ class Config:
 
     method: how the network is trained, one of `methods.METHODS`; see also `phases`.
     num_stages: K.  cuts: positions in the chain where stages 1..K-1 start (unset: even by cost).
-    standardise: parameter-free standardisation at the interfaces, a part of the network.  Generated inputs need it, and
-      it costs accuracy in long runs; with `coarse_adjoint` it may be left out.
+    standardise: parameter-free standardisation at the interfaces, a part of the network.  Generated inputs need it;
+      with `coarse_adjoint` it may be left out.
     multiplier: policy, see `lagrangian.Policy`.
     bfloat16: activations in bfloat16; parameters, statistics and losses stay in single precision.
     remat: keep only the inputs of a network's units for the backward pass and compute the units again.
