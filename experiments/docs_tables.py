@@ -129,6 +129,7 @@ PAIRS = {
         (4, "local", "serial"),
         (4, "fdg", "serial"),
         (8, "recipe", "serial"),
+        (8, "recipe", "serial, not standardised"),
         (8, "fdg", "serial"),
         (8, "recipe", "fdg"),
     ),
