@@ -179,6 +179,8 @@ FINALS: dict[str, dict[str, Any]] = {
     "recipe, grid 4, no block": COARSER | BLOCKLESS,
     "recipe, grid 4, no block, no fit": COARSER | BLOCKLESS | NO_FIT,
     **PEERS,
+    "local, not standardised": PEERS["local"] | PLAIN,
+    "fdg, not standardised": PEERS["fdg"] | PLAIN,
 }
 
 
