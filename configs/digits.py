@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.model.depth = 26
     config.model.width = 16
     config.num_stages = 4
+    config.standardise = True  # as layer_parallel needs it; so that every method trains the same network
     config.multiplier = "coarse_tail"
     config.num_epochs = 30
     config.batch_size = 64

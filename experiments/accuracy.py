@@ -113,6 +113,8 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "real inputs, grid, blocks 2": RECIPE | {"aux.blocks_per_stage": 2},
     "real inputs, grid, not standardised": RECIPE | PLAIN,
+    "real inputs, grid, blocks 2, not standardised": RECIPE | PLAIN | {"aux.blocks_per_stage": 2},
+    "real inputs, not standardised": {"method": "coarse_adjoint"} | PLAIN,
     "real inputs, grid wide": GRID | {"method": "coarse_adjoint"},
     "real inputs, grid narrow": {"method": "coarse_adjoint", "aux.grid": 8, "aux.width": 0.5},
     "real inputs, grid, tails alone": {"method": "coarse_adjoint", "aux.grid": 8} | TAILS_ALONE,

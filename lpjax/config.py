@@ -264,8 +264,8 @@ class Config:
 
     method: how the network is trained, one of `methods.METHODS`; see also `phases`.
     num_stages: K.  cuts: positions in the chain where stages 1..K-1 start (unset: even by cost).
-    standardise: parameter-free standardisation at the interfaces, a part of the network.  Generated inputs need it;
-      with `coarse_adjoint` it may be left out.
+    standardise: parameter-free standardisation at the interfaces, a part of the network (unset: where the method, or
+      one of `phases`, needs it, because its AuxNet generates the stages' inputs; see `standardised`).
     multiplier: policy, see `lagrangian.Policy`.
     bfloat16: activations in bfloat16; parameters, statistics and losses stay in single precision.
     remat: keep only the inputs of a network's units for the backward pass and compute the units again.
@@ -281,7 +281,7 @@ class Config:
     method: str = "layer_parallel"
     num_stages: int = 4
     cuts: tuple[int, ...] | None = None
-    standardise: bool = True
+    standardise: bool | None = None
     multiplier: Policy = "coarse_tail"
     bfloat16: bool = False
     remat: bool = False
@@ -313,9 +313,19 @@ class Config:
     @property
     def mesh_shape(self) -> tuple[int, int]:
         """(S, D): devices along 'stage' and 'data'."""
-        names = self.phases.methods or (self.method,)
-        default = 1 if all(METHODS[name].devices == "one" for name in names) else self.num_stages
+        default = 1 if all(METHODS[name].devices == "one" for name in self.all_methods) else self.num_stages
         return (default if self.mesh.stage is None else self.mesh.stage), self.mesh.data
+
+    @property
+    def standardised(self) -> bool:
+        """Whether interfaces are standardised.  Otherwise the network is as published, however it is cut."""
+        default = any(METHODS[name].aux_net == "inputs" for name in self.all_methods)
+        return default if self.standardise is None else self.standardise
+
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        """All that the run trains by."""
+        return self.phases.methods or (self.method,)
 
     @property
     def staged(self) -> bool:

@@ -163,12 +163,11 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
     config, network = run.config, run.network
     per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
     figures = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
-    names = config.phases.methods or (config.method,)
-    pieces = network.aux_net if any(METHODS[name].aux_net for name in names) else ()
+    pieces = network.aux_net if any(METHODS[name].aux_net for name in config.all_methods) else ()
     return {
         "ended": ended,
-        "method": ", ".join(names),
-        "multiplier": config.multiplier if "layer_parallel" in names else None,
+        "method": ", ".join(config.all_methods),
+        "multiplier": config.multiplier if "layer_parallel" in config.all_methods else None,
         "num_stages": config.num_stages,
         "mesh": dict(zip(("stage", "data"), config.mesh_shape, strict=True)),
         "seed": config.seed,

@@ -70,6 +70,7 @@ def identity(run: Run) -> dict[str, Any]:
     spec = {f"data set: {name}": value for name, value in dataclasses.asdict(run.spec).items() if name != "class_names"}
     if run.config.phases.methods:
         del config["method"]  # it is the phase's
+    config["standardise"] = run.config.standardised
     found = {**config, **spec, "cuts": run.network.cuts, "precision": str(jnp.result_type(float))}
     return json.loads(json.dumps(found))
 
@@ -183,12 +184,18 @@ def from_other(run: Run, say: Say) -> Start:
             f"start.workdir={workdir}: another network: {len(others)} arrays of parameters are not in both or are of "
             f"other shapes, such as {others[0]}; expected the same model ({run.config.model.function})"
         )
+    was, now = saved.meta["identity"], identity(run)
+    if run.config.standardise is None and was["standardise"] != now["standardise"]:
+        raise WorkdirError(
+            f"start.workdir={workdir}: another network: its interfaces have standardise={was['standardise']}, those of "
+            f"this run {now['standardise']}, as it is unset and method={', '.join(run.config.all_methods)}; set "
+            f"--config.standardise={was['standardise']} to go on with that network, {now['standardise']} to change it"
+        )
     say(f"starting from step {saved.step} of {workdir}")
     _say_news([name for name in fresh if config.optimizer or _is_weight(name)], left, say)
     if not config.optimizer:
         return Start(state)
     state = _at_step(run, state, saved)
-    was, now = saved.meta["identity"], identity(run)
     same_data = all(was.get(name) == now[name] for name in ("batch_size", "data.name", "data set: num_train"))
     if not same_data:
         say("other data or batch size: the row of batches starts at its beginning")

@@ -85,7 +85,7 @@ def build_network(config: Config, spec: Spec) -> Network:
         spec.image_shape,
         num_stages=config.num_stages,
         cuts=config.cuts,
-        standardise=config.standardise,
+        standardise=config.standardised,
         dtype="bfloat16" if config.bfloat16 else None,
         remat=config.remat,
         aux_function=named.load(config.aux.function, "aux.function"),

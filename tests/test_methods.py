@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from lpjax import chain, lagrangian, methods, resume
 from lpjax.chain import Mode
-from lpjax.methods import delayed, local
+from lpjax.methods import METHODS, delayed, local
+from lpjax.models.layers import STANDARDISE
 from lpjax.network import composed
 
 TRAIN = Mode(train=True)
@@ -400,6 +401,23 @@ def test_every_method_has_its_file():
 def test_bad_settings(fields, message):
     with pytest.raises(ValueError, match=message):
         small_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "standardised"),
+    [
+        ({"method": "layer_parallel"}, True),
+        ({"method": "layer_parallel", "standardise": False}, False),
+        ({"method": "serial", "standardise": True}, True),
+        ({"method": "serial", "phases__methods": ("serial", "layer_parallel"), "phases__epochs": (1.0,)}, True),
+        *(({"method": name}, False) for name in METHODS if name != "layer_parallel"),
+    ],
+)
+def test_only_methods_with_generated_inputs_change_the_network(fields, standardised):
+    """Unset, interfaces are standardised where the AuxNet generates inputs; otherwise the network is as published."""
+    run = small_run(**fields)
+    assert (run.network.stages[0].units[-1] == STANDARDISE) == standardised
+    assert (sum((stage.units for stage in run.network.stages), ()) == run.network.chain.units) == (not standardised)
 
 
 def test_phases_share_a_mesh():

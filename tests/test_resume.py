@@ -144,7 +144,8 @@ def test_another_number_of_stages(tmp_path):
 def test_another_method_and_back(tmp_path):
     """Layer-parallel, serial fine-tuning, layer-parallel: schedules and data go on where they were."""
     _, first = trained(tmp_path / "a", num_steps=4)
-    there = {"method": "serial", "start__workdir": str(tmp_path / "a"), "start__optimizer": True}
+    there = {"method": "serial", "standardise": True}
+    there |= {"start__workdir": str(tmp_path / "a"), "start__optimizer": True}
     said, arrays = trained(tmp_path / "b", **there, num_steps=8)
     assert "AuxNet params beside units 0000-0001 of the other run is not in this one" in said
     assert not np.array_equal(arrays["network.params.0.conv.kernel"], first["network.params.0.conv.kernel"])
@@ -156,6 +157,18 @@ def test_another_method_and_back(tmp_path):
     assert last["network.optimizer.2.1.count"] == last["aux.optimizer.2.1.count"] == last["step"] == 12
     saved, _ = checkpoint.newest_good(tmp_path / "c" / "checkpoints")
     assert saved.meta["feed"] == [{"step": 12}]
+
+
+def test_another_method_keeps_the_network_or_asks(tmp_path):
+    """Where standardise is unset, a method that would drop the other run's standardisation does not do so unasked."""
+    trained(tmp_path / "a", num_steps=1)
+    there = {"method": "coarse_adjoint", "start__workdir": str(tmp_path / "a"), "num_steps": 1}
+    with pytest.raises(WorkdirError, match=r"standardise=True, those of this run False.*=True to go on"):
+        trained(tmp_path / "b", **there)
+    said, _ = trained(tmp_path / "b", **there, standardise=True)
+    assert "standardisation" not in said
+    said, _ = trained(tmp_path / "c", **there, standardise=False)
+    assert "standardisation of the interface at unit 1 of the other run is not in this one" in said
 
 
 @pytest.mark.slow
