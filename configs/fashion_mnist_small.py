@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
     config.model.depth = 20
     config.model.width = 8
     config.num_stages = 4
-    config.standardise = True  # as layer_parallel needs it; so that every method trains the same network
     config.multiplier = "coarse_tail"
     config.num_epochs = 5
     config.batch_size = 128

@@ -35,7 +35,7 @@ class Mode(NamedTuple):
 
     train: normalise by the batch's own statistics (and return them) instead of by the given ones.
     axes: mesh axes that share the batch: batch statistics are averaged over them (`lax.pmean`, one collective a layer).
-    keys: random keys [b], one an example; None where nothing is random (tests, recalibration, the AuxNet).
+    keys: random keys [b], one an example; None where nothing is random (tests, the AuxNet).
     position: of the unit in the network, set by `apply`; with `keys` it makes the unit's randomness the same wherever
         the unit and the example are computed.
     """

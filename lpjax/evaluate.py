@@ -2,7 +2,8 @@
 
 Batch-norm statistics gathered in layer-parallel training belong to the AuxNet's inputs and are wrong for the composed
 network.  So before an evaluation they are recalibrated: the mean of the batch statistics of composed forward passes
-over some training images (not augmented), for every method alike.
+over some training batches, augmented and with dropout as in training, for every method alike.  (Weights are fitted to
+the statistics of such batches: those of images that are not augmented cost up to 6 points of accuracy on CIFAR-10.)
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from lpjax.config import Config
 from lpjax.data.feed import Batch, Feed
 from lpjax.methods import METHODS
 from lpjax.network import Network, composed
-from lpjax.recipe import Recipe
+from lpjax.recipe import Recipe, example_keys
 from lpjax.train_state import TrainState
 
 
@@ -60,8 +61,9 @@ def make_calibrate(
     def calibrate(state: TrainState, batch: Batch) -> tuple[PyTree, ...]:
         """The batch's statistics in the composed network."""
         trees, old = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
-        mode = Mode(train=True, axes=meshes.ALL_AXES)
-        return composed(network, trees, old, recipe.normalised(batch.image), mode)[1]
+        keys = example_keys(state.key, jnp.zeros_like(state.step), batch.index)
+        mode = Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
+        return composed(network, trees, old, recipe.network_input(batch, keys), mode)[1]
 
     def mean(state: TrainState, feed: Feed) -> tuple[PyTree, ...]:
         # One by one: several CPU processes with many collectives under way were seen to wait for each other forever.

@@ -8,9 +8,17 @@ from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_st
 
 from lpjax import aux_net, chain, lagrangian
 from lpjax.chain import Mode
+from lpjax.data.augment import augment
 from lpjax.network import composed
+from lpjax.recipe import example_keys
 
 pytestmark = pytest.mark.usefixtures("x64")
+
+
+WITH_DROPOUT = {
+    "model": {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
+    "num_stages": 3,
+}
 
 
 def normalised(run, images):
@@ -45,10 +53,11 @@ def test_data_parallel_gives_the_same_numbers(shape):
     assert_close(many[1], one[1])
 
 
-@pytest.mark.parametrize("shape", [(4, 2), (1, 1)])
-def test_evaluation_is_of_the_composed_network(shape):
-    """All test images once, statistics recalibrated on composed passes; AuxNet path and head by running ones."""
-    run = small_run(mesh__stage=shape[0], mesh__data=shape[1], eval__calibration_batches=3)
+@pytest.mark.parametrize("shape, model", [((4, 2), {}), ((1, 1), WITH_DROPOUT)], ids=["on a mesh", "with dropout"])
+def test_evaluation_is_of_the_composed_network(shape, model):
+    """All test images once, statistics recalibrated on composed passes as in training; AuxNet path and head by running
+    ones."""
+    run = small_run(mesh__stage=shape[0], mesh__data=shape[1], eval__calibration_batches=3, data__flip=True, **model)
     state, _ = run.step(run.create(), next(run.feed.train()))
     network, got = run.network, run.evaluate(state, run.feed)
     assert got.test_examples == 360
@@ -58,13 +67,12 @@ def test_evaluation_is_of_the_composed_network(shape):
     from lpjax.data.feed import epoch_order
 
     order = epoch_order(0, 0, run.spec.num_train)
-    passes = [
-        composed(
-            network, params, stats, normalised(run, dataset(run).train_images[order[i : i + 16]]), Mode(train=True)
-        )
-        for i in (0, 16, 32)
-    ]
-    calibrated = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(out for _, out in passes))
+    def as_in_training(index):
+        keys = example_keys(jax.device_get(state.key), jnp.zeros((), int), jnp.asarray(index))
+        images = augment(jnp.asarray(dataset(run).train_images[index]), keys, run.config.data)
+        return composed(network, params, stats, normalised(run, images), Mode(train=True, keys=keys))[1]
+
+    calibrated = jax.tree.map(lambda *trees: sum(trees) / 3, *(as_in_training(order[i : i + 16]) for i in (0, 16, 32)))
     x, labels, mode = (
         normalised(run, dataset(run).test_images),
         jnp.asarray(dataset(run).test_labels),

@@ -211,16 +211,16 @@ def test_the_test_split_in_order_padded():
                 assert label == index % 7
 
 
-def test_a_sample_is_the_same_each_time_and_not_augmented():
+def test_a_sample_is_the_same_each_time_and_cropped_as_in_training():
     data = make_stream()
     one, other = ([jax.device_get(b) for b in streamed(data, seed=seed).sample(3)] for seed in (0, 1))
     assert len(np.unique(row(one))) == 24
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a.index, b.index)
         np.testing.assert_array_equal(a.image, b.image)
-        np.testing.assert_array_equal(
-            a.image, [images.decode(data.train.files[i], size=SIDE, channels=3, rng=None) for i in a.index]
-        )
+        centres = np.array([images.decode(data.train.files[i], size=SIDE, channels=3, rng=None) for i in a.index])
+        assert (a.image != centres).any(axis=(1, 2, 3)).mean() > 0.5, "crops at random"
+        assert (abs(a.image.astype(int) - 5 * a.index[:, None, None, None]) < 5).all(), "of these images"
         np.testing.assert_array_equal(a.label, a.index % 7)
 
 

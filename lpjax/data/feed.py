@@ -62,7 +62,7 @@ class Feed(Protocol):
         ...
 
     def sample(self, count: int) -> Iterator[Batch]:
-        """At most `count` batches of training images as they are tested, not augmented: the same ones each time."""
+        """At most `count` batches of training images as a training step gets them, the same ones each time."""
         ...
 
     def test(self) -> Iterator[Batch]:

@@ -54,9 +54,9 @@ class _Decoder:
             return None
         return {"image": image, "label": np.asarray(label, np.int32), "index": np.asarray(position, np.int32)}
 
-    def padded(self, position: int) -> dict[str, np.ndarray]:
+    def padded(self, position: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """The example, or for position -1 and a damaged file an empty image of index -1."""
-        example = self(position) if position >= 0 else None
+        example = self(position, rng) if position >= 0 else None
         if example is not None:
             return example
         shape = (self._config.image_size, self._config.image_size, self._config.channels)
@@ -76,16 +76,20 @@ class Streamed:
     def sample(self, count: int) -> Iterator[Batch]:
         """See `Feed`."""
         order = sample_order(len(self._stream.train), self._config.batch_size, self._mesh, count)
-        return self._in_order(self._stream.train, order)
+        return self._in_order(self._stream.train, order, cropped=True)
 
     def test(self) -> Iterator[Batch]:
         """See `Feed`."""
         return self._in_order(self._stream.test, padded_order(len(self._stream.test), self._config.batch_size))
 
-    def _in_order(self, files: ImageFiles, order: list[np.ndarray]) -> Iterator[Batch]:
-        mine = [positions[own_examples(self._mesh, len(positions))] for positions in order]
+    def _in_order(self, files: ImageFiles, order: list[np.ndarray], cropped: bool = False) -> Iterator[Batch]:
+        """Examples at positions [batch, example].  cropped: at random, as in training."""
         decoder = _Decoder(files, self._config, [])
-        examples = grain.MapDataset.source(np.concatenate(mine)).map(lambda i: decoder.padded(int(i)))
+        row = grain.MapDataset.source(np.concatenate(order)).seed(0)
+        row = row.random_map(lambda i, rng: decoder.padded(int(i), rng if cropped else None))
+        starts = np.cumsum([0] + [len(positions) for positions in order])
+        mine = [at + own_examples(self._mesh, len(batch)) for at, batch in zip(starts, order, strict=False)]
+        examples = grain.MapDataset.source(np.concatenate(mine)).map(lambda i: row[int(i)])
         for local in examples.to_iter_dataset(_read_options(self._config)).batch(len(mine[0])):
             yield _on_mesh(local, self._mesh)
 

@@ -23,7 +23,8 @@ class Entry(NamedTuple):
     staged: each device along 'stage' holds its K/S stages, K devices unless told otherwise; otherwise every device
         holds the whole network.
     devices: along 'stage' where nothing is said: "stages" (K) or "one".
-    aux_net: what an AuxNet is for: "inputs" of the stages (and tails), "tails" alone, or "" where there is none.
+    aux_net: what an AuxNet is for: "inputs" of the stages (and tails), "tails" alone, or "" where there is none.  With
+        "inputs" interfaces are standardised (`Config.standardised`).
     """
 
     staged: bool
