@@ -254,6 +254,18 @@ def summary(row: str, num_stages: int, runs: list[dict[str, Any]]) -> dict[str, 
     }
 
 
+def folder_of(row: str, num_stages: int, seed: int) -> str:
+    """Name of a run's workdir."""
+    return f"{row.replace(' ', '_')}-{num_stages}-{seed}"
+
+
+def row_of(rows: list[dict[str, Any]], name: str, num_stages: int) -> dict[str, Any] | None:
+    """A row of the JSON.  Backprop's of the network as published, which is the same for every number of stages, may be
+    that of another one."""
+    named = {row["stages"]: row for row in rows if row["row"] == name and row["n"]}
+    return named.get(num_stages) or (next(iter(named.values()), None) if name == "serial" else None)
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A line a row, a column a number of stages: accuracy in %, mean ± std (n)."""
     stages = sorted({row["stages"] for row in rows})
@@ -261,8 +273,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for name in dict.fromkeys(row["row"] for row in rows):
         cells = []
         for K in stages:
-            row = next((row for row in rows if (row["row"], row["stages"]) == (name, K)), None)
-            if row is None or not row["n"]:
+            row = row_of(rows, name, K)
+            if row is None:
                 cells.append("")
                 continue
             spread = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.2f}"
@@ -340,7 +352,7 @@ def main(argv: list[str]) -> int:
 
     def one(cell: tuple[str, int], seed: int, config: Config) -> None:
         (row, K), fields = cell, cells[cell]
-        folder = args.runs / args.table / f"{row.replace(' ', '_')}-{K}-{seed}"
+        folder = args.runs / args.table / folder_of(row, K, seed)
         command = ["-m", "lpjax.main", f"--config={table.config}", *arguments(fields), f"--config.seed={seed}"]
         result = finished(folder, config)
         if result is None and trained([*command, f"--workdir={folder}"]):

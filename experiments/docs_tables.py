@@ -147,9 +147,10 @@ def paired() -> str:
     """Differences of rows seed by seed."""
     shown = []
     for file, pairs in PAIRS.items():
-        runs = {(row["stages"], row["row"]): row["runs"] for row in result(file)["rows"]}
+        rows = result(file)["rows"]
         for K, name, base in pairs:
-            own, other = ({run["seed"]: run["test_accuracy"] for run in runs[K, row]} for row in (name, base))
+            both = (accuracy.row_of(rows, row, K) for row in (name, base))
+            own, other = ({run["seed"]: run["test_accuracy"] for run in row["runs"]} if row else {} for row in both)
             found = [100 * (own[seed] - other[seed]) for seed in own]
             error = statistics.stdev(found) / len(found) ** 0.5
             difference = f"{statistics.mean(found):+.2f} ± {error:.2f} ({len(found)})"

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.accuracy import FINALS
+from experiments.accuracy import FINALS, row_of
 from experiments.compare import load
 from experiments.provenance import provenance
 from experiments.scale_check import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
@@ -72,11 +72,11 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
     Those without backprop of their own network by a seed of theirs are left out.  every_epoch: whether the runs were
     tested after each epoch.
     """
-    by_cell = {(row["row"], row["stages"]): row for row in rows}
     made = []
-    for (name, K), row in by_cell.items():
-        serial = by_cell.get((backprop(name), K), {"runs": []})
-        curves, base_curves = ({run["seed"]: run["accuracy"] for run in r["runs"]} for r in (row, serial))
+    for row in rows:
+        name, K = row["row"], row["stages"]
+        serial = row_of(rows, backprop(name), K)
+        curves, base_curves = ({run["seed"]: run["accuracy"] for run in r["runs"]} if r else {} for r in (row, serial))
         both = sorted(curves.keys() & base_curves.keys())
         if not both:
             continue

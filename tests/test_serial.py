@@ -67,6 +67,7 @@ def test_evaluation_is_of_the_composed_network(shape, model):
     from lpjax.data.feed import epoch_order
 
     order = epoch_order(0, 0, run.spec.num_train)
+
     def as_in_training(index):
         keys = example_keys(jax.device_get(state.key), jnp.zeros((), int), jnp.asarray(index))
         images = augment(jnp.asarray(dataset(run).train_images[index]), keys, run.config.data)

@@ -39,13 +39,25 @@ def test_time_to_accuracy():
 
 
 def test_each_is_compared_with_backprop_of_its_own_network():
-    """A row whose network is not standardised, with and without backprop of that network."""
-    plain = row("recipe, not standardised", {0: [0.3, 0.6, 0.7, 0.8]})
-    assert "recipe, not standardised" not in {made["row"] for made in tradeoff.compared([*ROWS, plain], lambda *_: 1.0)}
-    serial = row("serial, not standardised", {0: [0.6, 0.7, 0.8, 0.9]})
-    *_, made, base = tradeoff.compared([*ROWS, plain, serial], lambda *_: 1.0)
-    assert (made["row"], made["minus_serial"]) == ("recipe, not standardised", pytest.approx(-0.1))
-    assert (base["row"], base["minus_serial"]) == ("serial, not standardised", 0.0)
+    """A row whose network is standardised, with and without backprop of that network."""
+    other = row("recipe, standardised", {0: [0.3, 0.6, 0.7, 0.8]})
+    assert "recipe, standardised" not in {made["row"] for made in tradeoff.compared([*ROWS, other], lambda *_: 1.0)}
+    serial = row("serial, standardised", {0: [0.6, 0.7, 0.8, 0.9]})
+    *_, made, base = tradeoff.compared([*ROWS, other, serial], lambda *_: 1.0)
+    assert (made["row"], made["minus_serial"]) == ("recipe, standardised", pytest.approx(-0.1))
+    assert (base["row"], base["minus_serial"]) == ("serial, standardised", 0.0)
+    elsewhere = row("serial, standardised", {0: [0.6, 0.7, 0.8, 0.9]}, stages=4)
+    made = tradeoff.compared([*ROWS, other, elsewhere], lambda *_: 1.0)
+    assert "recipe, standardised" not in {row["row"] for row in made}, "its network has other cuts"
+
+
+def test_the_published_network_is_the_same_for_every_number_of_stages():
+    """Backprop's row of another number of stages does where it is not standardised."""
+    made = tradeoff.compared([row("recipe", {1: [0.3, 0.6, 0.8, 0.9]}, stages=8), *ROWS[1:2]], lambda *_: 1.0)
+    assert [(m["row"], m["stages"], m["minus_serial"]) for m in made] == [
+        ("recipe", 8, pytest.approx(0.09)),
+        ("serial", 2, 0.0),
+    ]
 
 
 def test_epochs_are_told_where_each_was_tested():
