@@ -69,8 +69,8 @@ def backprop(row: str) -> str:
 def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bool = True) -> list[Json]:
     """The rows of the JSON, from those of `experiments.accuracy` and the speed-up of a row with K stages.
 
-    Those without backprop of their own network by a seed of theirs are left out.  every_epoch: whether the runs were
-    tested after each epoch.
+    Those without backprop of their own network by a seed of theirs are left out.  every_epoch: whether backprop was
+    tested after each epoch; a row that was tested less often has no epochs.
     """
     made = []
     for row in rows:
@@ -82,7 +82,8 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
             continue
         pairs = [(curves[seed], base_curves[seed]) for seed in both]
         targets = [base_curve[-1][1] - BELOW for _, base_curve in pairs]
-        own, base = (mean_epochs(found, targets) if every_epoch else None for found in zip(*pairs, strict=True))
+        every = every_epoch and all(curve[0][0] == base_curve[0][0] for curve, base_curve in pairs)
+        own, base = (mean_epochs(found, targets) if every else None for found in zip(*pairs, strict=True))
         speed = rho(name, K)
         made.append(
             {
@@ -93,7 +94,7 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
                 "accuracy_std": row["accuracy_std"],
                 "minus_serial": statistics.mean(curve[-1][1] - base_curve[-1][1] for curve, base_curve in pairs),
                 "rho": speed,
-                "every_epoch": every_epoch,
+                "every_epoch": every,
                 "epochs": own,
                 "time_to_accuracy": speed * base / own if own and base else None,
             }

@@ -66,6 +66,16 @@ def test_epochs_are_told_where_each_was_tested():
     assert tradeoff.markdown([made]).splitlines()[-1] == "| 2 | serial | +0.00 | 1.00 |  |  |"
 
 
+def test_no_epochs_are_told_of_a_row_tested_less_often_than_backprop():
+    once = row("recipe", {0: [0.9], 1: [0.9]})
+    for run in once["runs"]:
+        run["accuracy"] = [[40, 0.9]]
+    made, serial = tradeoff.compared([once, ROWS[1]], lambda *_: 1.0)
+    assert (made["every_epoch"], made["epochs"], made["time_to_accuracy"]) == (False, None, None)
+    assert made["minus_serial"] == pytest.approx(0.1)
+    assert serial["epochs"] == pytest.approx(10 / 3)
+
+
 def test_grids_on_larger_images():
     """Twice as large; rows without one, or that unset it, keep what they have."""
     made = {row: tradeoff.on_larger_images(row) for row in tradeoff.FINALS}
