@@ -254,11 +254,6 @@ def summary(row: str, num_stages: int, runs: list[dict[str, Any]]) -> dict[str, 
     }
 
 
-def folder_of(row: str, num_stages: int, seed: int) -> str:
-    """Name of a run's workdir."""
-    return f"{row.replace(' ', '_')}-{num_stages}-{seed}"
-
-
 def row_of(rows: list[dict[str, Any]], name: str, num_stages: int) -> dict[str, Any] | None:
     """A row of the JSON.  Backprop's of the network as published, which is the same for every number of stages, may be
     that of another one."""
@@ -352,7 +347,7 @@ def main(argv: list[str]) -> int:
 
     def one(cell: tuple[str, int], seed: int, config: Config) -> None:
         (row, K), fields = cell, cells[cell]
-        folder = args.runs / args.table / folder_of(row, K, seed)
+        folder = args.runs / args.table / f"{row.replace(' ', '_')}-{K}-{seed}"
         command = ["-m", "lpjax.main", f"--config={table.config}", *arguments(fields), f"--config.seed={seed}"]
         result = finished(folder, config)
         if result is None and trained([*command, f"--workdir={folder}"]):
