@@ -1,12 +1,16 @@
 """The accuracy tables: what is compared with what, on which split, and what becomes of the figures."""
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
+from helpers import small_run
+from rich.console import Console
 
-from experiments import accuracy
+from experiments import accuracy, recalibration
 from experiments.compare import load
+from lpjax import train
 
 
 @pytest.mark.parametrize("name", accuracy.TABLES)
@@ -112,3 +116,21 @@ def test_rows_and_seeds_join_those_of_a_json(monkeypatch, tmp_path, capsys):
         assert accuracy.main([*common, "--add", "--rows=local", other]) == 2
         assert message in capsys.readouterr().err
         assert json.loads(out.read_text()) == whole
+
+
+def test_a_run_is_tested_by_both_statistics(tmp_path):
+    """As in training it is what the run said itself."""
+    workdir = tmp_path / "recipe,_no_block-4-3"
+    run = small_run(mesh__stage=1, num_steps=20, seed=3, method="coarse_adjoint", data__flip=True)
+    train.train(run, workdir, Console(file=io.StringIO()))
+    config = recalibration.config_of(workdir)
+    assert replace(config, mesh=run.config.mesh) == run.config
+    tested = recalibration.tested(config, workdir)
+    assert tested["as in training"] == json.loads((workdir / "result.json").read_text())["test_accuracy"]
+    assert tested["as they are"] != tested["as in training"]
+    rows = [
+        {"data": "digits", "stages": 4, "row": "recipe", "runs": [{"as in training": 0.7, "as they are": 0.65}] * 2}
+    ]
+    assert recalibration.markdown(rows).splitlines()[2:] == [
+        "| digits | 4 | recipe | 70.00 ± 0.00 | 65.00 ± 0.00 | 5.0, 5.0 |"
+    ]
