@@ -112,6 +112,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, blocks 2": {"method": "coarse_adjoint", "aux.blocks_per_stage": 2},
     "real inputs, grid": {"method": "coarse_adjoint", "aux.grid": 8},
     "real inputs, grid, blocks 2": RECIPE | {"aux.blocks_per_stage": 2},
+    "real inputs, grid, blocks 4": RECIPE | {"aux.blocks_per_stage": 4},
     "real inputs, grid, standardised": RECIPE | STANDARDISED,
     "real inputs, grid wide": GRID | {"method": "coarse_adjoint"},
     "real inputs, grid narrow": {"method": "coarse_adjoint", "aux.grid": 8, "aux.width": 0.5},
