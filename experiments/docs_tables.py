@@ -106,20 +106,16 @@ PAIRS = {
     ),
     "accuracy_cifar10_all": (
         (2, "recipe", "serial"),
-        (3, "recipe", "serial"),
         (4, "recipe", "serial"),
-        (4, "recipe, grid 4", "serial"),
-        (4, "recipe, no block", "serial"),
-        (4, "local", "serial"),
         (4, "fdg", "serial"),
         (4, "recipe", "fdg"),
         (8, "recipe", "serial"),
         (8, "fdg", "serial"),
-        (8, "recipe", "fdg"),
+        (8, "fdg", "recipe"),
         (2, "serial, standardised", "serial"),
         (8, "serial, standardised", "serial"),
-        (2, "recipe", "recipe, standardised"),
-        (8, "recipe", "recipe, standardised"),
+        (2, "recipe, standardised", "recipe"),
+        (8, "recipe, standardised", "recipe"),
     ),
 }
 """Number of stages, row, and what it is compared with, by file of `experiments.accuracy`."""

@@ -69,10 +69,11 @@ def backprop(row: str) -> str:
 def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bool = True) -> list[Json]:
     """The rows of the JSON, from those of `experiments.accuracy` and the speed-up of a row with K stages.
 
-    Those without backprop of their own network by a seed of theirs are left out.  every_epoch: whether backprop was
-    tested after each epoch; a row that was tested less often has no epochs.
+    Those without backprop of their own network by a seed of theirs are left out.  every_epoch: whether those
+    tested most often were after each epoch; the others have no epochs.
     """
     made = []
+    epoch = min((run["accuracy"][0][0] for row in rows for run in row["runs"]), default=0)  # steps
     for row in rows:
         name, K = row["row"], row["stages"]
         serial = row_of(rows, backprop(name), K)
@@ -82,7 +83,7 @@ def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bo
             continue
         pairs = [(curves[seed], base_curves[seed]) for seed in both]
         targets = [base_curve[-1][1] - BELOW for _, base_curve in pairs]
-        every = every_epoch and all(curve[0][0] == base_curve[0][0] for curve, base_curve in pairs)
+        every = every_epoch and all(curve[0][0] == epoch for both_curves in pairs for curve in both_curves)
         own, base = (mean_epochs(found, targets) if every else None for found in zip(*pairs, strict=True))
         speed = rho(name, K)
         made.append(

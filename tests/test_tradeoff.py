@@ -66,13 +66,16 @@ def test_epochs_are_told_where_each_was_tested():
     assert tradeoff.markdown([made]).splitlines()[-1] == "| 2 | serial | +0.00 | 1.00 |  |  |"
 
 
-def test_no_epochs_are_told_of_a_row_tested_less_often_than_backprop():
-    once = row("recipe", {0: [0.9], 1: [0.9]})
-    for run in once["runs"]:
+def test_no_epochs_are_told_of_rows_tested_less_often():
+    names = "recipe", "recipe, standardised", "serial, standardised"
+    once = [row(name, {0: [0.9], 1: [0.9]}) for name in names]
+    for run in (run for made in once for run in made["runs"]):
         run["accuracy"] = [[40, 0.9]]
-    made, serial = tradeoff.compared([once, ROWS[1]], lambda *_: 1.0)
-    assert (made["every_epoch"], made["epochs"], made["time_to_accuracy"]) == (False, None, None)
-    assert made["minus_serial"] == pytest.approx(0.1)
+    *made, serial = tradeoff.compared([*once, ROWS[1]], lambda *_: 1.0)
+    assert [m["row"] for m in made] == list(names)
+    for m in made:
+        assert (m["every_epoch"], m["epochs"], m["time_to_accuracy"]) == (False, None, None)
+    assert made[0]["minus_serial"] == pytest.approx(0.1)
     assert serial["epochs"] == pytest.approx(10 / 3)
 
 
