@@ -73,6 +73,13 @@ LONGER: dict[str, Any] = RECIPE | {"num_epochs": PROTOCOL["num_epochs"] * 6 // 5
 COARSER: dict[str, Any] = RECIPE | {"aux.grid": 4}
 """The same with tails on the smallest map of the network: what a grid of 8 is to images of 32x32."""
 
+DELAYED: dict[int, dict[str, Any]] = {
+    epoch: RECIPE | {"phases.methods": ("coarse_adjoint", "delayed"), "phases.epochs": (float(epoch),)}
+    for epoch in (4, 8, 12)
+}
+"""The recipe, and from an epoch on delayed gradients: these are exact but old, which matters less the slower weights
+move, while the tails' are of now but inexact."""
+
 STANDARDISED: dict[str, Any] = {"standardise": True}
 """The network with a standardisation where it is cut, as methods with generated inputs have it; otherwise it is the one
 published, the same for every number of stages."""
@@ -139,6 +146,10 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, grid 4 narrow, tail 1": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5, "aux.tail": 1},
     "real inputs, tail 1": {"method": "coarse_adjoint", "aux.tail": 1},
     "real inputs, tail 0": {"method": "coarse_adjoint", "aux.tail": 0},
+    "fdg": {"method": "delayed"},
+    **{f"real inputs, grid, delayed from epoch {epoch}": fields for epoch, fields in DELAYED.items()},
+    "real inputs, grid, serial from epoch 12": RECIPE
+    | {"phases.methods": ("coarse_adjoint", "serial"), "phases.epochs": (12.0,)},
     "serial from epoch 12": {"phases.methods": ("layer_parallel", "serial"), "phases.epochs": (12.0,)},
 }
 """Candidates of the search, on top of coarse_tail as configs/fashion_mnist_small.py has it."""
