@@ -146,6 +146,12 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, grid 4 narrow, tail 1": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5, "aux.tail": 1},
     "real inputs, tail 1": {"method": "coarse_adjoint", "aux.tail": 1},
     "real inputs, tail 0": {"method": "coarse_adjoint", "aux.tail": 0},
+    "sweeps 3, grid, tails alone": {
+        "penalty.sweeps": 3,
+        "penalty.initial": 0.0,
+        "aux.correction_step": 0.0,
+        "aux.grid": 8,
+    },
     "fdg": {"method": "delayed"},
     **{f"real inputs, grid, delayed from epoch {epoch}": fields for epoch, fields in DELAYED.items()},
     "real inputs, grid, serial from epoch 12": RECIPE
