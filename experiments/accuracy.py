@@ -190,6 +190,8 @@ FINALS: dict[str, dict[str, Any]] = {
     "recipe": RECIPE,
     "recipe, standardised": RECIPE | STANDARDISED,
     "recipe, a fifth more epochs": LONGER,
+    "recipe, delayed from epoch 8": DELAYED[8],
+    "recipe, delayed from epoch 12": DELAYED[12],
     "recipe, no block": NO_BLOCK,
     "recipe, no block, no fit": NO_BLOCK | NO_FIT,
     "recipe, no block, half the width": NARROW,
