@@ -11,12 +11,15 @@ by the cost model of `lpjax.scaling`, from the seconds of its units measured her
 
     time to accuracy = rho (epochs of backprop) / (epochs of the method)
 
+Of a run in phases, rho is that of the whole run, all by the cuts of its first method.
+
 epochs: to the first test at most `BELOW` under the last accuracy of backprop of the same network by the same seed,
 which has the same first weights and batches, mean over the seeds of both; none where a seed does not get there, or was
 not tested after every epoch.  Differences are over these seeds, too.  Writes the JSON, and a figure beside it.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -25,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.accuracy import FINALS, row_of
+from experiments.accuracy import FINALS, PROTOCOL, row_of
 from experiments.compare import load
 from experiments.provenance import provenance
 from experiments.scale_check import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
@@ -110,6 +113,17 @@ def on_larger_images(row: str) -> Json:
     return fields if grid is None else {**fields, "aux.grid": 2 * grid}
 
 
+def in_phases(row: str) -> list[tuple[Json, float]]:
+    """Fields of what a row trains by, one method after another, and the share that each has of the epochs."""
+    fields = on_larger_images(row)
+    starts = (0.0, *fields.get("phases.epochs", ()))
+    total = fields.get("num_epochs", PROTOCOL["num_epochs"])
+    shares = [(end - start) / total for start, end in itertools.pairwise((*starts, total))]
+    methods = fields.get("phases.methods", (fields.get("method", "layer_parallel"),))
+    alone = {name: value for name, value in fields.items() if not name.startswith("phases.")}
+    return [(alone | {"method": method}, share) for method, share in zip(methods, shares, strict=True)]
+
+
 class Model:
     """rho by the cost model: (row, K) -> serial's seconds over the row's.
 
@@ -118,13 +132,11 @@ class Model:
 
     def __init__(self, path: Path, units: UnitSeconds, machine: Machine) -> None:
         self._path, self._units, self._machine = path, units, machine
-        self._serial = predicted(self._config("serial", 1), machine)
+        self._serial = predicted(self._config({"method": "serial"}, 1), machine)
 
-    def _config(self, row: str, num_stages: int, **own: Any) -> Config:
-        """Of a row on this network."""
-        return load(
-            self._path, {**on_larger_images(row), "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own}
-        )
+    def _config(self, fields: Json, num_stages: int, **own: Any) -> Config:
+        """Of fields of a row, on this network."""
+        return load(self._path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
 
     def _cost(self, examples: int, unit: Unit, in_shape: Shape) -> Seconds:
         forward, backward = self._units(unit, in_shape, examples)
@@ -133,10 +145,13 @@ class Model:
     def __call__(self, row: str, num_stages: int) -> float:
         if row in SERIALS:
             return 1.0
-        config = self._config(row, num_stages)
+        phases = in_phases(row)
+        config = self._config(phases[0][0], num_stages)
         cost = partial(self._cost, config.batch_size)
         cuts, _ = balance.measured_cuts(config, cost, repeats=0, rounds=0)
-        return self._serial / predicted(self._config(row, num_stages, cuts=cuts), self._machine)
+        return self._serial / sum(
+            share * predicted(self._config(fields, num_stages, cuts=cuts), self._machine) for fields, share in phases
+        )
 
 
 def markdown(rows: list[Json]) -> str:

@@ -89,6 +89,17 @@ def test_grids_on_larger_images():
     assert tradeoff.FINALS["recipe"]["aux.grid"] == 8
 
 
+def test_a_run_in_phases_is_its_methods_by_their_epochs():
+    (first, share), (second, rest) = tradeoff.in_phases("recipe, delayed from epoch 8")
+    assert (first["method"], second["method"]) == ("coarse_adjoint", "delayed")
+    assert (share, rest) == (pytest.approx(8 / 15), pytest.approx(7 / 15))
+    assert first["aux.grid"] == 16
+    assert not [name for name in first if name.startswith("phases")]
+    assert tradeoff.in_phases("recipe") == [(tradeoff.on_larger_images("recipe"), 1.0)]
+    ((fields, share),) = tradeoff.in_phases("coarse_tail")
+    assert (fields["method"], share) == ("layer_parallel", 1.0)
+
+
 def test_speed_ups_of_the_model():
     """Of units that take a second a pass and two back, and links that take no time."""
     link = tradeoff.Link(latency=0.0, bandwidth=1e30)
@@ -99,6 +110,10 @@ def test_speed_ups_of_the_model():
     assert model("recipe", 2) < 2.0
     assert model("recipe", 4) > model("recipe", 2)
     assert 1.0 < model("coarse_tail", 2) < 2.0
+    late, early = (1 / model(f"recipe, delayed from epoch {epoch}", 4) for epoch in (12, 8))
+    rest = (early - late) / (4 / 15)  # seconds of a step by delayed gradients less one of the recipe's, over serial's
+    assert late == pytest.approx(1 / model("recipe", 4) + rest * 3 / 15)
+    assert rest != 0
 
 
 def test_contention_is_the_median_over_the_rows():
