@@ -73,6 +73,9 @@ LONGER: dict[str, Any] = RECIPE | {"num_epochs": PROTOCOL["num_epochs"] * 6 // 5
 COARSER: dict[str, Any] = RECIPE | {"aux.grid": 4}
 """The same with tails on the smallest map of the network: what a grid of 8 is to images of 32x32."""
 
+TIED: dict[str, Any] = RECIPE | {"aux.tied": True}
+"""The recipe with tails that end in units of the last stage itself."""
+
 DELAYED: dict[int, dict[str, Any]] = {
     epoch: RECIPE | {"phases.methods": ("coarse_adjoint", "delayed"), "phases.epochs": (float(epoch),)}
     for epoch in (4, 8, 12)
@@ -146,6 +149,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, grid 4 narrow, tail 1": {"method": "coarse_adjoint", "aux.grid": 4, "aux.width": 0.5, "aux.tail": 1},
     "real inputs, tail 1": {"method": "coarse_adjoint", "aux.tail": 1},
     "real inputs, tail 0": {"method": "coarse_adjoint", "aux.tail": 0},
+    "real inputs, grid, tied": TIED,
     "sweeps 3, grid, tails alone": {
         "penalty.sweeps": 3,
         "penalty.initial": 0.0,
@@ -192,6 +196,7 @@ FINALS: dict[str, dict[str, Any]] = {
     "recipe, a fifth more epochs": LONGER,
     "recipe, delayed from epoch 8": DELAYED[8],
     "recipe, delayed from epoch 12": DELAYED[12],
+    "recipe, tied": TIED,
     "recipe, no block": NO_BLOCK,
     "recipe, no block, no fit": NO_BLOCK | NO_FIT,
     "recipe, no block, half the width": NARROW,

@@ -17,6 +17,9 @@ finds there to its input (`grid_block`).  A tail pools a stage's output to the g
 the same parameters: its cost is that of a few small maps.  (Coarsening in space, as parareal's coarse propagators do:
 Ruprecht 2014, arXiv:1401.7829.)
 
+The last piece may be made of the last stage's own units and weights (`config.aux.tied`, `own_positions`), which then
+learn from all tails.
+
 A tail may be cut short (`config.aux.tail`): after so many pieces it goes on with the last one, G_{K-1}, the pieces
 between being passed over by the shortcut of ResNets, without parameters.  Its cost then does not grow with K.
 """
@@ -24,6 +27,7 @@ between being passed over by the shortcut of ResNets, without parameters.  Its c
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 from jax import nn
@@ -121,14 +125,19 @@ def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = Non
             f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function=lpjax.aux_net:own_units, which "
             f"takes the stage's units as they are; leave both unset"
         )
-    units = []
-    for unit, before, after in zip(stage.units, stage.shapes[:-1], stage.shapes[1:], strict=True):
+    return [stage.units[i] for i in own_positions(stage, blocks)]
+
+
+def own_positions(stage: Chain, blocks: int) -> list[int]:
+    """Of the stage's units that change the shape, and of the first `blocks` others."""
+    positions = []
+    for i, (unit, before, after) in enumerate(zip(stage.units, stage.shapes[:-1], stage.shapes[1:], strict=True)):
         if before != after:
-            units.append(unit)
+            positions.append(i)
         elif blocks > 0 and unit != STANDARDISE:
-            units.append(unit)
+            positions.append(i)
             blocks -= 1
-    return units
+    return positions
 
 
 def make_aux_net(
@@ -138,6 +147,7 @@ def make_aux_net(
     blocks_per_stage: int,
     width: float,
     grid: int | None = None,
+    tied: bool = False,
 ) -> tuple[Chain, ...]:
     """The K pieces of the AuxNet of a network cut into `stages`; none for K = 1, where no stage needs an input.
 
@@ -147,6 +157,7 @@ def make_aux_net(
       blocks_per_stage: residual blocks of each piece, >= 0.
       width: channels of a piece over those of the interface behind it, > 0.
       grid: side of the maps it computes on, see above.
+      tied: whether the last piece is made of the last stage's units.
     Raises:
       ValueError: an argument out of range, or units that do not map a stage's input to its output.
     """
@@ -160,7 +171,10 @@ def make_aux_net(
     offset = 0
     for j, stage in enumerate(stages):
         try:
-            units = list(function(stage, blocks=blocks_per_stage, width=width, grid=grid))
+            if tied and j == len(stages) - 1:
+                units = own_units(stage, blocks=blocks_per_stage, width=1.0)
+            else:
+                units = list(function(stage, blocks=blocks_per_stage, width=width, grid=grid))
             piece = make_chain([*units, *([STANDARDISE] if stage.units[-1] == STANDARDISE else [])], stage.in_shape)
         except ValueError as error:
             raise ValueError(f"the AuxNet's piece beside stage {j}: {error}") from error
@@ -180,7 +194,13 @@ def aux_share(stages: tuple[Chain, ...], aux_net: tuple[Chain, ...]) -> float:
 
 
 def widest(
-    stages: tuple[Chain, ...], *, function: PieceUnits, blocks_per_stage: int, share: float, grid: int | None = None
+    stages: tuple[Chain, ...],
+    *,
+    function: PieceUnits,
+    blocks_per_stage: int,
+    share: float,
+    grid: int | None = None,
+    tied: bool = False,
 ) -> tuple[Chain, ...]:
     """The widest AuxNet, of a multiple of 1/16 of the stages' channels, with at most this `share` of their cost.
 
@@ -189,7 +209,8 @@ def widest(
     shares = []
     for sixteenths in range(16, 0, -1):
         width = sixteenths / 16
-        pieces = make_aux_net(stages, function=function, blocks_per_stage=blocks_per_stage, width=width, grid=grid)
+        made_of: dict[str, Any] = {"function": function, "blocks_per_stage": blocks_per_stage, "grid": grid}
+        pieces = make_aux_net(stages, width=width, tied=tied, **made_of)
         shares.append(aux_share(stages, pieces))
         if shares[-1] <= share:
             return pieces

@@ -155,7 +155,7 @@ def _bounds(network: Network) -> list[tuple[int, int]]:
 
 def _pieces(network: Network, state: TrainState) -> list[str]:
     """Names of the AuxNet's pieces, if the state has one."""
-    return [f"{start:04}-{stop:04}" for start, stop in _bounds(network)] if state.aux_params else []
+    return [f"{start:04}-{stop:04}" for start, stop in _bounds(network)][: len(state.aux_params)]
 
 
 def _join(network: Network, trees: Sequence[PyTree]) -> tuple[dict[int, PyTree], list[PyTree]]:

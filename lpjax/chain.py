@@ -165,10 +165,10 @@ def unstack(chain: Chain, trees: tuple[PyTree, ...]) -> list[PyTree]:
             for run, tree in zip(chain.runs, trees, strict=True) for i in range(run.count)]  # fmt: skip
 
 
-def stack(chain: Chain, units: Sequence[PyTree]) -> tuple[PyTree, ...]:
-    """The inverse of `unstack`, in host memory."""
+def stack(chain: Chain, units: Sequence[PyTree], xp: Any = np) -> tuple[PyTree, ...]:
+    """The inverse of `unstack`.  xp: `jax.numpy` to compute with it; otherwise in host memory."""
     return tuple(
-        jax.tree.map(lambda *leaves: np.stack(leaves), *units[run.first : run.first + run.count]) for run in chain.runs
+        jax.tree.map(lambda *leaves: xp.stack(leaves), *units[run.first : run.first + run.count]) for run in chain.runs
     )
 
 

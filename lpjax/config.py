@@ -79,6 +79,8 @@ class AuxConfig:
     share: of the network's forward cost that the AuxNet may have at most; chooses `width` (unset: as it is).
     grid: side of the maps that it and the coarse tails compute on, at most (unset: those of the stages).
     tail: pieces of a coarse tail before the last one (unset: all that there are); bounds what a stage has to compute.
+    tied: with coarse_adjoint, the last piece is made of units of the last stage, those that `own_units` takes, and of
+        its weights: these learn from all tails.
     task_weight: weight of the AuxNet's own cross entropy in its training; 0 leaves its head alone, and with
         coarse_adjoint to the tails.
     adjoint_weight: weight of adjoint matching ((9) of `lagrangian`) in its training: that its own gradient at each
@@ -93,6 +95,7 @@ class AuxConfig:
     share: float | None = None
     grid: int | None = None
     tail: int | None = None
+    tied: bool = False
     task_weight: float = 1.0
     adjoint_weight: float = 0.0
     correction_step: float = 1.0
@@ -510,6 +513,11 @@ def _check_combinations(config: Config) -> None:
         f"multiplier=per_example with data.crop={config.data.crop}, data.flip={config.data.flip}, "
         f"data.cutout={config.data.cutout}: a multiplier stored per example needs the example to be the same each "
         f"time; set data.crop=0, data.flip=False and data.cutout=0, or choose multiplier=mean or adjoint",
+    )
+    _require(
+        config.method != "layer_parallel" or not config.aux.tied,
+        "aux.tied=True with method=layer_parallel, whose AuxNet has a head of its own to learn with: choose "
+        "method=coarse_adjoint, or leave aux.tied unset",
     )
     _require(
         config.multiplier != "adjoint" or config.aux.task_weight > 0,

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from lpjax import chain
-from lpjax.aux_net import PieceUnits, as_tails, check_tail, convolutions, make_aux_net, widest
+from lpjax.aux_net import PieceUnits, as_tails, check_tail, convolutions, make_aux_net, own_positions, widest
 from lpjax.chain import Chain, Mode, Shape, Unit, make_chain
-from lpjax.packing import Packing
+from lpjax.packing import Packing, Row
 from lpjax.partition import split
 
 
@@ -22,6 +23,8 @@ class Network:
     stages: the K stages; composed, they are the network, but for the standardisation at the interfaces.
     aux_net: its K pieces; empty when K = 1.
     aux_tails: the same as coarse tails run them, see `aux_net.as_tails`.
+    tied: positions in the last stage of the units that the AuxNet's last piece is made of, with their weights; ():
+        pieces have weights of their own.
     params, stats: how the stages' parameters and batch-norm statistics are packed into rows.
     """
 
@@ -29,6 +32,7 @@ class Network:
     stages: tuple[Chain, ...]
     aux_net: tuple[Chain, ...]
     aux_tails: tuple[Chain, ...]
+    tied: tuple[int, ...]
     params: Packing
     stats: Packing
 
@@ -36,6 +40,16 @@ class Network:
     def num_stages(self) -> int:
         """K."""
         return len(self.stages)
+
+    @property
+    def aux_own(self) -> tuple[Chain, ...]:
+        """The AuxNet's pieces that have weights of their own."""
+        return self.aux_net[:-1] if self.tied else self.aux_net
+
+    def tied_params(self, row: Row) -> tuple[PyTree, ...]:
+        """Parameters of the AuxNet's last piece, from the last stage's row."""
+        units = chain.unstack(self.stages[-1], self.params.unpack(self.num_stages - 1, row))
+        return chain.stack(self.aux_net[-1], [units[i] for i in self.tied], jnp)
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -63,6 +77,7 @@ def build(
     aux_share: float | None = None,
     aux_grid: int | None = None,
     aux_tail: int | None = None,
+    aux_tied: bool = False,
 ) -> Network:
     """Cut the chain of `units` on images of `image_shape` [H, W, C] and derive its AuxNet.
 
@@ -75,7 +90,12 @@ def build(
         raise ValueError(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
     stages = split(whole, num_stages=num_stages, cuts=cuts, standardise=standardise)
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
-    made_of: dict[str, Any] = {"function": aux_function, "blocks_per_stage": aux_blocks, "grid": aux_grid}
+    made_of: dict[str, Any] = {
+        "function": aux_function,
+        "blocks_per_stage": aux_blocks,
+        "grid": aux_grid,
+        "tied": aux_tied,
+    }
     if aux_share is None or num_stages == 1:
         pieces = make_aux_net(stages, width=aux_width, **made_of)
     else:
@@ -86,6 +106,7 @@ def build(
         stages=stages,
         aux_net=pieces,
         aux_tails=as_tails(pieces, aux_grid),
+        tied=tuple(own_positions(stages[-1], aux_blocks)) if aux_tied and pieces else (),
         params=Packing.of([params for params, _ in trees]),
         stats=Packing.of([stats for _, stats in trees]),
     )

@@ -94,6 +94,7 @@ def build_network(config: Config, spec: Spec) -> Network:
         aux_share=config.aux.share,
         aux_grid=config.aux.grid,
         aux_tail=config.aux.tail,
+        aux_tied=config.aux.tied,
     )
 
 

@@ -233,8 +233,9 @@ def _local(case: _Case) -> StepSeconds:
 
 
 def _coarse_adjoint(case: _Case) -> StepSeconds:
-    """All the AuxNet's gradients are averaged and its parameters updated on every device."""
-    network, values = case.network, _aux_values(case.network)
+    """All the AuxNet's gradients are averaged and its parameters updated on every device; tied ones are sent there."""
+    network, values = case.network, _values(case.network.aux_own)
+    shared = _values(case.network.aux_net) - values
     stages = np.concatenate([case.passes([stage], case.column, case.data) for stage in network.stages]).sum(1)
     for own, chains in zip(stages, beside(network, case.config), strict=True):
         own += case.passes(chains, case.column, case.data, input_gradient=True).sum((0, 1))
@@ -245,7 +246,8 @@ def _coarse_adjoint(case: _Case) -> StepSeconds:
         shifts=1,
         examples=case.column,
     )
-    return replace(found, gradients=found.gradients + case.mesh.all_reduce(WIDTH * values))
+    reduced = case.mesh.all_reduce(WIDTH * (values + shared)) + case.stage.all_reduce(WIDTH * shared)
+    return replace(found, gradients=found.gradients + reduced)
 
 
 def _layer_parallel(case: _Case) -> StepSeconds:
@@ -263,7 +265,7 @@ def _layer_parallel(case: _Case) -> StepSeconds:
     for length in (exchange.outward_length, exchange.homeward_length) if pieces else ():
         packets = K * case.own * length
         moved += case.stage(all_to_all, case.exchange_bytes * packets) + case.accesses(4 * packets)
-    values = _aux_values(network)
+    values = _values(network.aux_net)
     return case.step(
         _longest(case.on_devices(work)) + np.array([0, forward[1] + backward[1]]),
         psums=2,
@@ -276,9 +278,9 @@ def _layer_parallel(case: _Case) -> StepSeconds:
     )
 
 
-def _aux_values(network: Network) -> int:
-    """Parameters of the AuxNet."""
-    return sum(run.count * layers(run.unit, run.in_shape).params for piece in network.aux_net for run in piece.runs)
+def _values(chains: Sequence[Chain]) -> int:
+    """Their parameters."""
+    return sum(run.count * layers(run.unit, run.in_shape).params for chain in chains for run in chain.runs)
 
 
 STEPS: dict[str, Callable[[_Case], StepSeconds]] = {
@@ -390,7 +392,7 @@ def memory_bytes(
         fixed += 3 * slots * WIDTH * sum(own.params.lengths.values())
     if method == "coarse_adjoint":
         kept += [math.fsum(map(_kept, chains)) for chains in beside(network, config)]
-        fixed += 3 * WIDTH * _aux_values(network)
+        fixed += 3 * WIDTH * _values(network.aux_own)
     if method != "layer_parallel":
         return fixed + int(column * kept.max())
     aux = np.array([_kept(piece) for piece in network.aux_net])
@@ -399,7 +401,7 @@ def memory_bytes(
         kept += [behind[pieces_behind(K, k + 1, tail)].sum() for k in range(K)]
     exchange = Exchange(network.interfaces, stage, policy == "adjoint")
     packets = 2 * WIDTH * K * (column // stage) * (exchange.outward_length + exchange.homeward_length)
-    fixed = 3 * (slots * row + WIDTH * _aux_values(network)) + packets
+    fixed = 3 * (slots * row + WIDTH * _values(network.aux_net)) + packets
     return fixed + int(column * kept.max() + column // stage * aux.sum())
 
 

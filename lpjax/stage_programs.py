@@ -92,6 +92,8 @@ class StagePrograms:
         params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
 
         def part(params: PyTree, stats: PyTree, packet: PyTree, state: PyTree) -> PyTree:
+            if self.config.method == "coarse_adjoint" and run.network.tied:
+                state = step.with_tied(state, step.tied(state.stage_params))
             if self.config.method != "layer_parallel":
                 return step.run_stage(k, params, stats, packet, state=state)
             keys = example_keys(state.key, state.step, batch.index)

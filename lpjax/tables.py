@@ -104,7 +104,7 @@ def device_bytes(network: Network, config: Config, num_examples: int) -> dict[st
     if METHODS[config.method].aux_net:
         behind = [sum(activation_bytes(chain, column) for chain in chains) for chains in beside(network, config)]
         stages = [own + more for own, more in zip(stages, behind, strict=True)]
-    aux_parameters = copies * width * sum(map(chain_size, pieces))
+    aux_parameters = copies * width * sum(map(chain_size, network.aux_own))
     if config.method != "layer_parallel":
         micro = config.pipeline.micro_batches if config.method == "pipeline" else 1
         kept = stages if micro == 1 else [activation_bytes(stage, column // micro) for stage in network.stages]

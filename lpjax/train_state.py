@@ -32,7 +32,8 @@ class TrainState:
     stage_opt: their optimiser state, every leaf [K, ...], likewise.
     stage_stats: {"other": [K, R]}, running batch-norm statistics of the stages' inputs in training,
         likewise.  Under layer-parallel training these belong to the AuxNet's inputs, not to the composed network.
-    aux_params, aux_stats: one tree a piece of the AuxNet; replicated.  Empty for K = 1 and for other methods.
+    aux_params, aux_stats: one tree a piece of the AuxNet (but a tied one); replicated.  Empty for K = 1 and for other
+        methods.
     aux_opt: optimiser state of aux_params; replicated.
     multiplier: K-1 arrays, what the policy stores: `mean` [...], an interface's shape, replicated; `per_example`
         [rows, ...] with rows >= training examples, sharded over the whole mesh; otherwise none.
@@ -104,7 +105,7 @@ def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> Trai
 
         devices = mesh.shape["stage"] if config.staged else 1
         params, stats = meshes.on_stages(init_stage, network.num_stages, devices)
-        pieces = network.aux_net if methods.METHODS[config.method].aux_net else ()
+        pieces = network.aux_own if methods.METHODS[config.method].aux_net else ()
         aux_params, aux_stats = aux_net.init(pieces, jax.random.fold_in(key, 1))
         return TrainState(
             step=jnp.zeros((), jnp.int32),

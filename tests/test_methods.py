@@ -31,6 +31,7 @@ STAGED = {
     "ddg": {"method": "delayed", "delayed__variant": "ddg"},
     "local": {"method": "local"},
     "coarse_adjoint": {"method": "coarse_adjoint", "aux__grid": 2},
+    "coarse_adjoint, tied": {"method": "coarse_adjoint", "aux__grid": 2, "aux__tied": True},
 }
 
 
@@ -245,54 +246,69 @@ def on_grid(x, grid):
 
 
 @pytest.mark.parametrize(
-    "grid, beta, weight", [pytest.param(None, 0.7, 0.3, marks=pytest.mark.slow), (2, 0.7, 0.3), (2, 0.0, 0.0)]
+    "grid, beta, weight, tied",
+    [
+        pytest.param(None, 0.7, 0.3, False, marks=pytest.mark.slow),
+        (2, 0.7, 0.3, False),
+        (2, 0.0, 0.0, False),
+        (2, 0.7, 0.3, True),
+    ],
 )
-def test_coarse_adjoint_is_every_stage_by_itself_before_a_shared_tail(grid, beta, weight, x64):
+def test_coarse_adjoint_is_every_stage_by_itself_before_a_shared_tail(grid, beta, weight, tied, x64):
     """Stages and AuxNet, on inputs of the step before: by hand, in any order of the stages."""
     steps, K = 6, 4
     fields = {"penalty__aux": beta, "aux__task_weight": weight, "data__crop": 0, **plain_sgd(RATE)}
-    run = small_run(method="coarse_adjoint", **fields, **({} if grid is None else {"aux__grid": grid}))
+    if tied:  # to the last stage's first and third unit, which change the shape
+        fields |= {"model": {"depth": 14, "width": 4}, "cuts": (2, 3, 5), "aux__blocks_per_stage": 0}
+    run = small_run(method="coarse_adjoint", aux__tied=tied, **fields, **({} if grid is None else {"aux__grid": grid}))
     params, stats, omega, aux_stats = trees(run)
+    assert len(omega) == len(aux_stats) == K - tied
     tails = [
         (chain.make_chain(p.units, on_grid(jnp.ones((1, *p.in_shape)), grid).shape[1:]))
         for p in run.network.aux_net[1:]
     ]
     first_omega, network, batches = omega, run.network, plain_batches(run, steps)
 
+    if tied:
+        assert [unit.name for unit in network.stages[-1].units] == ["block-16/2", "block-16", "classifier-10"]
+
     @partial(jax.jit, static_argnames="k")
-    def learn(p, omega, x, labels, k):
-        """Gradients of stage k's two losses for its parameters and the AuxNet's, and its output."""
+    def learn(p, omega, end, x, labels, k):
+        """Gradients of stage k's two losses for its parameters, the AuxNet's and the last stage's, and its output."""
 
         def own(p):
             return chain.apply(network.stages[k], p, stats[k], x, TRAIN)[0]
 
-        def tail(omega, output):
+        def tail(omega, end, output):
             output = output if k == K - 1 else on_grid(output, grid)
             for j in range(k + 1, K):
-                output, _ = chain.apply(tails[j - 1], omega[j], aux_stats[j], output, TRAIN)
+                own = (omega[j], aux_stats[j]) if j < len(omega) else ((end[0], end[2]), (stats[-1][0], stats[-1][2]))
+                output, _ = chain.apply(tails[j - 1], *own, output, TRAIN)
             return lagrangian.task_loss(output, labels).mean()
 
         output = own(p)
 
         def coarse(omega):
-            if k == 0:
+            if k in (0, len(omega)):
                 return 0.0
             made, _ = chain.apply(tails[k - 1], omega[k], aux_stats[k], on_grid(x, grid), TRAIN)
             if k == K - 1:
                 return weight * lagrangian.task_loss(made, labels).mean()
             return beta * ((made - on_grid(output, grid)) ** 2).mean()
 
-        return jax.grad(lambda p, omega: tail(omega, own(p)) + coarse(omega), argnums=(0, 1))(p, omega), output
+        loss = jax.grad(lambda p, omega, end: tail(omega, end, own(p)) + coarse(omega), argnums=(0, 1, 2))
+        return loss(p, omega, end), output
 
     params, lam, history = list(params), {}, []
     for t in range(steps):
-        lam[0, t], learnt = batches[t][0], []
+        lam[0, t], learnt, end = batches[t][0], [], params[-1]
         for k in reversed(range(K)):
             m = t - k
             if m < 0:
                 continue
-            grads, lam[k + 1, m] = learn(params[k], omega, lam[k, m], batches[m][1], k=k)
+            grads, lam[k + 1, m] = learn(params[k], omega, end, lam[k, m], batches[m][1], k=k)
             params[k] = descended(params[k], grads[0])
+            params[-1] = descended(params[-1], grads[2])
             learnt.append(grads[1])
         for grads in learnt:
             omega = descended(omega, grads)

@@ -21,8 +21,13 @@ as parareal's coarse propagator, beta_A = `penalty.aux` (beta, where that is Non
 from all tails that it is part of.  With a weight of 0 for beta_A or w the piece is not run there at all: it learns from
 tails alone.  G_0 is in no tail; it stays as it was.
 
-Collectives of a step: two all_gathers over 'stage' (input and tags); ppermutes over 'stage' of outputs and tags; psum
-over 'data' of the stages' gradients; psum over the mesh of the AuxNet's and of the figures; batch norm's over 'data'.
+With `aux.tied` the last piece G_{K-1} is made of units of the last stage, and of their weights of this step, which the
+last device sends to all; the gradients of all tails there are added to the last stage's own.  So the end of the network
+learns from the batches of all stages.  There is no c_{K-1} then.
+
+Collectives of a step: two all_gathers over 'stage' (input and tags), with `aux.tied` a psum over it of the tied
+weights; ppermutes over 'stage' of outputs and tags; psum over 'data' of the stages' gradients; psum over the mesh of
+the AuxNet's and of the figures; batch norm's over 'data'.
 """
 
 from collections.abc import Callable
@@ -74,6 +79,8 @@ def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArr
 def fits(config: Config, k: int) -> bool:
     """Whether G_k learns c_k beside stage k, and not from tails alone."""
     last = k == config.num_stages - 1
+    if last and config.aux.tied:
+        return False
     return k > 0 and (config.aux.task_weight if last else config.penalty.aux) != 0
 
 
@@ -156,6 +163,20 @@ class Step:
             next_input=jnp.zeros_like(carry.inputs) if last else flow.pack(network, output),
         )
 
+    def tied(self, rows: Row) -> PyTree:
+        """This device's share, zeros but for the last one, of the parameters of the AuxNet's last piece where that is
+        made of units of the last stage.  rows: [slots, ..], of the device's stages."""
+        last = lax.axis_index("stage") == self.config.mesh_shape[0] - 1
+        params = self.network.tied_params(jax.tree.map(lambda row: row[-1], rows))
+        return jax.tree.map(lambda leaf: jnp.where(last, leaf, 0.0), params)
+
+    def with_tied(self, state: TrainState, params: PyTree) -> TrainState:
+        """The state with all pieces of the AuxNet, these the last one's parameters.  In training nobody looks at the
+        statistics of before."""
+        _, stats = jax.eval_shape(lambda: chain.init(self.network.aux_net[-1], jax.random.key(0)))
+        none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats)
+        return replace(state, aux_params=(*state.aux_params, params), aux_stats=(*state.aux_stats, none))
+
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step as one device sees it."""
         network, config, recipe, carry = self.network, self.config, self.recipe, state.carry
@@ -163,14 +184,22 @@ class Step:
         x, tags = flow.column_batch(recipe, state, batch)
         inputs, tags = flow.entering(flow.pack(network, x), carry.inputs), flow.entering(tags, carry.tags)
 
+        complete = state
+        if network.tied:
+            share, pull_back = jax.vjp(self.tied, state.stage_params)
+            complete = self.with_tied(state, lax.psum(share, "stage"))
+
         def run(k: int, *args: Any) -> StageResult:
-            return self.run_stage(k, *args, state=state)
+            return self.run_stage(k, *args, state=complete)
 
         done: StageResult = meshes.on_stages(run, K, S, state.stage_params, state.stage_stats, Carry(inputs, tags))
         grads = lax.psum(done.grads, "data")
+        aux_grads = lax.psum(jax.tree.map(lambda g: g.sum(0), done.aux_grads), meshes.ALL_AXES)
+        if network.tied:
+            *aux_grads, tied_grads = aux_grads
+            grads, aux_grads = jax.tree.map(jnp.add, grads, *pull_back(tied_grads)), tuple(aux_grads)
         stage_params, stage_opt = optim.update_rows(recipe.optimizer, grads, state.stage_opt, state.stage_params)
         averaged = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
-        aux_grads = lax.psum(jax.tree.map(lambda g: g.sum(0), done.aux_grads), meshes.ALL_AXES)
         aux_params, aux_opt = optim.update(recipe.aux_optimizer, aux_grads, state.aux_opt, state.aux_params)
         new_state = replace(
             state,
