@@ -351,7 +351,7 @@ def _config(
         multiplier=policy,
         mesh=MeshConfig(stage, data),
         data=DataConfig(crop=0),
-        aux=AuxConfig(tail=tail),
+        aux=AuxConfig(tail=tail, tied=bool(network.tied)),
         pipeline=PipelineConfig(micro),
         delayed=DelayedConfig("ddg" if method == "ddg" else "fdg"),
     )

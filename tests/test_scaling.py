@@ -215,11 +215,14 @@ def test_batch_norm_waits_for_two_collectives_a_layer():
         ("ddg", 2, 2, "none", 0.01),
         ("local", 4, 2, "none", 0.01),
         ("coarse_adjoint", 4, 2, "none", 0.01),
+        ("coarse_adjoint, tied", 4, 2, "none", 0.01),
     ],
 )
 def test_bytes_are_those_of_the_traced_step(method, stage, data, policy, within):
     """On a machine that only takes a second a byte sent, the step takes `cost.exchanged_bytes` seconds."""
+    method, _, tied = method.partition(", ")
     config = small_config(
+        aux__tied=bool(tied),
         method="delayed" if method in ("fdg", "ddg") else method,
         multiplier=policy,
         mesh__stage=stage,

@@ -12,9 +12,11 @@ from lpjax.stage_programs import StagePrograms
 from tests.helpers import small_config
 
 
-@pytest.mark.parametrize("method", stage_programs.METHODS)
-def test_each_stage_has_a_program_on_a_columns_examples(method):
-    config = replace(small_config(method=method, num_stages=3, mesh__stage=1), dry_run=True)
+@pytest.mark.parametrize(
+    ("method", "tied"), [*((method, False) for method in stage_programs.METHODS), ("coarse_adjoint", True)]
+)
+def test_each_stage_has_a_program_on_a_columns_examples(method, tied):
+    config = replace(small_config(method=method, num_stages=3, mesh__stage=1, aux__tied=tied), dry_run=True)
     run = runs.prepare(replace(config, mesh=MeshConfig(1, 2)))
     programs = StagePrograms(run, jax.devices()[0])
     assert programs.column == config.batch_size // 2
