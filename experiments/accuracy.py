@@ -308,6 +308,7 @@ def joined(header: dict[str, Any], old: dict[str, Any]) -> tuple[dict[str, Any],
 
     Raises ValueError where these are of another configuration.
     """
+    header = json.loads(json.dumps(header))  # tuples become lists, as in the file
     for what in ("config", "fields"):
         if header[what] != old[what]:
             raise ValueError(f"--add: {what} {header[what]}: expected {old[what]}, as the runs have that are there")

@@ -84,6 +84,17 @@ def test_jobs_that_end_together_are_all_written(monkeypatch, tmp_path):
     assert [row["n"] for row in json.loads(out.read_text())["rows"]] == [40, 40]
 
 
+def test_a_row_in_phases_joins_its_own(monkeypatch, tmp_path):
+    """Its fields are tuples, which a file keeps as lists."""
+    monkeypatch.setattr(accuracy, "finished", lambda folder, config: {"test_accuracy": 0.5})
+    monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: result)
+    common = ["final", f"--out={tmp_path / 'out.json'}", "--rows=recipe, delayed from epoch 8", "--jobs=1", "--seeds=1"]
+    assert accuracy.main(common) == 0
+    assert accuracy.main([*common, "--first_seed=5", "--add"]) == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [run["seed"] for run in row["runs"]] == [0, 5]
+
+
 def test_rows_and_seeds_join_those_of_a_json(monkeypatch, tmp_path, capsys):
     out = tmp_path / "out.json"
     monkeypatch.setattr(accuracy, "finished", lambda folder, config: {"test_accuracy": float(folder.name[-1])})
