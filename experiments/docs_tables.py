@@ -106,9 +106,13 @@ PAIRS = {
     ),
     "accuracy_cifar10_all": (
         (2, "recipe", "serial"),
+        (2, "recipe, delayed from epoch 8", "recipe"),
+        (2, "recipe, delayed from epoch 8", "serial"),
         (4, "recipe", "serial"),
         (4, "fdg", "serial"),
         (4, "recipe", "fdg"),
+        (4, "recipe, delayed from epoch 8", "recipe"),
+        (4, "recipe, delayed from epoch 8", "serial"),
         (8, "recipe", "serial"),
         (8, "fdg", "serial"),
         (8, "fdg", "recipe"),
