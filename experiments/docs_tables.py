@@ -114,6 +114,8 @@ PAIRS = {
         (4, "recipe, delayed from epoch 8", "recipe"),
         (4, "recipe, delayed from epoch 8", "serial"),
         (8, "recipe", "serial"),
+        (8, "recipe, tied", "recipe"),
+        (8, "recipe, tied", "serial"),
         (8, "fdg", "serial"),
         (8, "fdg", "recipe"),
         (2, "serial, standardised", "serial"),
