@@ -27,7 +27,6 @@ between being passed over by the shortcut of ResNets, without parameters.  Its c
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 from jax import nn
@@ -209,8 +208,9 @@ def widest(
     shares = []
     for sixteenths in range(16, 0, -1):
         width = sixteenths / 16
-        made_of: dict[str, Any] = {"function": function, "blocks_per_stage": blocks_per_stage, "grid": grid}
-        pieces = make_aux_net(stages, width=width, tied=tied, **made_of)
+        pieces = make_aux_net(
+            stages, function=function, blocks_per_stage=blocks_per_stage, width=width, grid=grid, tied=tied
+        )
         shares.append(aux_share(stages, pieces))
         if shares[-1] <= share:
             return pieces

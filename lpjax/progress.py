@@ -163,7 +163,7 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
     config, network = run.config, run.network
     per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
     figures = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
-    pieces = network.aux_net if any(METHODS[name].aux_net for name in config.all_methods) else ()
+    pieces = network.aux_own if any(METHODS[name].aux_net for name in config.all_methods) else ()
     return {
         "ended": ended,
         "method": ", ".join(config.all_methods),
