@@ -150,6 +150,9 @@ SEARCH: dict[str, dict[str, Any]] = {
     "real inputs, tail 1": {"method": "coarse_adjoint", "aux.tail": 1},
     "real inputs, tail 0": {"method": "coarse_adjoint", "aux.tail": 0},
     "real inputs, grid, tied": TIED,
+    "real inputs, grid, AuxNet's rate 0.03": RECIPE | {"aux_optimizer.learning_rate": 0.03},
+    "real inputs, grid, AuxNet's rate 0.3": RECIPE | {"aux_optimizer.learning_rate": 0.3},
+    "real inputs, grid, AuxNet without decay": RECIPE | {"aux_optimizer.weight_decay": 0.0},
     "sweeps 3, grid, tails alone": {
         "penalty.sweeps": 3,
         "penalty.initial": 0.0,
