@@ -77,32 +77,36 @@ def points(row: dict[str, Any], base: dict[str, Any], name: str = "test_accuracy
 
 def longer() -> str:
     """Accuracy of the longer runs of `experiments.accuracy` over K, beside backprop."""
-    files = "accuracy_final", "accuracy_few"
-    rows = {(row["row"], row["stages"]): row for name in files for row in result(name)["rows"] if row["n"]}
-    every = sorted({K for _, K in rows})
+    rows = result("accuracy_final")["rows"]
+    every = sorted({row["stages"] for row in rows})
 
     def cell(name: str, K: int) -> str:
-        row, base = rows.get((name, K)), rows.get(("serial", K))
+        row, base = (accuracy.row_of(rows, of, K) for of in (name, "serial"))
         if row is None:
             return ""
-        difference = f", {points(row, base, 'accuracy')}" if base and row is not base else ""
-        return percent(row, "accuracy") + difference
+        return percent(row, "accuracy") + (f", {points(row, base, 'accuracy')}" if base and row is not base else "")
 
-    names = ["serial", *(name for name in dict.fromkeys(name for name, _ in rows) if name != "serial")]
+    names = ["serial", *(name for name in dict.fromkeys(row["row"] for row in rows) if name != "serial")]
     fields = [
-        ", ".join(f"`{field}={value}`" for field, value in FINALS[name].items() if value is not None) for name in names
+        ", ".join(
+            f"`{field}`" if value is True else f"`{field}={value}`"
+            for field, value in FINALS[name].items()
+            if value is not None
+        )
+        for name in names
     ]
     shown = [[own, *(cell(name, K) for K in every)] for name, own in zip(names, fields, strict=True)]
-    return table(["", *(f"K = {K}: test accuracy, %" for K in every)], shown, *files)
+    return table(["", *(f"K = {K}: test accuracy, %" for K in every)], shown, "accuracy_final")
 
 
 PAIRS = {
     "accuracy_final": (
-        (8, "recipe, no block", "serial"),
-        (8, "recipe, grid 4, no block", "serial"),
-        (8, "recipe, grid 4, no block", "recipe, no block"),
-        (8, "recipe, no block, no fit", "recipe, no block"),
-        (8, "recipe, grid 4, no block, no fit", "recipe, grid 4, no block"),
+        *((K, "recipe", "serial") for K in (2, 3, 4, 8)),
+        *((K, "recipe, delayed from epoch 8", "recipe") for K in (2, 3, 4)),
+        *((K, "recipe, delayed from epoch 8", "serial") for K in (2, 3, 4)),
+        *((K, "fdg", "serial") for K in (2, 3, 4, 8)),
+        *((K, "local", "serial") for K in (2, 3, 4, 8)),
+        *((8, "recipe, tied", base) for base in ("recipe", "serial")),
     ),
     "accuracy_cifar10_all": (
         (2, "recipe", "serial"),
@@ -244,11 +248,6 @@ def of_rows(experiment: Any, name: str) -> Callable[[], str]:
     return lambda: experiment.markdown(result(name)["rows"])
 
 
-def accuracies(*names: str) -> Callable[[], str]:
-    """The rows of several files of `experiments.accuracy` in one table."""
-    return lambda: accuracy.markdown([row for name in names for row in result(name)["rows"]])
-
-
 def of_all(experiment: Any, name: str) -> Callable[[], str]:
     """What an experiment's `markdown` makes of its whole file."""
     return lambda: experiment.markdown(result(name))
@@ -262,10 +261,10 @@ README: dict[str, Callable[[], str]] = {
     "feed": of_rows(feed_rate, "feed_rate"),
     "kills": of_rows(kill_loop, "kill_loop"),
     "compare": of_rows(compare, "compare"),
-    "accuracy": accuracies("accuracy_final", "accuracy_few"),
-    "accuracy_cifar10_all": accuracies("accuracy_cifar10_all"),
-    "accuracy_deep": accuracies("accuracy_deep"),
-    "accuracy_digits": accuracies("accuracy_digits"),
+    "accuracy": of_rows(accuracy, "accuracy_final"),
+    "accuracy_cifar10_all": of_rows(accuracy, "accuracy_cifar10_all"),
+    "accuracy_deep": of_rows(accuracy, "accuracy_deep"),
+    "accuracy_digits": of_rows(accuracy, "accuracy_digits"),
     "tradeoff": of_rows(tradeoff, "tradeoff"),
     "tradeoff_all": of_rows(tradeoff, "tradeoff_all"),
     "levers": of_rows(levers, "levers"),

@@ -1,6 +1,6 @@
 """README's trade-off: test accuracy against speed-up, and time to accuracy, for each method and number of stages.
 
-    python -m experiments.tradeoff [--accuracy=experiments/results/accuracy_few.json,..]
+    python -m experiments.tradeoff [--accuracy=experiments/results/accuracy_final.json,..]
         [--speed=experiments/results/speedup.json] [--config=configs/cifar10_resnet110.py] [--repeats=5]
         [--out=experiments/results/tradeoff.json]
 
@@ -198,8 +198,7 @@ def draw(rows: list[Json], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    both = "experiments/results/accuracy_few.json,experiments/results/accuracy_final.json"
-    parser.add_argument("--accuracy", default=both)
+    parser.add_argument("--accuracy", default="experiments/results/accuracy_final.json")
     parser.add_argument("--speed", type=Path, default=Path("experiments/results/speedup.json"))
     parser.add_argument("--config", type=Path, default=Path("configs/cifar10_resnet110.py"))
     parser.add_argument("--repeats", type=int, default=5)

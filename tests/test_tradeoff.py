@@ -102,7 +102,7 @@ def test_a_run_in_phases_is_its_methods_by_their_epochs():
 
 def test_speed_ups_of_the_model(monkeypatch):
     """Of units that take a second a pass and two back, and links that take no time."""
-    monkeypatch.setitem(tradeoff.FINALS, "recipe, delayed from epoch 12", accuracy.delayed_from(12.0))
+    monkeypatch.setitem(tradeoff.FINALS, "recipe, delayed from epoch 12", accuracy.RECIPE | accuracy.delayed_from(12.0))
     link = tradeoff.Link(latency=0.0, bandwidth=1e30)
     machine = tradeoff.here(lambda unit, in_shape, examples: (examples, 2.0 * examples), 1e30, link)
     model = tradeoff.Model(tradeoff.Path("configs/cifar10_resnet56.py"), machine.unit_seconds, machine)
