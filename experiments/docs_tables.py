@@ -117,6 +117,7 @@ PAIRS = {
         (4, "recipe", "fdg"),
         (4, "recipe, delayed from epoch 8", "recipe"),
         (4, "recipe, delayed from epoch 8", "serial"),
+        (4, "recipe, delayed from epoch 10 of 18", "serial"),
         (8, "recipe", "serial"),
         (8, "recipe, tied", "recipe"),
         (8, "recipe, tied", "serial"),
