@@ -137,18 +137,24 @@ SETS = {
 }
 
 
+def seed_by_seed(row: dict[str, Any], base: dict[str, Any]) -> str:
+    """Difference of two rows of `experiments.accuracy` in points, by the seeds of `row`: mean ± standard error (n)."""
+    own, other = ({run["seed"]: run["test_accuracy"] for run in r["runs"]} for r in (row, base))
+    found = [100 * (own[seed] - other[seed]) for seed in own]
+    error = statistics.stdev(found) / len(found) ** 0.5
+    return f"{statistics.mean(found):+.2f} ± {error:.2f} ({len(found)})"
+
+
 def paired() -> str:
     """Differences of rows seed by seed."""
     shown = []
     for file, pairs in PAIRS.items():
         rows = result(file)["rows"]
         for K, name, base in pairs:
-            both = (accuracy.row_of(rows, row, K) for row in (name, base))
-            own, other = ({run["seed"]: run["test_accuracy"] for run in row["runs"]} if row else {} for row in both)
-            found = [100 * (own[seed] - other[seed]) for seed in own]
-            error = statistics.stdev(found) / len(found) ** 0.5
-            difference = f"{statistics.mean(found):+.2f} ± {error:.2f} ({len(found)})"
-            shown.append([SETS[file], str(K), name, base, difference])
+            row, other = (accuracy.row_of(rows, of, K) for of in (name, base))
+            if row is None or other is None:
+                raise ValueError(f"{file}: no runs of {name!r} or {base!r} at K = {K}: expected by PAIRS")
+            shown.append([SETS[file], str(K), name, base, seed_by_seed(row, other)])
     return table(["", "K", "", "minus", "points, mean ± standard error (seeds)"], shown, *PAIRS)
 
 
@@ -156,10 +162,9 @@ def ablation() -> str:
     """What each part of the recipe is for."""
     rows = result("accuracy_ablation")["rows"]
     (recipe,) = (row for row in rows if row["row"] == "recipe")
-    shown = [
-        [row["row"], percent(row, "accuracy"), "" if row is recipe else points(row, recipe, "accuracy")] for row in rows
-    ]
-    return table(["", "test accuracy, %, mean ± std (n)", "minus recipe, points"], shown, "accuracy_ablation")
+    shown = [[row["row"], percent(row, "accuracy"), "" if row is recipe else seed_by_seed(row, recipe)] for row in rows]
+    heading = ["", "test accuracy, %, mean ± std (n)", "minus recipe, points, mean ± standard error (seeds)"]
+    return table(heading, shown, "accuracy_ablation")
 
 
 def stages() -> str:
