@@ -108,6 +108,7 @@ PAIRS = {
         *((K, "local", "serial") for K in (2, 3, 4, 8)),
         *((8, "recipe, tied", base) for base in ("recipe", "serial")),
     ),
+    "accuracy_cifar10": ((4, "recipe", "serial"),),
     "accuracy_cifar10_all": (
         (2, "recipe", "serial"),
         (2, "recipe, delayed from epoch 8", "recipe"),
@@ -133,6 +134,7 @@ PAIRS = {
 
 SETS = {
     "accuracy_final": "Fashion-MNIST",
+    "accuracy_cifar10": "CIFAR-10, 10,000 images",
     "accuracy_cifar10_all": "CIFAR-10, all images",
 }
 
