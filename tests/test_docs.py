@@ -298,3 +298,10 @@ def test_everything_public_has_a_docstring(module):
 def test_a_missing_docstring_is_found():
     text = '"""m"""\nclass A:\n    """a"""\n    def f(self): ...\ndef g(): ...\ndef _h(): ...\n'
     assert list(undocumented(ast.parse(text))) == ["A.f", "g"]
+
+
+def test_rows_are_compared_by_the_seeds_that_both_have():
+    """A seed that only the other row has does not count."""
+    row = {"runs": [{"seed": 0, "test_accuracy": 0.5}, {"seed": 1, "test_accuracy": 0.6}]}
+    base = {"runs": [{"seed": seed, "test_accuracy": value} for seed, value in enumerate((0.49, 0.57, 0.9))]}
+    assert docs_tables.seed_by_seed(row, base) == "+2.00 ± 1.00 (2)"
