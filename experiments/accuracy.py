@@ -1,14 +1,14 @@
 """README's accuracy tables: a search on a validation split, the recipe it led to beside the peers, and its ablation.
 
-    python -m experiments.accuracy search|final|ablation|deep|cifar10|digits|CONFIG [--jobs=2] [--seeds=N]
+    python -m experiments.accuracy search|final|ablation|deep|cifar10|cifar100|digits|CONFIG [--jobs=2] [--seeds=N]
         [--stages=K,..] [--first_seed=N] [--rows="NAME;NAME .."] [--runs=runs/accuracy] [--add]
         [--out=experiments/results/accuracy_TABLE.json] [--config.x=y ...]
 
 The protocol is in docs/method.md, "Protocol", written before the search: `PROTOCOL` here, for Fashion-MNIST.  `search`
 tests on the last 10,000 images of the training set and uses seeds from 100 on; the other tables use the test set and
-seeds from 0 on.  `cifar10` is the same protocol on another set (with --config.data.dir=DIR), `digits` a set with the
-recipe of its own config file: no choice was made on either.  CONFIG is one of `PAPER`, tables of the paper's size: with
-the data, on a GPU,
+seeds from 0 on.  `cifar10` and `cifar100` are the same protocol on other sets (with --config.data.dir=DIR), `digits` a
+set with the recipe of its own config file: no choice was made by these tables.  CONFIG is one of `PAPER`, tables of the
+paper's size: with the data, on a GPU,
 
     python -m experiments.accuracy cifar10_resnet110 --stages=2,3,4,8 --jobs=1 --config.data.dir=DIR
 
@@ -55,6 +55,9 @@ DEEP: dict[str, Any] = {"model.depth": 56}
 
 CIFAR10: dict[str, Any] = {"data.name": "cifar10", "data.crop": 2}
 """Images of 16x16; half of the usual four pixels of padding."""
+
+CIFAR100: dict[str, Any] = CIFAR10 | {"data.name": "cifar100", "data.train_examples": 50_000}
+"""All images: the protocol's 10,000 would be a hundred a class."""
 
 GRID: dict[str, Any] = {"aux.grid": 8, "aux.width": 2.0}
 
@@ -223,6 +226,7 @@ TABLES = {
     "ablation": Table(ABLATION, PROTOCOL | FINAL),
     "deep": Table(FINALS, PROTOCOL | DEEP),
     "cifar10": Table(FINALS, PROTOCOL | FINAL | CIFAR10),
+    "cifar100": Table(FINALS, PROTOCOL | FINAL | CIFAR100),
     "digits": Table(
         {"recipe": COARSER, "recipe, no block": COARSER | BLOCKLESS, **PEERS},
         {"mesh.stage": 1, "eval.every_epochs": 0},

@@ -37,14 +37,15 @@ def test_full_size_rows_can_be_told_on_the_command_line(name):
         assert config.phases.epochs in ((), (config.num_epochs / 2,))
 
 
-def test_cifar10_is_the_final_table_on_another_set():
-    final, other = accuracy.TABLES["final"], accuracy.TABLES["cifar10"]
-    for name, fields in final.rows.items():
+@pytest.mark.parametrize("name, examples", [("cifar10", 10_000), ("cifar100", 50_000)])
+def test_cifar_is_the_final_table_on_another_set(name, examples):
+    final, other = accuracy.TABLES["final"], accuracy.TABLES[name]
+    for row, fields in final.rows.items():
         shared = fields | {"num_stages": 4, "dry_run": True}
         ours, theirs = (load(table.config, table.fields | shared) for table in (other, final))
         assert replace(ours, data=theirs.data) == theirs
-        assert (ours.data.name, ours.data.shrink) == ("cifar10", 2)
-        assert other.rows[name] == fields
+        assert (ours.data.name, ours.data.shrink, ours.data.train_examples) == (name, 2, examples)
+        assert other.rows[row] == fields
 
 
 def test_rows_of_the_ablation_differ_from_the_recipe():
