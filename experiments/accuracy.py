@@ -285,7 +285,7 @@ def summary(row: str, num_stages: int, runs: list[dict[str, Any]]) -> dict[str, 
         "row": row,
         "stages": num_stages,
         "n": len(runs),
-        "accuracy_mean": statistics.mean(accuracies) if runs else None,
+        "accuracy_mean": statistics.mean(accuracies),
         "accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
         "runs": runs,
     }
@@ -294,7 +294,7 @@ def summary(row: str, num_stages: int, runs: list[dict[str, Any]]) -> dict[str, 
 def row_of(rows: list[dict[str, Any]], name: str, num_stages: int) -> dict[str, Any] | None:
     """A row of the JSON.  Backprop's of the network as published, which is the same for every number of stages, may be
     that of another one."""
-    named = {row["stages"]: row for row in rows if row["row"] == name and row["n"]}
+    named = {row["stages"]: row for row in rows if row["row"] == name}
     return named.get(num_stages) or (next(iter(named.values()), None) if name == "serial" else None)
 
 
@@ -402,7 +402,9 @@ def main(argv: list[str]) -> int:
     def write() -> list[dict[str, Any]]:
         with writing:  # a thread a job calls this
             order = sorted(runs, key=lambda cell: (cell[1], names.index(cell[0])))
-            made = [summary(row, K, [runs[row, K][seed] for seed in sorted(runs[row, K])]) for row, K in order]
+            made = [
+                summary(row, K, [run for _, run in sorted(runs[row, K].items())]) for row, K in order if runs[row, K]
+            ]
             write_json(out, header | {"failed": failed, "rows": made})
             return made
 

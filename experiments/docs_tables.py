@@ -108,7 +108,13 @@ PAIRS = {
         *((K, "local", "serial") for K in (2, 3, 4, 8)),
         *((8, "recipe, tied", base) for base in ("recipe", "serial")),
     ),
-    "accuracy_cifar10": ((4, "recipe", "serial"),),
+    "accuracy_cifar10": (
+        *((K, "recipe", "serial") for K in (4, 8)),
+        (4, "recipe, delayed from epoch 8", "recipe"),
+        *((8, "recipe, tied", base) for base in ("recipe", "serial")),
+        *((K, "fdg", "serial") for K in (4, 8)),
+        *((K, "local", "serial") for K in (4, 8)),
+    ),
     "accuracy_cifar10_all": (
         (2, "recipe", "serial"),
         (2, "recipe, delayed from epoch 8", "recipe"),
@@ -270,6 +276,7 @@ README: dict[str, Callable[[], str]] = {
     "kills": of_rows(kill_loop, "kill_loop"),
     "compare": of_rows(compare, "compare"),
     "accuracy": of_rows(accuracy, "accuracy_final"),
+    "accuracy_cifar10": of_rows(accuracy, "accuracy_cifar10"),
     "accuracy_cifar10_all": of_rows(accuracy, "accuracy_cifar10_all"),
     "accuracy_deep": of_rows(accuracy, "accuracy_deep"),
     "accuracy_digits": of_rows(accuracy, "accuracy_digits"),

@@ -56,13 +56,13 @@ def test_rows_of_the_ablation_differ_from_the_recipe():
 
 def test_rows_and_their_table():
     runs = [{"test_accuracy": value} for value in (0.8, 0.82)]
-    rows = [accuracy.summary("a", 2, runs), accuracy.summary("a", 4, runs[:1]), accuracy.summary("b", 2, [])]
+    rows = [accuracy.summary("a", 2, runs), accuracy.summary("a", 4, runs[:1]), accuracy.summary("b", 4, runs[1:])]
     assert rows[0]["accuracy_std"] == pytest.approx(0.01 * 2**0.5)
     assert accuracy.markdown(json.loads(json.dumps(rows))).splitlines() == [
         "| | K = 2 | K = 4 |",
         "|---|---|---|",
         "| a | 81.00 ± 1.41 (2) | 80.00 (1) |",
-        "| b |  |  |",
+        "| b |  | 82.00 (1) |",
     ]
 
 
@@ -86,6 +86,19 @@ def test_jobs_that_end_together_are_all_written(monkeypatch, tmp_path):
     monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: {"test_accuracy": 0.5})
     assert accuracy.main(["digits", "--seeds=40", "--jobs=16", "--rows=serial;local", f"--out={out}"]) == 0
     assert [row["n"] for row in json.loads(out.read_text())["rows"]] == [40, 40]
+
+
+def test_a_row_without_runs_is_told_as_failed_only(monkeypatch, tmp_path):
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(
+        accuracy, "finished", lambda folder, config: None if "local" in folder.name else {"test_accuracy": 0.5}
+    )
+    monkeypatch.setattr(accuracy, "trained", lambda command: False)
+    monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: result)
+    assert accuracy.main(["digits", "--seeds=1", "--rows=serial;local", f"--out={out}"]) == 1
+    whole = json.loads(out.read_text())
+    assert [(row["row"], row["n"]) for row in whole["rows"]] == [("serial", 1)]
+    assert whole["failed"] == ["local, K = 4, seed 0"]
 
 
 def test_a_row_in_phases_joins_its_own(monkeypatch, tmp_path):

@@ -111,10 +111,10 @@ def test_speed_ups_of_the_model(monkeypatch):
     assert model("recipe", 2) < 2.0
     assert model("recipe", 4) > model("recipe", 2)
     assert 1.0 < model("coarse_tail", 2) < 2.0
-    late, early = (1 / model(f"recipe, delayed from epoch {epoch}", 4) for epoch in (12, 8))
+    late, early = (1 / model(f"recipe, delayed from epoch {epoch}", 2) for epoch in (12, 8))
     rest = (early - late) / (4 / 15)  # seconds of a step by delayed gradients less one of the recipe's, over serial's
-    assert late == pytest.approx(1 / model("recipe", 4) + rest * 3 / 15)
-    assert rest != 0
+    assert late == pytest.approx(1 / model("recipe", 2) + rest * 3 / 15)
+    assert rest > 0.01, "the forward pass of the old batch; at K = 4 cuts that are equally good, or not, by rounding"
 
 
 def test_contention_is_the_median_over_the_rows():
