@@ -115,6 +115,10 @@ PAIRS = {
         *((K, "fdg", "serial") for K in (4, 8)),
         *((K, "local", "serial") for K in (4, 8)),
     ),
+    "accuracy_cifar100": (
+        (4, "recipe", "serial"),
+        *((4, "recipe, delayed from epoch 8", base) for base in ("recipe", "serial")),
+    ),
     "accuracy_cifar10_all": (
         (2, "recipe", "serial"),
         (2, "recipe, delayed from epoch 8", "recipe"),
@@ -141,6 +145,7 @@ PAIRS = {
 SETS = {
     "accuracy_final": "Fashion-MNIST",
     "accuracy_cifar10": "CIFAR-10, 10,000 images",
+    "accuracy_cifar100": "CIFAR-100, all images",
     "accuracy_cifar10_all": "CIFAR-10, all images",
 }
 
@@ -277,6 +282,7 @@ README: dict[str, Callable[[], str]] = {
     "compare": of_rows(compare, "compare"),
     "accuracy": of_rows(accuracy, "accuracy_final"),
     "accuracy_cifar10": of_rows(accuracy, "accuracy_cifar10"),
+    "accuracy_cifar100": of_rows(accuracy, "accuracy_cifar100"),
     "accuracy_cifar10_all": of_rows(accuracy, "accuracy_cifar10_all"),
     "accuracy_deep": of_rows(accuracy, "accuracy_deep"),
     "accuracy_digits": of_rows(accuracy, "accuracy_digits"),
