@@ -109,11 +109,11 @@ PAIRS = {
         *((8, "recipe, tied", base) for base in ("recipe", "serial")),
     ),
     "accuracy_cifar10": (
-        *((K, "recipe", "serial") for K in (4, 8)),
-        (4, "recipe, delayed from epoch 8", "recipe"),
+        *((K, "recipe", "serial") for K in (2, 4, 8)),
+        *((K, "recipe, delayed from epoch 8", "recipe") for K in (2, 4)),
         *((8, "recipe, tied", base) for base in ("recipe", "serial")),
-        *((K, "fdg", "serial") for K in (4, 8)),
-        *((K, "local", "serial") for K in (4, 8)),
+        *((K, "fdg", "serial") for K in (2, 4, 8)),
+        *((K, "local", "serial") for K in (2, 4, 8)),
     ),
     "accuracy_cifar100": (
         (4, "recipe", "serial"),
