@@ -12,6 +12,9 @@ if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends 
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # the older emitters compile in half the time
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
+# Programs here are compiled once and run a few times, in processes that tests start, too.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
 # Many tests compile the same few networks: in pytest's workers, and in processes that tests start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lpjax-tests-")
@@ -26,7 +29,6 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_disable_most_optimizations", True)  # programs here are compiled once and run a few times
 jax.config.update("jax_numpy_rank_promotion", "raise")
 assert jax.device_count() == DEVICES, f"{jax.device_count()} devices, expected {DEVICES}: is XLA_FLAGS set elsewhere?"
 
