@@ -109,7 +109,7 @@ PAIRS = {
         *((8, "recipe, tied", base) for base in ("recipe", "serial")),
     ),
     "accuracy_cifar10": (
-        *((K, "recipe", "serial") for K in (2, 4, 8)),
+        *((K, "recipe", "serial") for K in (2, 3, 4, 8)),
         *((K, "recipe, delayed from epoch 8", "recipe") for K in (2, 4)),
         *((8, "recipe, tied", base) for base in ("recipe", "serial")),
         *((K, "fdg", "serial") for K in (2, 4, 8)),
