@@ -10,7 +10,7 @@ The figure is of backprop; the layer-parallel one has not been measured yet.
 
 from ml_collections import ConfigDict
 
-from lpjax.config_dict import default_config
+from lpjax.config.load import default_config
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ and 160; dropout 0.3.  A small one, for trying things out; no published figure i
 
 from ml_collections import ConfigDict
 
-from lpjax.config_dict import default_config
+from lpjax.config.load import default_config
 
 
 def get_config() -> ConfigDict:

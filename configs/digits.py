@@ -8,7 +8,7 @@ serial backprop with the same recipe (--config.method=serial).
 
 from ml_collections import ConfigDict
 
-from lpjax.config_dict import default_config
+from lpjax.config.load import default_config
 
 
 def get_config() -> ConfigDict:

@@ -10,9 +10,9 @@ import math
 
 import jax
 
-from lpjax.chain import Unit
-from lpjax.config_dict import default_config
-from lpjax.models import layers
+from lpjax.config.load import default_config
+from lpjax.nn import layers
+from lpjax.nn.chain import Unit
 
 
 def linear(width):
@@ -41,7 +41,7 @@ def residual_mlp(*, blocks, width, classes):
 def get_config():
     config = default_config()
     config.model = {"function": "configs.digits_mlp:residual_mlp", "blocks": 10, "width": 64}
-    config.aux.function = "lpjax.aux_net:own_units"
+    config.aux.function = "lpjax.network.aux_net:own_units"
     config.data.crop = 0  # where a pixel is matters to an MLP
     config.penalty.initial = 1.0
     config.num_epochs = 10

@@ -13,9 +13,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lpjax.chain import Unit
-from lpjax.config_dict import default_config
-from lpjax.models import layers
+from lpjax.config.load import default_config
+from lpjax.nn import layers
+from lpjax.nn.chain import Unit
 
 
 def _patches(x, size):
@@ -123,7 +123,7 @@ def get_config():
         "heads": 4,
         "patch": 2,
     }
-    config.aux.function = "lpjax.aux_net:own_units"
+    config.aux.function = "lpjax.network.aux_net:own_units"
     config.aux.blocks_per_stage = 2  # an attention and a feed-forward unit
     config.data.crop = 0
     config.num_stages = 2

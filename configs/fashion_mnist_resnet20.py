@@ -8,7 +8,7 @@ Data: the four IDX files, from Debian's package dataset-fashion-mnist or https:/
 
 from ml_collections import ConfigDict
 
-from lpjax.config_dict import default_config
+from lpjax.config.load import default_config
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ recipe: He et al., arXiv:1512.03385, section 4.2, narrower, with a cosine schedu
 
 from ml_collections import ConfigDict
 
-from lpjax.config_dict import default_config
+from lpjax.config.load import default_config
 
 
 def get_config() -> ConfigDict:

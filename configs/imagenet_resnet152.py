@@ -11,7 +11,7 @@ IMAGENET1K_V1 weights, a recipe much like it), of backprop; the layer-parallel o
 
 from ml_collections import ConfigDict
 
-from lpjax.config_dict import default_config
+from lpjax.config.load import default_config
 
 
 def get_config() -> ConfigDict:

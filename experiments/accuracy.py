@@ -32,8 +32,8 @@ from typing import Any
 
 from experiments.compare import arguments, entry, finished, load, parsed, row_fields
 from experiments.provenance import provenance
-from lpjax.config import Config
-from lpjax.metrics import write_json
+from lpjax.config.schema import Config
+from lpjax.training.writers import write_json
 
 CONFIG = Path("configs/fashion_mnist_small.py")
 

@@ -8,7 +8,7 @@ Writes experiments/results/compare.json, or --out, after every run, and at the e
 A row is a name of `ROWS` or a method.  Each (row, K, seed) is a training process of its own, one after the other, the
 rows taking turns within K within seed; its workdir is RUNS/row-K-seed.  A finished one of the same configuration is
 kept, whatever commit made it: delete the folder to make it again.  A killed one goes on.  Each (row, K) has a dry run
-too, for what a step costs a device (`lpjax.cost`; of a hybrid, its first phase).  Exit code 1 if a run failed.
+too, for what a step costs a device (`lpjax.cost.traffic`; of a hybrid, its first phase).  Exit code 1 if a run failed.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.provenance import provenance
-from lpjax.config import Config
-from lpjax.config_dict import from_config_dict
+from lpjax.config.load import from_config_dict
+from lpjax.config.schema import Config
 from lpjax.methods import METHODS
-from lpjax.metrics import write_json
+from lpjax.training.writers import write_json
 
 ROWS: dict[str, dict[str, Any]] = {
     "serial": {"method": "serial"},

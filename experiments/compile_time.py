@@ -15,10 +15,10 @@ from pathlib import Path
 import jax
 
 from experiments.provenance import provenance
-from lpjax import runs
-from lpjax.config import AuxConfig, Config, DataConfig, ModelConfig
-from lpjax.main import provide_devices
-from lpjax.metrics import write_json
+from lpjax.config.schema import AuxConfig, Config, DataConfig, ModelConfig
+from lpjax.parallel.platform import provide_devices
+from lpjax.training import run as runs
+from lpjax.training.writers import write_json
 
 
 def compile_seconds(config: Config) -> dict[str, float]:

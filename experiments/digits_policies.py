@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from experiments.provenance import provenance
-from lpjax.metrics import write_json
+from lpjax.training.writers import write_json
 
 RUNS = {
     "serial backprop": ["--config.method=serial"],

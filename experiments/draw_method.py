@@ -4,7 +4,7 @@
 
 The first is a drawing, nothing in it is measured.  The second is to scale: lengths are the terms of the row
 `coarse_tail`, K = 4, of `experiments.speedup`, each a part of a step timed alone on one core.  It has no pipeline: that
-one is drawn by the formula of `lpjax.scaling` from the same passes, cut evenly.  A few seconds.
+one is drawn by the formula of `lpjax.cost.model` from the same passes, cut evenly.  A few seconds.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def pipeline(t: Times) -> list[Block]:
 
 
 def layer_parallel(t: Times) -> list[Block]:
-    """The step of `lpjax.methods.layer_parallel`."""
+    """The step of `lpjax.methods.layer_parallel.step`."""
     blocks = []
     stages = t.aux_forward + t.exchange
     home = stages + max(t.stages)

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from experiments.provenance import provenance
-from lpjax.metrics import write_json
+from lpjax.training.writers import write_json
 
 METHODS = {"serial": ("--config.method=serial",), "layer_parallel": ("--config.mesh.stage=2",)}
 KEPT = ("test_accuracy", "aux_path_accuracy", "relative_violation", "steps", "seconds_total", "examples_per_second")

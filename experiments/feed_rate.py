@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from experiments.provenance import provenance
-from lpjax.config import Config, DataConfig
+from lpjax.config.schema import Config, DataConfig
 from lpjax.data import SOURCES
 from lpjax.data.feed import make_feed
 from lpjax.data.source import Dataset, Stream
-from lpjax.mesh import make_mesh
-from lpjax.metrics import write_json
+from lpjax.parallel.mesh import make_mesh
+from lpjax.training.writers import write_json
 
 BATCH = 128
 JPEGS = 512

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from experiments.provenance import provenance
-from lpjax import checkpoint
-from lpjax.metrics import CLOCK, write_json
+from lpjax.training import checkpoint
+from lpjax.training.writers import CLOCK, write_json
 
 FIELDS = {
     "model.depth": 8,

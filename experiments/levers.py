@@ -18,7 +18,7 @@ from typing import Any
 from experiments.compare import parsed
 from experiments.provenance import provenance
 from experiments.speedup import KEPT, LARGE_PAGES, Process, interleaved, spread
-from lpjax.metrics import write_json
+from lpjax.training.writers import write_json
 
 BASE = "as it is"
 

@@ -3,7 +3,8 @@
     python -m experiments.memory [--config=configs/cifar10_resnet110.py] [--stages=2,4,8] [--methods=serial,pipeline,..]
         [--out=experiments/results/memory.json] [--config.x=y ...]
 
-What the compiler says of each step's program (`lpjax.cost`), K stages on K devices; nothing is run.  Held: parameters,
+What the compiler says of each step's program (`lpjax.cost.dry_run`), K stages on K devices; nothing is run.  Held:
+parameters,
 optimiser, statistics, what a method keeps from step to step, and the batch.  Needed: temporaries, most of all
 activations.  Rows are those of `experiments.compare`, cuts are even by operations.  On CPUs, whose compiler lays out
 arrays in its own way; ten minutes on one core for ResNet-110.
@@ -16,9 +17,10 @@ from typing import Any
 
 from experiments.compare import load, parsed, row_fields
 from experiments.provenance import provenance
-from lpjax import cost, runs
-from lpjax.main import provide_devices
-from lpjax.metrics import write_json
+from lpjax.cost import dry_run
+from lpjax.parallel.platform import provide_devices
+from lpjax.training import run as runs
+from lpjax.training.writers import write_json
 
 METHODS = "serial,data_parallel,pipeline,fdg,local,coarse_tail,coarse_adjoint,coarse_adjoint_grid"
 
@@ -26,7 +28,7 @@ METHODS = "serial,data_parallel,pipeline,fdg,local,coarse_tail,coarse_adjoint,co
 def measured(path: Path, row: str, num_stages: int, extra: dict[str, Any]) -> dict[str, Any]:
     """A row of the JSON."""
     fields = {**row_fields(row, num_stages, 1), **extra, "dry_run": True}
-    taken = cost.step_cost(runs.prepare(load(path, fields)))
+    taken = dry_run.step_cost(runs.prepare(load(path, fields)))
     return {
         "row": row,
         "stages": num_stages,

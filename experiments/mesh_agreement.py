@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.provenance import provenance
-from lpjax.metrics import write_json
+from lpjax.training.writers import write_json
 
 COMPARED = ("task_loss", "stage_loss", "gradient_norm", "relative_violation", "output_square", "aux_task_loss")
 REPORTED_STEPS = (1, 2, 5, 10, 20, 50, 110)

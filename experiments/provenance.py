@@ -2,14 +2,13 @@
 
 import datetime
 import os
-import platform
 import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lpjax import tables
+from lpjax.parallel import platform
 
 
 def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "hardware": cpu_name(),
-        "versions": tables.versions(),
+        "versions": platform.versions(),
     }
 
 
@@ -27,7 +26,7 @@ def cpu_name() -> str:
     """Model and number of cores of this machine's processor."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    return f"{names[0] if names else 'an unknown processor'}, {os.cpu_count()} cores"
 
 
 def commit() -> str:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.provenance import provenance
-from lpjax import evaluate, resume
-from lpjax.config import Config
-from lpjax.config_dict import from_config_dict
-from lpjax.metrics import write_json
-from lpjax.runs import prepare
+from lpjax.config.load import from_config_dict
+from lpjax.config.schema import Config
+from lpjax.training import evaluate, resume
+from lpjax.training.run import prepare
+from lpjax.training.writers import write_json
 
 BOTH = "as in training", "as they are"
 

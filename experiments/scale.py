@@ -2,7 +2,7 @@
 
     python -m experiments.scale [--kernels=1] [--out=experiments/results/scale.json]
 
-Predictions of `lpjax.scaling`, nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D,
+Predictions of `lpjax.cost.model`, nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D,
 K = S) of each method that fits into a device's memory; layer_parallel with the full coarse tail and three widths of
 the AuxNet, on the stages' maps or on a grid, coarse_adjoint with these on the grid, the pipeline with its best number
 of micro-batches.  Speed alone: accuracy is another table.
@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.provenance import provenance
-from lpjax import network
-from lpjax.chain import Shape, Unit, make_chain
-from lpjax.machine import Link, Machine, roofline
-from lpjax.metrics import write_json
+from lpjax.cost.machine import Link, Machine, roofline
+from lpjax.cost.model import StepSeconds, memory_bytes, step_seconds
 from lpjax.models.imagenet_resnet import imagenet_resnet
 from lpjax.models.preact_resnet import wide_resnet
 from lpjax.models.resnet import resnet
-from lpjax.network import Network
-from lpjax.partition import even_cuts
-from lpjax.scaling import StepSeconds, memory_bytes, step_seconds
+from lpjax.network import network
+from lpjax.network.network import Network
+from lpjax.network.partition import even_cuts
+from lpjax.nn.chain import Shape, Unit, make_chain
+from lpjax.training.writers import write_json
 
 NETWORKS: dict[str, tuple[tuple[Unit, ...], Shape]] = {
     "ResNet-110": (resnet(depth=110, width=16, classes=10), (32, 32, 3)),

@@ -1,4 +1,4 @@
-"""The cost model of `lpjax.scaling` held against steps that were measured, on the machine where they were.
+"""The cost model of `lpjax.cost.model` held against steps that were measured, on the machine where they were.
 
     python -m experiments.scale_check [--against=experiments/results/speedup.json,..] [--repeats=5]
         [--out=experiments/results/scale_check.json]
@@ -22,13 +22,13 @@ import jax.numpy as jnp
 from experiments.compare import load
 from experiments.provenance import provenance
 from experiments.speedup import IN_TURNS
-from lpjax import runs
-from lpjax.chain import Shape, Unit
-from lpjax.config import Config
-from lpjax.machine import Link, Machine, UnitSeconds
-from lpjax.metrics import write_json
-from lpjax.scaling import step_seconds
-from lpjax.timing import UnitTimer, stopwatch
+from lpjax.config.schema import Config
+from lpjax.cost.machine import Link, Machine, UnitSeconds
+from lpjax.cost.model import step_seconds
+from lpjax.cost.timing import UnitTimer, stopwatch
+from lpjax.nn.chain import Shape, Unit
+from lpjax.training import run as runs
+from lpjax.training.writers import write_json
 
 ALONE = {"NPROC": "1", **(IN_TURNS if sys.platform == "linux" else {})}
 """The environment that units are measured in."""

@@ -48,9 +48,9 @@ from typing import Any
 
 from experiments.compare import ROWS, load, parsed, row_fields
 from experiments.provenance import provenance
-from lpjax import runs
-from lpjax.config import Config
-from lpjax.metrics import write_json
+from lpjax.config.schema import Config
+from lpjax.training import run as runs
+from lpjax.training.writers import write_json
 
 LARGE_PAGES = "glibc.malloc.hugetlb=1"
 

@@ -17,13 +17,14 @@ import jax
 from experiments.compare import load
 from experiments.step_parts import Parts, link, together
 from experiments.worker import serve
-from lpjax import balance, runs
-from lpjax.data.feed import Batch
-from lpjax.main import provide_devices
-from lpjax.partition import chain_size
-from lpjax.runs import Run
-from lpjax.stage_programs import Program, random_batch
-from lpjax.timing import UnitTimer, in_turns
+from lpjax.cost import balance
+from lpjax.cost.stage_programs import Program, random_batch
+from lpjax.cost.timing import UnitTimer, in_turns
+from lpjax.data.batch import Batch
+from lpjax.nn.count import chain_size
+from lpjax.parallel.platform import provide_devices
+from lpjax.training import run as runs
+from lpjax.training.run import Run
 
 
 class Worker:

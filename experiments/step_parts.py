@@ -17,15 +17,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from lpjax import aux_step, chain, flow, lagrangian, multiplier, optim
-from lpjax import mesh as meshes
-from lpjax.chain import Mode
-from lpjax.data.feed import Batch
-from lpjax.methods import layer_parallel
-from lpjax.recipe import example_keys
-from lpjax.runs import Run
-from lpjax.stage_programs import Program, StagePrograms, random_batch
-from lpjax.timing import stopwatch
+from lpjax.cost.stage_programs import Program, StagePrograms, random_batch
+from lpjax.cost.timing import stopwatch
+from lpjax.data.batch import Batch
+from lpjax.methods import moving
+from lpjax.methods.layer_parallel import aux_step, multiplier, step
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Mode
+from lpjax.parallel import mesh as meshes
+from lpjax.state import optim
+from lpjax.state.step_inputs import example_keys
+from lpjax.training.run import Run
 
 
 class Parts(StagePrograms):
@@ -59,7 +61,7 @@ class Parts(StagePrograms):
     def stage_forward(self, k: int) -> Program:
         """The forward pass of stage k alone, with opening and packing of packets."""
         run, state, column = self.run, self.state, self.column
-        exchange = layer_parallel.make_exchange(run.network, self.config)
+        exchange = step.make_exchange(run.network, self.config)
         batch = random_batch(run, column, self.mesh)
         packet = jax.random.normal(jax.random.key(0), (column, exchange.outward_length), float)
         params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
@@ -80,7 +82,7 @@ class Parts(StagePrograms):
         config = replace(self.config, batch_size=size)
         data, batch = self.augment(size)
         x = data.run()
-        exchange = layer_parallel.make_exchange(run.network, config)
+        exchange = step.make_exchange(run.network, config)
         features = [jnp.ones((size, *shape)) for shape in run.network.interfaces[1:]]
         replies = jnp.ones((run.network.num_stages, size, exchange.homeward_length))
 
@@ -140,9 +142,9 @@ class Parts(StagePrograms):
         config, network, others = self.config, self.run.network, self.S - 1
         own, width = self.column // self.S, jnp.result_type(float).itemsize
         if config.method == "coarse_adjoint":
-            images = others * own * lagrangian.features(network.chain.in_shape)
-            return float(width * (images + self.S * own * flow.length(network)))
-        exchange = layer_parallel.make_exchange(network, config)
+            images = others * own * losses.features(network.chain.in_shape)
+            return float(width * (images + self.S * own * moving.length(network)))
+        exchange = step.make_exchange(network, config)
         lengths = exchange.outward_length + exchange.homeward_length
         return float((2 if config.exchange.bfloat16 else width) * others * own * lengths)
 

@@ -5,7 +5,7 @@
         [--out=experiments/results/tradeoff.json]
 
 Accuracy and epochs are those of `experiments.accuracy final`, a small network.  rho is that of another one, ResNet-110,
-by the cost model of `lpjax.scaling`, from the seconds of its units measured here on one core, the link found by
+by the cost model of `lpjax.cost.model`, from the seconds of its units measured here on one core, the link found by
 `experiments.speedup`, and each method's own balanced cuts, on devices that do not hinder each other.
 `experiments.scale_check` says how far the model is from what was measured at K = 2.
 
@@ -32,12 +32,12 @@ from experiments.accuracy import FINALS, PROTOCOL, row_of
 from experiments.compare import load
 from experiments.provenance import provenance
 from experiments.scale_check import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
-from lpjax import balance
-from lpjax.chain import Shape, Unit
-from lpjax.config import Config
-from lpjax.machine import Link, Machine, UnitSeconds
-from lpjax.metrics import write_json
-from lpjax.timing import Seconds
+from lpjax.config.schema import Config
+from lpjax.cost import balance
+from lpjax.cost.machine import Link, Machine, UnitSeconds
+from lpjax.cost.timing import Seconds
+from lpjax.nn.chain import Shape, Unit
+from lpjax.training.writers import write_json
 
 BELOW = 0.005
 

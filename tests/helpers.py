@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpjax.config import Config
-from lpjax.config_dict import from_config_dict
+from lpjax.config.load import from_config_dict
+from lpjax.config.schema import Config
 from lpjax.data import SOURCES
-from lpjax.runs import Run, prepare
+from lpjax.training.run import Run, prepare
 
 SMALL = {
     "num_stages": 4,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from helpers import small_config
 
-from lpjax import runs, structure
-from lpjax.config import Config
+from lpjax.config.schema import Config
 from lpjax.data import SOURCES
+from lpjax.training import run as runs
+from lpjax.training import structure
 
 K = 4
 SECONDS = {"forward": 0.01, "backward": 0.02, "beside": 0.03}
@@ -17,7 +18,7 @@ SECONDS = {"forward": 0.01, "backward": 0.02, "beside": 0.03}
 
 @functools.cache
 def described(method: str) -> str:
-    """structure.json of the small network."""
+    """summary.json of the small network."""
     config = small_config(method=method)
     return json.dumps(structure.describe(runs.build_network(config, SOURCES["digits"].describe(config.data)), config))
 

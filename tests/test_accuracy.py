@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments import accuracy, recalibration
 from experiments.compare import load
-from lpjax import train
+from lpjax.training import loop
 
 
 @pytest.mark.parametrize("name", accuracy.TABLES)
@@ -150,7 +150,7 @@ def test_a_run_is_tested_by_both_statistics(tmp_path):
     """As in training it is what the run said itself."""
     workdir = tmp_path / "recipe,_no_block-4-3"
     run = small_run(mesh__stage=1, num_steps=20, seed=3, method="coarse_adjoint", data__flip=True)
-    train.train(run, workdir, Console(file=io.StringIO()))
+    loop.train(run, workdir, Console(file=io.StringIO()))
     config = recalibration.config_of(workdir)
     assert replace(config, mesh=run.config.mesh) == run.config
     tested = recalibration.tested(config, workdir)

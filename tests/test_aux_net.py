@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 from helpers import assert_close
 
-from lpjax import aux_net, chain
-from lpjax.chain import Chain, Mode, make_chain
-from lpjax.models import layers
-from lpjax.models.layers import STANDARDISE
 from lpjax.models.resnet import basic_block, classifier, conv_block, resnet
-from lpjax.partition import split
+from lpjax.network import aux_net
+from lpjax.network.partition import split
+from lpjax.nn import chain, layers
+from lpjax.nn.chain import Chain, Mode, make_chain
+from lpjax.nn.layers import STANDARDISE
 
 NETWORK = make_chain(resnet(depth=20, width=8, classes=10), (16, 16, 3))
 

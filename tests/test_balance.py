@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from lpjax import balance
-from lpjax.chain import Chain, Unit
-from lpjax.config import AuxConfig, Config, DelayedConfig, MeshConfig
+from lpjax.config.schema import AuxConfig, Config, DelayedConfig, MeshConfig
+from lpjax.cost import balance
+from lpjax.cost.timing import Seconds, UnitTimer, in_turns, stopwatch
 from lpjax.models.resnet import resnet
-from lpjax.network import Network, build
-from lpjax.partition import even_cuts
-from lpjax.timing import Seconds, UnitTimer, in_turns, stopwatch
+from lpjax.network.network import Network, build
+from lpjax.network.partition import even_cuts
+from lpjax.nn.chain import Chain, Unit
 from tests.helpers import small_config
 
 UNITS = resnet(depth=20, width=4, classes=10)  # 11 units: stem, nine blocks, head
@@ -198,7 +198,7 @@ def test_a_timer_measures_each_unit_once_and_others_beside_the_first(monkeypatch
         calls.append((len(programs), repeats))
         return [[(2.0 if len(calls) == 2 and i < 3 else 1.0) / speed[0]] * repeats for i in range(len(programs))]
 
-    monkeypatch.setattr("lpjax.timing.in_turns", clock)
+    monkeypatch.setattr("lpjax.cost.timing.in_turns", clock)
     timer = UnitTimer(batch=4, repeats=7, row=1)
     first = timer(UNITS[2], (8, 8, 4))
     speed[0] = 0.1

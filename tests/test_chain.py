@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 from helpers import assert_close
 
-from lpjax import chain
-from lpjax.chain import Chain, Mode, Unit, make_chain
 from lpjax.models.preact_resnet import wide_resnet
 from lpjax.models.resnet import basic_block, conv_block, resnet
-from lpjax.partition import activation_bytes
+from lpjax.nn import chain
+from lpjax.nn.chain import Chain, Mode, Unit, make_chain
+from lpjax.nn.count import activation_bytes
 
 pytestmark = pytest.mark.usefixtures("x64")
 

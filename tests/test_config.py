@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from helpers import small_config
 
-from lpjax import runs, tables
-from lpjax.config import Config
-from lpjax.config_dict import default_config, from_config_dict
+from lpjax.config.load import default_config, from_config_dict
+from lpjax.config.schema import Config
+from lpjax.cost.memory import device_bytes
 from lpjax.data import SOURCES
-from lpjax.partition import chain_size
+from lpjax.nn.count import chain_size
+from lpjax.training import run as runs
+from lpjax.training import summary
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -36,8 +38,8 @@ def test_every_config_builds(path):
     network = runs.build_network(config, spec)
     assert network.num_stages == config.num_stages
     assert network.stages[-1].out_shape == (spec.classes,)
-    assert tables.cut_table(network, config).row_count == config.num_stages + len(network.aux_net)
-    memory = tables.device_bytes(network, config, spec.num_train)
+    assert summary.cut_table(network, config).row_count == config.num_stages + len(network.aux_net)
+    memory = device_bytes(network, config, spec.num_train)
     assert memory["parameters"] * config.mesh_shape[0] > 12 * sum(map(chain_size, network.stages))
     assert memory["activations"] > 0
 
@@ -127,14 +129,14 @@ def test_mistakes_are_refused(values, message):
         ({"model__function": "lpjax.nothing:resnet"}, "No module named 'lpjax.nothing'; correct the name"),
         ({"model__function": "lpjax.models.resnet:nothing"}, "has no attribute 'nothing'; correct the name"),
         (
-            {"model__function": "lpjax.models.layers:BATCH_NORM_EPSILON"},
+            {"model__function": "lpjax.nn.layers:BATCH_NORM_EPSILON"},
             "is a float; name a function",
         ),
         (
             {"model": {"function": "lpjax.models.imagenet_resnet:imagenet_resnet", "depth": 18}},
             r"a map of 1x1 cannot be taken at stride 2.*use larger images",
         ),
-        ({"aux__function": "lpjax.aux_net:nothing"}, "aux.function='lpjax.aux_net:nothing'"),
+        ({"aux__function": "lpjax.network.aux_net:nothing"}, "aux.function='lpjax.network.aux_net:nothing'"),
         ({"data__name": "cifar11"}, "data.name='cifar11': expected one of digits"),
         ({"batch_size": 1600}, "batch_size=1600: the training set has 1437 examples"),
         ({"mesh__data": 4}, r"mesh.stage=4 \* mesh.data=4 = 16 devices: 8 found"),

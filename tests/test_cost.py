@@ -7,9 +7,10 @@ from helpers import small_run
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from lpjax import cost, runs
-from lpjax.exchange import Exchange
-from lpjax.mesh import make_mesh
+from lpjax.cost import dry_run, traffic
+from lpjax.parallel.exchange import Exchange
+from lpjax.parallel.mesh import make_mesh
+from lpjax.training import run as runs
 
 SIZE = 4 * 3 * 4
 """Bytes of what a device has: float32 [4, 3]."""
@@ -25,7 +26,7 @@ def exchanged(function, shape=(4, 1)):
 
     step = jax.jit(jax.shard_map(device, mesh=mesh, in_specs=axes, out_specs=axes, check_vma=False))
     traced = step.trace(jax.ShapeDtypeStruct((4 * mesh.size, 3), jnp.float32))
-    return cost.exchanged_bytes(traced.jaxpr, dict(mesh.shape))
+    return traffic.exchanged_bytes(traced.jaxpr, dict(mesh.shape))
 
 
 def shift(x):
@@ -114,7 +115,7 @@ def test_a_layer_parallel_step_exchanges_packets(stages, sweeps):
     K, S, b = 4, stages, run.config.batch_size // stages
     exchange = Exchange(run.network.interfaces, S, with_multiplier=False)
     values = K * b * (exchange.outward_length + exchange.homeward_length)
-    sent = cost.exchanged_bytes(runs.trace(run).jaxpr, dict(run.mesh.shape))
+    sent = traffic.exchanged_bytes(runs.trace(run).jaxpr, dict(run.mesh.shape))
     assert sent["all_to_all"] == (1 + sweeps) * (S - 1) / S * 4 * values
     assert sent["all_gather"] == (S - 1) * 3 * 4 * b, "labels, positions and steps"
 
@@ -122,8 +123,8 @@ def test_a_layer_parallel_step_exchanges_packets(stages, sweeps):
 def test_memory_is_that_of_one_device():
     """A pipeline spreads the whole state over the stages; serial backprop has all of it on one device."""
     fields = {"dry_run": True, "model": {"depth": 20, "width": 8}}
-    whole = cost.step_cost(small_run(method="serial", **fields))
-    part = cost.step_cost(small_run(method="pipeline", **fields))
+    whole = dry_run.step_cost(small_run(method="serial", **fields))
+    part = dry_run.step_cost(small_run(method="pipeline", **fields))
     assert whole["exchanged_bytes_total"] == 0
     assert part["exchanged_bytes_total"] == sum(part["exchanged_bytes"].values()) > 0
     assert part["held_bytes"] == pytest.approx(whole["held_bytes"] / 4, rel=0.05)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from helpers import small_config, small_run
 
-from lpjax.config import DataConfig
+from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES, augment, feed
-from lpjax.data.feed import epoch_order, make_feed, padded_order, sample_order, steps_per_epoch
+from lpjax.data.batch import epoch_order, padded_order, sample_order, steps_per_epoch
+from lpjax.data.feed import make_feed
 from lpjax.data.source import Dataset, Spec, Stream, channel_moments, reduced, reduced_spec
-from lpjax.mesh import EXAMPLES, make_mesh
-from lpjax.recipe import example_keys
+from lpjax.parallel.mesh import EXAMPLES, make_mesh
+from lpjax.state.step_inputs import example_keys
 
 DIGITS = SOURCES["digits"].load(DataConfig())
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import small_run
 
-from lpjax.diagnosis import Diagnosis, cosine_and_ratio
+from lpjax.training.diagnosis import Diagnosis, cosine_and_ratio
 
 STILL = {"optimizer__learning_rate": 1e-14, "optimizer__weight_decay": 0.0, "aux_optimizer__learning_rate": 1e-14}
 """Weights that do not move: no gradient is stale."""

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from data_makers import jpeg, make_folder
 
-from lpjax import distributed
-from lpjax.main import devices_of_a_process
-from lpjax.metrics import CLOCK
+from lpjax.parallel import processes as library
+from lpjax.parallel.platform import devices_of_a_process
+from lpjax.training.writers import CLOCK
 
 TESTS = Path(__file__).parent
 
@@ -102,7 +102,7 @@ def test_a_lost_process_ends_the_other(victim, idle):
         killed = time.monotonic()
         (code,), (error,) = finish([started[1 - victim]], timeout=60)
         took = time.monotonic() - killed
-    assert code == distributed.EXIT_LOST_PROCESS, error
+    assert code == library.EXIT_LOST_PROCESS, error
     assert "lost another process after step " in lost_line(error)
     assert f"told process {1 - victim} of 2" in lost_line(error)
     assert took < 20, "three seconds' silence, and time for a busy computer"
@@ -125,7 +125,7 @@ def test_exit_codes(codes, expected):
 def test_a_process_that_never_comes():
     with processes("end", 2, only=0, join={"start_seconds": 2}, codes=[0, 0]) as started:
         (code,), (error,) = finish(started)
-    assert code == distributed.EXIT_LOST_PROCESS
+    assert code == library.EXIT_LOST_PROCESS
     assert "not all processes came within 2 s (localhost:" in lost_line(error)
 
 
@@ -147,18 +147,18 @@ def test_a_process_that_never_comes():
 )
 def test_flags_that_make_no_sense(flags, message):
     with pytest.raises(ValueError, match=message):
-        distributed.initialize(**flags)
+        library.initialize(**flags)
 
 
 def test_a_port_that_is_taken():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(ValueError, match=f"--coordinator=localhost:{port}: .* choose another port"):
-            distributed.initialize(coordinator=f"localhost:{port}", num_processes=2, process_id=0)
+            library.initialize(coordinator=f"localhost:{port}", num_processes=2, process_id=0)
 
 
 def test_no_flags_are_one_process():
-    assert distributed.initialize() == 1
+    assert library.initialize() == 1
 
 
 def test_devices_of_a_process():
@@ -216,7 +216,7 @@ def test_a_run_goes_on_after_a_lost_process(tmp_path):
         assert any(line.startswith("step 10/") for line in first[0].stdout)
         first[1].kill()
         codes, errors = finish(first)
-        assert codes == [distributed.EXIT_LOST_PROCESS, -9], errors
+        assert codes == [library.EXIT_LOST_PROCESS, -9], errors
         assert "lost another process after step 1" in lost_line(errors[0])
         second = by_slurm(tmp_path / "both", steps=40)
         (out, error), (other_out, _) = (process.communicate(timeout=240) for process in second)

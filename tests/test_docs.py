@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments import docs_tables, draw_method
-from lpjax.config_dict import default_config, from_config_dict
+from lpjax.config.load import default_config, from_config_dict
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -127,7 +127,9 @@ def test_fields_exist_and_can_have_the_values(page):
 
 
 def test_fields_are_found():
-    text = "`aux.width=0.5` `num_stages=4` `penalty.initial` `lpjax.aux_net` `data.py` --config.mesh.data=2 `eval`"
+    text = (
+        "`aux.width=0.5` `num_stages=4` `penalty.initial` `lpjax.network.aux_net` `data.py` --config.mesh.data=2 `eval`"
+    )
     assert dict(fields_in(text)) == {"aux.width": "0.5", "num_stages": "4", "penalty.initial": None, "mesh.data": "2"}
     assert len([field for page in DOCS for field in fields_in(page.read_text())]) > 50
     for name, value in (("aux.widht", None), ("aux.width", "wide"), ("multiplier", "coarse"), ("width", "3")):

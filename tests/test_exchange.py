@@ -7,12 +7,14 @@ import pytest
 from helpers import assert_close
 from jax.sharding import PartitionSpec as P
 
-from lpjax import chain, exchange, multiplier
-from lpjax.chain import make_chain
-from lpjax.mesh import EXAMPLES, TABLE, make_mesh
+from lpjax.methods.layer_parallel import multiplier
 from lpjax.models.resnet import resnet
-from lpjax.packing import Packing
-from lpjax.partition import split
+from lpjax.network.packing import Packing
+from lpjax.network.partition import split
+from lpjax.nn import chain
+from lpjax.nn.chain import make_chain
+from lpjax.parallel import exchange
+from lpjax.parallel.mesh import EXAMPLES, TABLE, make_mesh
 
 
 def on_mesh(function, mesh, in_specs, out_specs):

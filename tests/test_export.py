@@ -18,15 +18,16 @@ from jax import export as jax_export
 from safetensors.numpy import load_file
 from test_main import ROOT, environment
 
-from lpjax import export as lpjax_export
-from lpjax import fold, model_file
-from lpjax import program as programs
-from lpjax.chain import Mode
-from lpjax.config import DataConfig
+from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES, prepare
 from lpjax.data.source import Spec
-from lpjax.models import imagenet_resnet, layers, preact_resnet, resnet
-from lpjax.network import composed
+from lpjax.export import __main__ as lpjax_export
+from lpjax.export import fold, model_file
+from lpjax.export import program as programs
+from lpjax.models import imagenet_resnet, preact_resnet, resnet
+from lpjax.network.network import composed
+from lpjax.nn import layers
+from lpjax.nn.chain import Mode
 
 PREACT = {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 10, "widen": 1}
 MLP = {"function": "configs.digits_mlp:residual_mlp", "blocks": 3, "width": 8}
@@ -189,7 +190,7 @@ def test_the_card_and_the_description(run, folder):
     "fields",
     [
         {"model": PREACT},
-        {"model": MLP, "aux__function": "lpjax.aux_net:own_units", "data__crop": 0},
+        {"model": MLP, "aux__function": "lpjax.network.aux_net:own_units", "data__crop": 0},
         {"num_stages": 1},
         {"method": "serial", "standardise": False},
     ],

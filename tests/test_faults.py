@@ -27,11 +27,11 @@ from rich.console import Console
 from tensorboardX import record_writer
 from test_main import ROOT, command, environment
 
-from lpjax import checkpoint, metrics, train, workdir
-from lpjax.config import RecoveryConfig
-from lpjax.metrics import CLOCK
-from lpjax.progress import NonFiniteError
-from lpjax.resume import checkpoints
+from lpjax.config.schema import RecoveryConfig
+from lpjax.training import checkpoint, loop, workdir, writers
+from lpjax.training.log import NonFiniteError
+from lpjax.training.resume import checkpoints
+from lpjax.training.writers import CLOCK
 
 STEPS = 12
 SETTINGS = {
@@ -119,8 +119,8 @@ def complaint(done):
 
 
 def lines(folder):
-    """metrics.jsonl without the clock."""
-    entries = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    """writers.jsonl without the clock."""
+    entries = map(json.loads, (folder / "writers.jsonl").read_text().splitlines())
     return [{name: value for name, value in entry.items() if name not in CLOCK} for entry in entries]
 
 
@@ -188,7 +188,7 @@ def short(tmp_path_factory):
         checkpoint={"every_steps": 2, "keep": 9},
     )
     folder = tmp_path_factory.mktemp("short") / "run"
-    train.train(run, folder, quiet())
+    loop.train(run, folder, quiet())
     return run, folder
 
 
@@ -286,7 +286,7 @@ def test_no_room_for_a_checkpoint(uninterrupted, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that could not be closed
-@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+@pytest.mark.parametrize("name", ["writers.jsonl", "tensorboard"])
 def test_no_room_for_figures(name, short, tmp_path, monkeypatch):
     """Whichever file it is: the run stops, and goes on when there is room."""
 
@@ -295,12 +295,12 @@ def test_no_room_for_figures(name, short, tmp_path, monkeypatch):
 
     run, whole = short
     folder = copy(whole, tmp_path / "run", 4)
-    module, to_fail = (metrics.json, "dumps") if name == "metrics.jsonl" else (record_writer.RecordWriter, "write")
+    module, to_fail = (writers.json, "dumps") if name == "writers.jsonl" else (record_writer.RecordWriter, "write")
     monkeypatch.setattr(module, to_fail, full)
     with pytest.raises(OSError, match="No space left"):
-        train.train(run, folder, quiet())
+        loop.train(run, folder, quiet())
     monkeypatch.undo()
-    train.train(run, folder, quiet())
+    loop.train(run, folder, quiet())
     assert_same_end(folder, whole)
 
 
@@ -391,9 +391,9 @@ def test_every_checkpoint_damaged_and_a_restart(uninterrupted, tmp_path):
 def test_a_torn_last_line(tail, short, tmp_path):
     run, whole = short
     folder = copy(whole, tmp_path / "run", 4)
-    written = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text("".join(written[:4]) + tail)
-    train.train(run, folder, quiet())
+    written = (folder / "writers.jsonl").read_text().splitlines(keepends=True)
+    (folder / "writers.jsonl").write_text("".join(written[:4]) + tail)
+    loop.train(run, folder, quiet())
     assert_same_end(folder, whole)
 
 
@@ -450,12 +450,12 @@ def test_ctrl_c_saves_and_a_second_one_stops_at_once(presses, steps, short, tmp_
                 signal.raise_signal(signal.SIGINT)
         return run.step(state, batch)
 
-    with pytest.raises(train.StoppedError if presses == 1 else KeyboardInterrupt):
-        train.train(dataclasses.replace(run, step=press), folder, quiet())
+    with pytest.raises(loop.StoppedError if presses == 1 else KeyboardInterrupt):
+        loop.train(dataclasses.replace(run, step=press), folder, quiet())
     assert signal.getsignal(signal.SIGINT) is before
     assert checkpoint.steps(checkpoints(folder)) == steps
     assert json.loads((folder / "result.json").read_text())["ended"] == "interrupted"
-    train.train(run, folder, quiet())
+    loop.train(run, folder, quiet())
     assert_same_end(folder, whole)
 
 
@@ -502,13 +502,13 @@ def test_non_finite_stops_and_keeps_the_last_good_checkpoint(at, poison, message
     run, whole = short
     folder = tmp_path / "run"
     with pytest.raises(NonFiniteError, match=message):
-        train.train(poisoned(run, at, poison), folder, quiet())
+        loop.train(poisoned(run, at, poison), folder, quiet())
     assert json.loads((folder / "result.json").read_text())["ended"] == "error"
     good, damaged = checkpoint.newest_good(checkpoints(folder))
     assert (good.step, damaged) == (last_good, {})
     assert_same_arrays(good, checkpoint.read(checkpoints(whole), last_good))
     assert all(np.isfinite(array).all() for array in good.arrays.values())
-    train.train(run, folder, quiet())
+    loop.train(run, folder, quiet())
     assert_same_end(folder, whole)
 
 
@@ -525,7 +525,7 @@ def test_back_to_a_checkpoint_with_a_smaller_step_size(short, tmp_path):
     run, whole = short
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, recovery=RecoveryConfig(policy="reduce")))
     console = quiet()
-    result = train.train(poisoned(run, 5, bad_figure("violation", 0), times=1), tmp_path, console)
+    result = loop.train(poisoned(run, 5, bad_figure("violation", 0), times=1), tmp_path, console)
     assert "violation at interface 1 is nan in step 5; " in console.file.getvalue()
     assert "going back to step 4 with learning rates times 0.5" in console.file.getvalue()
     assert result["ended"] == "finished"
@@ -542,10 +542,10 @@ def test_gives_up_after_so_many_times(short, tmp_path, monkeypatch):
         dataclasses.replace(run, config=dataclasses.replace(run.config, recovery=recovery)), 5, bad_multiplier
     )
     factors = []
-    monkeypatch.setattr(train, "with_learning_rates", lambda run, factor: factors.append(factor) or run)
+    monkeypatch.setattr(loop, "with_learning_rates", lambda run, factor: factors.append(factor) or run)
     console = quiet()
     with pytest.raises(NonFiniteError, match="in step 6; lower"):
-        train.train(run, tmp_path, console)
+        loop.train(run, tmp_path, console)
     assert console.file.getvalue().count("going back to step 4") == 2
     np.testing.assert_allclose(factors, [0.1, 0.01])
     assert recoveries(tmp_path)[-1] == (4, pytest.approx(0.01))

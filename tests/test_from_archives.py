@@ -10,9 +10,10 @@ from rich.console import Console
 from test_config import load
 from test_main import ROOT, lpjax
 
-from lpjax import runs, tables, train
-from lpjax.config_dict import from_config_dict
+from lpjax.config.load import from_config_dict
 from lpjax.data import prepare
+from lpjax.training import loop, summary
+from lpjax.training import run as runs
 
 ONE_EPOCH = {"num_epochs": 1, "optimizer.warmup_epochs": 0.0, "aux_optimizer.warmup_epochs": 0.0, "log_every": 1}
 """Of a recipe for many epochs."""
@@ -24,9 +25,9 @@ def one_epoch(config, workdir, fields):
     values.update_from_flattened_dict(ONE_EPOCH | fields)
     console = Console(file=io.StringIO(), width=200)
     run = runs.prepare(from_config_dict(values.to_dict()))
-    tables.print_tables(console, run.network, run.config, run.mesh, run.spec.num_train)
+    summary.print_tables(console, run.network, run.config, run.mesh, run.spec.num_train)
     workdir.mkdir(exist_ok=True)
-    return train.train(run, workdir, console), console.file.getvalue()
+    return loop.train(run, workdir, console), console.file.getvalue()
 
 
 @pytest.mark.parametrize(

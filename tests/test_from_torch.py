@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from lpjax import chain
-from lpjax.chain import Mode, make_chain
 from lpjax.models.from_torch import from_torch, torchvision_resnet_names, wide_resnet_names
 from lpjax.models.imagenet_resnet import imagenet_resnet
 from lpjax.models.preact_resnet import wide_resnet
+from lpjax.nn import chain
+from lpjax.nn.chain import Mode, make_chain
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional

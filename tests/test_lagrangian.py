@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from lpjax import lagrangian
+from lpjax.methods.layer_parallel import lagrangian
+from lpjax.nn import losses
+from lpjax.state import step_inputs
 
 pytestmark = pytest.mark.usefixtures("x64")
 SHAPE = (5, 3, 2, 4)
@@ -19,8 +21,8 @@ def arrays(count, seed=0):
 
 def test_psi_is_the_mean_square_and_its_gradient_autodiffs():
     (r,) = arrays(1)
-    assert_close(lagrangian.psi(r), jnp.square(r).reshape(5, -1).mean(1))
-    assert_close(lagrangian.psi_gradient(r), N * jax.grad(lambda r: lagrangian.psi(r).sum())(r))
+    assert_close(losses.psi(r), jnp.square(r).reshape(5, -1).mean(1))
+    assert_close(lagrangian.psi_gradient(r), N * jax.grad(lambda r: losses.psi(r).sum())(r))
 
 
 @pytest.mark.parametrize("shape", [SHAPE, SHAPE[1:]])
@@ -47,7 +49,7 @@ def test_stage_loss_is_what_the_lagrangian_has_of_an_output():
     expected = 0.7 * jnp.square(target - output).reshape(5, -1).mean(1) - (kappa * output).reshape(5, -1).mean(1)
     assert_close(loss, expected)
     with_tail = lagrangian.stage_loss(output, target, None, 0.7, lambda out: out.sum((1, 2, 3)))
-    assert_close(with_tail, 0.7 * lagrangian.psi(target - output) + output.sum((1, 2, 3)))
+    assert_close(with_tail, 0.7 * losses.psi(target - output) + output.sum((1, 2, 3)))
 
 
 def test_multiplier_moves_along_the_violation():
@@ -66,11 +68,11 @@ def test_fit_gradient_is_autodiffs():
 
 
 def test_penalty_schedule():
-    beta = lagrangian.penalty_schedule(0.5, 2.0, 3.0)
+    beta = step_inputs.penalty_schedule(0.5, 2.0, 3.0)
     np.testing.assert_allclose([beta(e) for e in (0.0, 1.0, 2.0, 2.5, 3.0)], [0.5, 1.0, 2.0, 0.5 * 2**2.5, 3.0])
-    np.testing.assert_allclose(lagrangian.penalty_schedule(0.5, 2.0, None)(3.0), 4.0)
+    np.testing.assert_allclose(step_inputs.penalty_schedule(0.5, 2.0, None)(3.0), 4.0)
 
 
 def test_correct_counts_the_largest_logit():
     logits = jnp.array([[0.0, 1.0], [2.0, 1.0]])
-    assert lagrangian.correct(logits, jnp.array([1, 1], jnp.int32)).tolist() == [True, False]
+    assert losses.correct(logits, jnp.array([1, 1], jnp.int32)).tolist() == [True, False]

@@ -7,11 +7,12 @@ import pytest
 from helpers import assert_close, small_config, small_run, take_steps
 from jax.sharding import PartitionSpec as P
 
-from lpjax import runs, train_state
-from lpjax.cost import exchanged_bytes
-from lpjax.data.feed import Batch
-from lpjax.lagrangian import POLICIES
-from lpjax.methods import layer_parallel
+from lpjax.config.schema import POLICIES
+from lpjax.cost.traffic import exchanged_bytes
+from lpjax.data.batch import Batch
+from lpjax.methods.layer_parallel import step
+from lpjax.state import train_state
+from lpjax.training import run as runs
 
 
 def lowered(run):
@@ -81,7 +82,7 @@ def test_stale_exchange_is_a_step_late(policy):
     """Two steps learn what one does on the first batch: until then the AuxNet is the initial one."""
     late, history = take_steps(small_run(multiplier=policy, exchange__stale=True), 2)
     prompt, (figures,) = take_steps(small_run(multiplier=policy), 1)
-    for name in layer_parallel.LEARNT:
+    for name in step.LEARNT:
         assert_close(getattr(late, name), getattr(prompt, name))
     assert late.step == 2
     assert_close(history[1], figures | {"penalty_coef": history[1]["penalty_coef"]})

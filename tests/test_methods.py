@@ -13,11 +13,13 @@ import pytest
 from helpers import assert_close, dataset, detach, on_host, plain_sgd, small_config, small_run, take_steps, trees
 from jax.sharding import PartitionSpec as P
 
-from lpjax import chain, lagrangian, methods, resume
-from lpjax.chain import Mode
+from lpjax import methods
 from lpjax.methods import METHODS, delayed, local
-from lpjax.models.layers import STANDARDISE
-from lpjax.network import composed
+from lpjax.network.network import composed
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Mode
+from lpjax.nn.layers import STANDARDISE
+from lpjax.training import resume
 
 TRAIN = Mode(train=True)
 RATE = 0.3
@@ -61,7 +63,7 @@ def loss_of(run, stats, x, labels):
 
     def loss(params):
         logits, _ = composed(run.network, params, stats, x, TRAIN)
-        return lagrangian.task_loss(logits, labels).sum() / run.config.batch_size
+        return losses.task_loss(logits, labels).sum() / run.config.batch_size
 
     return loss
 
@@ -193,7 +195,7 @@ def test_local_is_every_stage_by_itself_on_inputs_of_the_step_before(x64):
         def loss(p, c):
             output, _ = chain.apply(run.network.stages[k], p, stats[k], x, TRAIN)
             logits, _ = chain.apply(own.chains[k], c, head_stats[k], output, TRAIN)
-            return lagrangian.task_loss(logits, labels).mean(), output
+            return losses.task_loss(logits, labels).mean(), output
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(p, c)
 
@@ -284,7 +286,7 @@ def test_coarse_adjoint_is_every_stage_by_itself_before_a_shared_tail(grid, beta
             for j in range(k + 1, K):
                 own = (omega[j], aux_stats[j]) if j < len(omega) else ((end[0], end[2]), (stats[-1][0], stats[-1][2]))
                 output, _ = chain.apply(tails[j - 1], *own, output, TRAIN)
-            return lagrangian.task_loss(output, labels).mean()
+            return losses.task_loss(output, labels).mean()
 
         output = own(p)
 
@@ -293,7 +295,7 @@ def test_coarse_adjoint_is_every_stage_by_itself_before_a_shared_tail(grid, beta
                 return 0.0
             made, _ = chain.apply(tails[k - 1], omega[k], aux_stats[k], on_grid(x, grid), TRAIN)
             if k == K - 1:
-                return weight * lagrangian.task_loss(made, labels).mean()
+                return weight * losses.task_loss(made, labels).mean()
             return beta * ((made - on_grid(output, grid)) ** 2).mean()
 
         loss = jax.grad(lambda p, omega, end: tail(omega, end, own(p)) + coarse(omega), argnums=(0, 1, 2))
@@ -346,7 +348,7 @@ def test_local_needs_a_head_that_fits():
         small_run(
             method="local",
             model={"function": "test_methods:narrow_head"},
-            aux__function="lpjax.aux_net:own_units",
+            aux__function="lpjax.network.aux_net:own_units",
             num_stages=2,
             cuts=(1,),
         )
@@ -354,8 +356,8 @@ def test_local_needs_a_head_that_fits():
 
 def narrow_head(*, classes):
     """A network whose head takes exactly the features before it."""
-    from lpjax.chain import Unit
-    from lpjax.models import layers
+    from lpjax.nn import layers
+    from lpjax.nn.chain import Unit
 
     def linear(inputs, outputs):
         def init(key, in_shape):

@@ -8,11 +8,11 @@ from helpers import assert_close
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from lpjax.chain import Mode, make_chain
-from lpjax.mesh import ALL_AXES, EXAMPLES, make_mesh
-from lpjax.models import conv, layers, winograd
 from lpjax.models.resnet import conv_block, resnet
-from lpjax.partition import unit_flops
+from lpjax.nn import conv, layers, winograd
+from lpjax.nn.chain import Mode, make_chain
+from lpjax.nn.count import unit_flops
+from lpjax.parallel.mesh import ALL_AXES, EXAMPLES, make_mesh
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from lpjax import chain
-from lpjax.chain import Chain, Mode, make_chain
 from lpjax.models import preact_resnet as preact
 from lpjax.models.imagenet_resnet import basic, imagenet_resnet
 from lpjax.models.preact_resnet import preact_resnet, wide_resnet
 from lpjax.models.resnet import resnet
-from lpjax.partition import chain_size
+from lpjax.nn import chain
+from lpjax.nn.chain import Chain, Mode, make_chain
+from lpjax.nn.count import chain_size
 
 pytestmark = pytest.mark.usefixtures("x64")
 

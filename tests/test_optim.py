@@ -7,8 +7,8 @@ import optax
 import pytest
 from helpers import assert_close
 
-from lpjax import optim
-from lpjax.config import OptimizerConfig
+from lpjax.config.schema import OptimizerConfig
+from lpjax.state import optim
 
 ROWS = {"kernel": jnp.array([[1.0, 2.0], [3.0, 0.0]]), "other": jnp.array([[1.0], [4.0]])}
 GRADS = {"kernel": jnp.array([[0.5, 1.0], [30.0, 0.0]]), "other": jnp.array([[0.1], [40.0]])}

@@ -10,12 +10,14 @@ import pytest
 from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_steps, trees
 from jax.sharding import PartitionSpec as P
 
-from lpjax import aux_net, chain, lagrangian
-from lpjax.chain import Mode
-from lpjax.lagrangian import POLICIES
-from lpjax.mesh import ALL_AXES, EXAMPLES, make_mesh
-from lpjax.network import composed
-from lpjax.stage import stage_pass
+from lpjax.config.schema import POLICIES
+from lpjax.methods.layer_parallel import lagrangian
+from lpjax.methods.layer_parallel.stage import stage_pass
+from lpjax.network import aux_net
+from lpjax.network.network import composed
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Mode
+from lpjax.parallel.mesh import ALL_AXES, EXAMPLES, make_mesh
 
 pytestmark = pytest.mark.usefixtures("x64")
 TRAIN = Mode(train=True)
@@ -109,7 +111,7 @@ def test_sharded_aux_net_is_the_replicated_one():
     def outputs_and_gradients(params, x, labels, axes):
         def loss(params, shifts):
             lam, logits, new = aux_net.apply(pieces, params, stats, x, shifts, Mode(train=True, axes=axes))
-            value = lagrangian.task_loss(logits, labels).sum() + sum((out**3).sum() for out in lam)
+            value = losses.task_loss(logits, labels).sum() + sum((out**3).sum() for out in lam)
             return value, (lam, new)
 
         no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in shapes)
@@ -140,7 +142,7 @@ def test_true_inputs_and_swept_multipliers_give_backprop(beta):
     params, stats, *aux = trees(run)
 
     def loss(params):
-        return lagrangian.task_loss(composed(network, params, stats, x, TRAIN)[0], labels).mean()
+        return losses.task_loss(composed(network, params, stats, x, TRAIN)[0], labels).mean()
 
     def by_stages(params):
         lam = [x]
@@ -217,7 +219,7 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy, grid):
 
     def aux_loss(omega, shifts):
         lam, logits, _ = aux_net.apply(network.aux_net, omega, aux_stats, x, shifts, TRAIN)
-        return lagrangian.task_loss(logits, labels).mean(), lam
+        return losses.task_loss(logits, labels).mean(), lam
 
     rng = np.random.default_rng(0)
     kappa = [jnp.asarray(rng.normal(size=(len(x), *shape))) for shape in network.interfaces[1:]]
@@ -235,13 +237,13 @@ def test_the_fit_is_the_gradient_of_the_lagrangian(policy, grid):
         for k in range(4):
             output, _ = chain.apply(network.stages[k], params[k], stats[k], inputs[k], TRAIN)
             if k == 3:
-                total += lagrangian.task_loss(output, labels).mean()
+                total += losses.task_loss(output, labels).mean()
                 continue
             r = inputs[k + 1] - output
             total += ((kappa[k] * r).mean((1, 2, 3)) + beta * (r**2).mean((1, 2, 3))).mean()
             if policy == "coarse_tail":
                 tail = aux_net.tail_logits(network.aux_tails, omega, aux_stats, k + 1, output, TRAIN, None)
-                total += lagrangian.task_loss(tail, labels).mean()
+                total += losses.task_loss(tail, labels).mean()
         return total
 
     expected = jax.jit(jax.grad(augmented_lagrangian))(omega)
@@ -283,7 +285,7 @@ def test_adjoint_matching_is_the_gradient_of_the_mismatch(stage, data):
     def mismatch(omega):
         def loss(shifts):
             logits = aux_net.apply(network.aux_net, omega, aux_stats, x, shifts, TRAIN)[1]
-            return lagrangian.task_loss(logits, labels).sum()
+            return losses.task_loss(logits, labels).sum()
 
         own = [n[0].size * n for n in jax.grad(loss)(no_shift)]
         return sum(((d - p) ** 2).sum() / (p**2).sum() for d, p in zip(own, adjoints[1:], strict=True))
@@ -321,7 +323,7 @@ def minimise_linear_quadratic(beta, rate, iterations=4000):
         return w_next, lam_next, lagrangian.update_multiplier(kappa, r, beta * step, rate)
 
     w, lam, _ = jax.lax.fori_loop(0, iterations, iterate, (jnp.asarray(0.0), jnp.zeros_like(x), jnp.zeros_like(x)))
-    return float(w), float(exact), float(lagrangian.psi(lagrangian.violation(lam, w * x)).mean())
+    return float(w), float(exact), float(losses.psi(lagrangian.violation(lam, w * x)).mean())
 
 
 def test_penalty_stalls_where_the_multiplier_converges():

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpjax.chain import Mode, apply, init, make_chain
-from lpjax.models.layers import STANDARDISE
 from lpjax.models.resnet import conv_block, resnet
-from lpjax.partition import activation_bytes, chain_flops, chain_size, even_cuts, split, unit_flops
+from lpjax.network.partition import even_cuts, split
+from lpjax.nn.chain import Mode, apply, init, make_chain
+from lpjax.nn.count import activation_bytes, chain_flops, chain_size, unit_flops
+from lpjax.nn.layers import STANDARDISE
 
 NETWORK = make_chain(resnet(depth=20, width=16, classes=10), (32, 32, 3))
 

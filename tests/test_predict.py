@@ -20,8 +20,9 @@ from PIL import Image
 from test_export import random_trees
 from test_main import ROOT, environment
 
-from lpjax import export, model_file, predict
 from lpjax.data import images
+from lpjax.export import __main__ as export
+from lpjax.export import model_file, predict
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from data_makers import (
 )
 from PIL import Image
 
-from lpjax.config import DataConfig
+from lpjax.config.schema import DataConfig
 from lpjax.data import archives, prepare, tfds_sets
 from lpjax.data.source import Spec
 

@@ -22,7 +22,7 @@ def test_files_it_names_exist():
 
 
 def test_every_exit_code_is_documented():
-    from lpjax import main
+    from lpjax import cli
 
-    for code in (main.EXIT_BAD_INPUT, main.EXIT_NON_FINITE, main.EXIT_STOPPED, main.EXIT_INTERRUPTED):
+    for code in (cli.EXIT_BAD_INPUT, cli.EXIT_NON_FINITE, cli.EXIT_STOPPED, cli.EXIT_INTERRUPTED):
         assert f"{code} " in README

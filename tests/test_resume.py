@@ -10,9 +10,10 @@ import pytest
 from helpers import assert_close, on_host, small_run
 from rich.console import Console
 
-from lpjax import canonical, checkpoint, resume, train
-from lpjax.metrics import CLOCK
-from lpjax.workdir import WorkdirError
+from lpjax.state import canonical
+from lpjax.training import checkpoint, loop, resume
+from lpjax.training.workdir import WorkdirError
+from lpjax.training.writers import CLOCK
 
 POLICIES = {
     "coarse_tail": {},
@@ -35,7 +36,7 @@ def trained(workdir, **fields):
     console = Console(file=io.StringIO(), width=1000)
     run = small_run(**{"batch_size": 128, "log_every": 2, "eval__every_epochs": 1} | fields)
     workdir.mkdir(exist_ok=True)
-    train.train(run, workdir, console)
+    loop.train(run, workdir, console)
     saved, _ = checkpoint.newest_good(workdir / "checkpoints")
     return console.file.getvalue(), saved.arrays
 
@@ -225,8 +226,8 @@ def test_a_run_may_not_end_before_its_checkpoint(tmp_path):
 
 def test_evaluating_a_checkpoint(tmp_path):
     run = small_run(num_steps=3)
-    result = train.train(run, tmp_path, Console(file=io.StringIO()))
-    again = train.evaluate(small_run(mesh__stage=1), tmp_path)
+    result = loop.train(run, tmp_path, Console(file=io.StringIO()))
+    again = loop.evaluate(small_run(mesh__stage=1), tmp_path)
     assert again["step"] == 3
     assert again["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=0.01)
     assert again == json.loads((tmp_path / "eval.json").read_text())

@@ -6,10 +6,8 @@ from dataclasses import astuple, replace
 import pytest
 
 from experiments import scale
-from lpjax import network, runs
-from lpjax.config import Config, DelayedConfig, MeshConfig
-from lpjax.cost import exchanged_bytes
-from lpjax.machine import (
+from lpjax.config.schema import Config, DelayedConfig, MeshConfig
+from lpjax.cost.machine import (
     Group,
     Link,
     Machine,
@@ -21,11 +19,14 @@ from lpjax.machine import (
     ppermute,
     roofline,
 )
-from lpjax.models.layers import STANDARDISE
+from lpjax.cost.memory import device_bytes
+from lpjax.cost.model import memory_bytes, step_seconds
+from lpjax.cost.traffic import exchanged_bytes
 from lpjax.models.resnet import basic_block, conv_block, resnet
-from lpjax.partition import unit_flops
-from lpjax.scaling import memory_bytes, step_seconds
-from lpjax.tables import device_bytes
+from lpjax.network import network
+from lpjax.nn.count import unit_flops
+from lpjax.nn.layers import STANDARDISE
+from lpjax.training import run as runs
 from tests.helpers import small_config
 
 B = 64
@@ -285,7 +286,7 @@ def test_memory_with_recomputation_is_of_the_units_inputs(monkeypatch):
     """Four bytes a value of each unit's input, and what one unit keeps at a time."""
     again = network.build(UNITS, (8, 8, 3), num_stages=1, remat=True)
     found = memory_bytes("serial", again, batch=7 * B, stage=1, data=1)
-    monkeypatch.setattr("lpjax.scaling._kept", lambda chain: 0.0)
+    monkeypatch.setattr("lpjax.cost.model._kept", lambda chain: 0.0)
     inputs = sum(math.prod(shape) for shape in again.chain.shapes[:-1])
     pairs = zip(again.chain.units, again.chain.shapes[:-1], strict=True)
     expected = 4 * inputs + max(kept_bytes(unit, shape, None) for unit, shape in pairs)

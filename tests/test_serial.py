@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_steps, trees
 
-from lpjax import aux_net, chain, lagrangian
-from lpjax.chain import Mode
 from lpjax.data.augment import augment
-from lpjax.network import composed
-from lpjax.recipe import example_keys
+from lpjax.network import aux_net
+from lpjax.network.network import composed
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Mode
+from lpjax.state.step_inputs import example_keys
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -33,7 +34,7 @@ def test_a_step_descends_the_composed_networks_gradient():
 
     def loss(params):
         logits, new = composed(run.network, params, stats, x, Mode(train=True))
-        return lagrangian.task_loss(logits, labels).mean(), (logits, new)
+        return losses.task_loss(logits, labels).mean(), (logits, new)
 
     (value, (logits, batch_stats)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     state, figures = run.step(old, batch)
@@ -64,7 +65,7 @@ def test_evaluation_is_of_the_composed_network(shape, model):
     params, stats = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
     params, stats, aux, aux_stats = detach((params, stats, state.aux_params, state.aux_stats))
 
-    from lpjax.data.feed import epoch_order
+    from lpjax.data.batch import epoch_order
 
     order = epoch_order(0, 0, run.spec.num_train)
 
@@ -83,7 +84,7 @@ def test_evaluation_is_of_the_composed_network(shape, model):
     no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
     lam, head, _ = aux_net.apply(network.aux_net, aux, aux_stats, x, no_shift, mode)
     path, _ = chain.apply(network.stages[-1], params[-1], stats[-1], lam[-1], mode)
-    np.testing.assert_allclose(got.test_loss, lagrangian.task_loss(logits, labels).mean(), rtol=1e-9)
+    np.testing.assert_allclose(got.test_loss, losses.task_loss(logits, labels).mean(), rtol=1e-9)
     for accuracy, out in zip(got[1:4], (logits, path, head), strict=True):
         np.testing.assert_allclose(accuracy, np.mean(np.asarray(out).argmax(-1) == np.asarray(labels)), rtol=1e-9)
     assert len({got.test_accuracy, got.aux_path_accuracy, got.aux_head_accuracy}) == 3, "three different figures"

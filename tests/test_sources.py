@@ -10,7 +10,7 @@ import pytest
 from data_makers import IDX_NAMES, encoded, idx_bytes, make_folder, make_idx
 from PIL import Image
 
-from lpjax.config import DataConfig
+from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES, images
 from lpjax.data.source import Spec
 

@@ -11,7 +11,7 @@ from experiments import speedup
 from experiments.compare import load
 from experiments.speedup import Process
 from experiments.step_parts import Parts
-from lpjax import runs
+from lpjax.training import run as runs
 from tests.helpers import small_config
 
 PARTS = {

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lpjax import runs, stage_programs
-from lpjax.config import MeshConfig
-from lpjax.stage_programs import StagePrograms
+from lpjax.config.schema import MeshConfig
+from lpjax.cost import stage_programs
+from lpjax.cost.stage_programs import StagePrograms
+from lpjax.training import run as runs
 from tests.helpers import small_config
 
 
@@ -48,7 +49,7 @@ def test_stages_are_timed_in_turns(monkeypatch):
         asked.append((len(programs), repeats))
         return [[k + 2.0, 9.0, k + 1.0] for k in range(len(programs))]
 
-    monkeypatch.setattr("lpjax.stage_programs.in_turns", clock)
+    monkeypatch.setattr("lpjax.cost.stage_programs.in_turns", clock)
     run = runs.prepare(replace(small_config(method="coarse_adjoint", num_stages=2), dry_run=True))
     assert stage_programs.stage_seconds(run, repeats=3) == [1.0, 2.0]
     assert asked == [(2, 3)]

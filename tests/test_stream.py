@@ -12,10 +12,12 @@ from data_makers import arguments, encoded, make_imagenet
 from helpers import small_config
 
 from lpjax.data import SOURCES, images, prepare, stream
-from lpjax.data.feed import Batch, make_feed
-from lpjax.data.source import CorruptDataError, Stream
+from lpjax.data.batch import Batch
+from lpjax.data.feed import make_feed
+from lpjax.data.source import Stream
 from lpjax.data.stream import Streamed
-from lpjax.mesh import EXAMPLES, make_mesh
+from lpjax.errors import CorruptDataError
+from lpjax.parallel.mesh import EXAMPLES, make_mesh
 
 SIDE = 8
 

@@ -9,11 +9,15 @@ import pytest
 from helpers import small_config, small_run, take_steps
 from rich.console import Console
 
-from lpjax import cost, metrics, progress, runs, tables, train, train_state
+from lpjax.config.schema import POLICIES
+from lpjax.cost import dry_run
+from lpjax.cost.memory import device_bytes
 from lpjax.data import SOURCES
-from lpjax.lagrangian import POLICIES
-from lpjax.partition import chain_size
+from lpjax.nn.count import chain_size
 from lpjax.report import curves, drawings, record
+from lpjax.state import train_state
+from lpjax.training import log, loop, summary, writers
+from lpjax.training import run as runs
 
 
 def quiet():
@@ -23,7 +27,7 @@ def quiet():
 def lines(workdir, kind="train"):
     return [
         entry
-        for entry in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        for entry in map(json.loads, (workdir / "writers.jsonl").read_text().splitlines())
         if entry["kind"] == kind
     ]
 
@@ -31,7 +35,7 @@ def lines(workdir, kind="train"):
 def test_a_run_leaves_what_it_promises(tmp_path):
     run = small_run(num_steps=25, log_every=5, batch_size=128, eval__every_epochs=1)
     console = quiet()
-    result = train.train(run, tmp_path, console)
+    result = loop.train(run, tmp_path, console)
     assert result == json.loads((tmp_path / "result.json").read_text())
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert result["ended"] == "finished"
@@ -65,13 +69,13 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 
 def test_restart_keeps_the_earlier_run(tmp_path):
-    train.train(small_run(num_steps=1), tmp_path, quiet())
-    before = (tmp_path / "metrics.jsonl").read_text()
-    train.train(small_run(num_steps=2, seed=1), tmp_path, quiet(), restart=True)
-    assert (tmp_path / "previous-1" / "metrics.jsonl").read_text() == before
+    loop.train(small_run(num_steps=1), tmp_path, quiet())
+    before = (tmp_path / "writers.jsonl").read_text()
+    loop.train(small_run(num_steps=2, seed=1), tmp_path, quiet(), restart=True)
+    assert (tmp_path / "previous-1" / "writers.jsonl").read_text() == before
     assert (tmp_path / "previous-1" / "checkpoints" / "1").is_dir()
     assert len(lines(tmp_path)) == 2
-    train.train(small_run(num_steps=1), tmp_path, quiet(), restart=True)
+    loop.train(small_run(num_steps=1), tmp_path, quiet(), restart=True)
     assert json.loads((tmp_path / "previous-2" / "result.json").read_text())["seed"] == 1
 
 
@@ -106,18 +110,18 @@ def test_meshes_write_the_same_metrics(stage, tmp_path, x64):
     runs = {}
     for devices in (1, stage):
         (tmp_path / str(devices)).mkdir()
-        train.train(small_run(mesh__stage=devices, num_steps=10, log_every=1), tmp_path / str(devices), quiet())
+        loop.train(small_run(mesh__stage=devices, num_steps=10, log_every=1), tmp_path / str(devices), quiet())
         runs[devices] = lines(tmp_path / str(devices))
     for one, other in zip(runs[1], runs[stage], strict=True):
         assert one.keys() == other.keys()
-        for name in one.keys() - {"kind", *metrics.CLOCK}:
+        for name in one.keys() - {"kind", *writers.CLOCK}:
             np.testing.assert_allclose(other[name], one[name], rtol=1e-7, atol=1e-9, err_msg=name)
 
 
 def test_non_finite_names_figure_stage_and_step(tmp_path):
     run = small_run(optimizer__learning_rate=1e12, optimizer__schedule="constant", num_steps=20)
-    with pytest.raises(progress.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
-        train.train(run, tmp_path, quiet())
+    with pytest.raises(log.NonFiniteError, match=r"(at (stage|interface) \d )?is (nan|inf) in step \d+; lower"):
+        loop.train(run, tmp_path, quiet())
     assert json.loads((tmp_path / "result.json").read_text())["ended"] == "error"
 
 
@@ -130,8 +134,8 @@ def test_non_finite_names_figure_stage_and_step(tmp_path):
     ],
 )
 def test_check_finite(name, value, where):
-    with pytest.raises(progress.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
-        progress.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
+    with pytest.raises(log.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
+        log.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
 
 
 def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
@@ -143,9 +147,9 @@ def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
         if step == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(metrics.Display, "show", interrupt)
+    monkeypatch.setattr(log.Display, "show", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(run, tmp_path, quiet())
+        loop.train(run, tmp_path, quiet())
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["ended"], result["steps"], result["test_accuracy"]) == ("interrupted", 4, None)
     assert [entry["step"] for entry in lines(tmp_path)] == [1, 2, 3, 4]
@@ -154,7 +158,7 @@ def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
 def test_tables_say_what_is_cut_where():
     run = small_run()
     console = quiet()
-    tables.print_tables(console, run.network, run.config, run.mesh, 1437)
+    summary.print_tables(console, run.network, run.config, run.mesh, 1437)
     text = console.file.getvalue()
     for expected in ("8x8x1", "block-8/2", "aux 3", "classifier-10", "of the network's forward cost", "padding of"):
         assert expected in text
@@ -168,7 +172,7 @@ def test_a_per_example_tables_size_is_said_before_it_is_made():
     stated = train_state.multiplier_bytes(config, run.network, 1437)
     assert stated == sum(table.nbytes for table in run.create().multiplier)
     console = quiet()
-    tables.print_tables(console, run.network, config, run.mesh, 1437)
+    summary.print_tables(console, run.network, config, run.mesh, 1437)
     assert f"{stated / 1e6:.2f} MB stored" in console.file.getvalue()
 
 
@@ -177,7 +181,7 @@ def test_the_memory_estimate_is_about_what_the_compiler_says():
     """Of a network large enough that rounding up does not count."""
     for settings in ({}, {"method": "serial", "mesh__stage": 4}, {"remat": True, "multiplier": "adjoint"}):
         run = small_run(model={"depth": 20, "width": 16}, batch_size=256, dry_run=True, **settings)
-        estimate = sum(tables.device_bytes(run.network, run.config, run.spec.num_train).values())
+        estimate = sum(device_bytes(run.network, run.config, run.spec.num_train).values())
         memory = runs.lower(run).compile().memory_analysis()
         needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         assert 0.4 * needed < estimate < 2.5 * needed, (settings, estimate, needed)
@@ -194,6 +198,6 @@ def test_a_dry_run_reads_no_data(monkeypatch):
 
 def test_dry_run_compiles_and_says_what_a_device_needs():
     console = quiet()
-    cost.dry_run(small_run(dry_run=True), console)
+    dry_run.dry_run(small_run(dry_run=True), console)
     assert "compiled in" in console.file.getvalue()
     assert "a device holds" in console.file.getvalue()

@@ -7,7 +7,7 @@ import jax
 import pytest
 from helpers import small_config
 
-from lpjax.watch import Profile, Watch, duration, memory_line, time_left
+from lpjax.training.watch import Profile, Watch, duration, memory_line, time_left
 
 
 class Clock:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from lpjax.config import DataConfig
+from lpjax.config.schema import DataConfig
 
 _CROP_AND_FLIP, _CUTOUT = 2**32 - 1, 2**32 - 2  # what is drawn from an example's key; units of a network count from 0
 

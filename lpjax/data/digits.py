@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lpjax.config import DataConfig
+from lpjax.config.schema import DataConfig
 from lpjax.data.source import Dataset, Source, Spec, channel_moments
 
 NUM_TEST = 360

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lpjax.config import DataConfig
-from lpjax.data.source import Source, Spec, Stream, channel_moments, data_folder, extra_packages
+from lpjax.config.schema import DataConfig
+from lpjax.data.source import Source, Spec, Stream, channel_moments, data_folder
+from lpjax.errors import extra_packages
 
 CONTENT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})

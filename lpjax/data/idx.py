@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lpjax.chain import Shape
-from lpjax.config import DataConfig
+from lpjax.config.schema import DataConfig
 from lpjax.data.source import Dataset, Source, Spec, channel_moments, check_labels, data_folder
+from lpjax.nn.chain import Shape
 
 _NAME = re.compile(r"(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx\d-ubyte(\.gz)?")
 _UNSIGNED_BYTE = 0x08

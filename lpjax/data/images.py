@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lpjax.chain import Shape
+from lpjax.nn.chain import Shape
 
 Box = tuple[float, float, float, float]
 CENTRE_SHARE = 224 / 256

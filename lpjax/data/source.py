@@ -4,17 +4,16 @@ A set that fits stays on the devices (`Dataset`: arrays).  A larger one is read 
 image files by position).  `feed` makes batches of either.
 """
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from lpjax.chain import Shape
-from lpjax.config import DataConfig
+from lpjax.config.schema import DataConfig
+from lpjax.nn.chain import Shape
 
 
 @dataclass(frozen=True)
@@ -86,19 +85,6 @@ class Source:
     describe: Callable[[DataConfig], Spec]
     load: Callable[[DataConfig], Dataset | Stream]
     published: Callable[[DataConfig], Spec] | None = None
-
-
-class CorruptDataError(ValueError):
-    """More image files could not be decoded than `data.max_corrupt`."""
-
-
-@contextlib.contextmanager
-def extra_packages(what: str = "reading this data set", extra: str = "data") -> Iterator[None]:
-    """Around imports of what not every run needs: raises ValueError, saying how to install it."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"{error}: {what} needs more packages; pip install 'lpjax[{extra}]'") from error
 
 
 def data_folder(config: DataConfig, content: str) -> Path:

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lpjax.config import Config
+from lpjax.config.schema import Config
 from lpjax.data import images
-from lpjax.data.feed import Batch, padded_order, sample_order
-from lpjax.data.source import CorruptDataError, ImageFiles, Stream
-from lpjax.mesh import EXAMPLES, own_examples
+from lpjax.data.batch import Batch, padded_order, sample_order
+from lpjax.data.source import ImageFiles, Stream
+from lpjax.errors import CorruptDataError
+from lpjax.parallel.mesh import EXAMPLES, own_examples
 
 
 class _Decoder:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from lpjax.config import DataConfig
-from lpjax.data.source import Dataset, Source, Spec, Stream, channel_moments, check_labels, extra_packages
+from lpjax.config.schema import DataConfig
+from lpjax.data.source import Dataset, Source, Spec, Stream, channel_moments, check_labels
+from lpjax.errors import extra_packages
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The customary ones: all published networks were trained with them."""

@@ -45,4 +45,7 @@ METHODS = {
 
 def module(method: str) -> ModuleType:
     """The file of a method; not imported before it is asked for, as it reads the configuration."""
-    return importlib.import_module(f"lpjax.methods.{method}")
+    place = {"layer_parallel": "layer_parallel.step", "serial": "backprop", "data_parallel": "backprop"}.get(
+        method, method
+    )
+    return importlib.import_module(f"lpjax.methods.{place}")

@@ -42,15 +42,19 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from lpjax import aux_net, chain, exchange, flow, lagrangian, optim, train_state
-from lpjax import mesh as meshes
-from lpjax.chain import Mode
-from lpjax.config import Config
-from lpjax.data.feed import Batch
-from lpjax.network import Network
-from lpjax.packing import Row
-from lpjax.recipe import Recipe
-from lpjax.train_state import TrainState
+from lpjax.config.schema import Config
+from lpjax.data.batch import Batch
+from lpjax.methods import moving
+from lpjax.network import aux_net
+from lpjax.network.network import Network
+from lpjax.network.packing import Row
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Mode
+from lpjax.parallel import exchange
+from lpjax.parallel import mesh as meshes
+from lpjax.state import optim, train_state
+from lpjax.state.step_inputs import Recipe
+from lpjax.state.train_state import TrainState
 
 
 @struct.dataclass
@@ -73,7 +77,7 @@ def carry_specs(config: Config) -> Carry:
 
 def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Carry:
     """Nothing under way."""
-    return Carry(*flow.empty(network, config, network.num_stages // config.mesh_shape[0]))
+    return Carry(*moving.empty(network, config, network.num_stages // config.mesh_shape[0]))
 
 
 def fits(config: Config, k: int) -> bool:
@@ -113,15 +117,15 @@ class Step:
 
     def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
         """Forward and backward pass of stage k with its tail, and of G_k beside it."""
-        network, config, examples = self.network, self.config, flow.opened(state, carry.tags)
+        network, config, examples = self.network, self.config, moving.opened(state, carry.tags)
         last = k == network.num_stages - 1
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
         coarse_mode = mode._replace(keys=None)
-        lam, old = flow.unpack(carry.inputs, network.interfaces[k]), network.stats.unpack(k, stats)
+        lam, old = moving.unpack(carry.inputs, network.interfaces[k]), network.stats.unpack(k, stats)
         beta = state.penalty_coef if config.penalty.aux is None else config.penalty.aux
         none = jnp.zeros(())
 
-        def mean(values: lagrangian.PerExample) -> Float[Array, ""]:
+        def mean(values: losses.PerExample) -> Float[Array, ""]:
             return jnp.where(examples.real, values.sum(), 0.0) / config.batch_size
 
         def coarse_loss(aux_params: PyTree, output: Array) -> tuple[Array, Array, Array]:
@@ -132,10 +136,10 @@ class Step:
             x = aux_net.skip(lam, piece.in_shape)
             coarse, _ = chain.apply(piece, aux_params[k], state.aux_stats[k], x, coarse_mode)
             if last:
-                return config.aux.task_weight * mean(lagrangian.task_loss(coarse, examples.labels)), none, none
+                return config.aux.task_weight * mean(losses.task_loss(coarse, examples.labels)), none, none
             output = aux_net.skip(output, piece.out_shape)
-            error = mean(lagrangian.psi(coarse - output))
-            return beta * error, error, mean(lagrangian.psi(output))
+            error = mean(losses.psi(coarse - output))
+            return beta * error, error, mean(losses.psi(output))
 
         def local_loss(params: PyTree, aux_params: PyTree) -> tuple[Array, Any]:
             output, new = chain.apply(network.stages[k], params, old, lam, mode)
@@ -143,7 +147,7 @@ class Step:
             if not last:
                 tails, tail = network.aux_tails, config.aux.tail
                 logits = aux_net.tail_logits(tails, aux_params, state.aux_stats, k + 1, output, coarse_mode, tail)
-            loss = mean(lagrangian.task_loss(logits, examples.labels))
+            loss = mean(losses.task_loss(logits, examples.labels))
             coarse, error, square = coarse_loss(aux_params, lax.stop_gradient(output))
             return loss + coarse, (loss, error, square, logits, output, new)
 
@@ -153,14 +157,14 @@ class Step:
         )
         return StageResult(
             loss=loss,
-            correct=mean(lagrangian.correct(logits, examples.labels).astype(float)),
+            correct=mean(losses.correct(logits, examples.labels).astype(float)),
             coarse_error=error,
             output=square,
             real=examples.real,
             grads=network.params.pack(grads[0]),
             stats=network.stats.pack(new),
             aux_grads=grads[1],
-            next_input=jnp.zeros_like(carry.inputs) if last else flow.pack(network, output),
+            next_input=jnp.zeros_like(carry.inputs) if last else moving.pack(network, output),
         )
 
     def tied(self, rows: Row) -> PyTree:
@@ -181,8 +185,8 @@ class Step:
         """One step as one device sees it."""
         network, config, recipe, carry = self.network, self.config, self.recipe, state.carry
         S, K = config.mesh_shape[0], network.num_stages
-        x, tags = flow.column_batch(recipe, state, batch)
-        inputs, tags = flow.entering(flow.pack(network, x), carry.inputs), flow.entering(tags, carry.tags)
+        x, tags = moving.column_batch(recipe, state, batch)
+        inputs, tags = moving.entering(moving.pack(network, x), carry.inputs), moving.entering(tags, carry.tags)
 
         complete = state
         if network.tied:
@@ -206,7 +210,7 @@ class Step:
             step=state.step + 1,
             stage_params=stage_params,
             stage_opt=stage_opt,
-            stage_stats=flow.averaged(state.stage_stats, averaged, done.real),
+            stage_stats=moving.averaged(state.stage_stats, averaged, done.real),
             aux_params=aux_params,
             aux_opt=aux_opt,
             penalty_coef=recipe.penalty_coef(state.step + 1),

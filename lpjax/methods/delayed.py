@@ -44,15 +44,18 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from lpjax import chain, exchange, flow, lagrangian, optim, train_state
-from lpjax import mesh as meshes
-from lpjax.chain import Mode
-from lpjax.config import Config
-from lpjax.data.feed import Batch
-from lpjax.network import Network
-from lpjax.packing import Row
-from lpjax.recipe import Recipe
-from lpjax.train_state import TrainState
+from lpjax.config.schema import Config
+from lpjax.data.batch import Batch
+from lpjax.methods import moving
+from lpjax.network.network import Network
+from lpjax.network.packing import Row
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Mode
+from lpjax.parallel import exchange
+from lpjax.parallel import mesh as meshes
+from lpjax.state import optim, train_state
+from lpjax.state.step_inputs import Recipe
+from lpjax.state.train_state import TrainState
 
 
 @struct.dataclass
@@ -94,7 +97,7 @@ def carry_specs(config: Config) -> Carry:
 def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Carry:
     """Nothing is under way."""
     slots, depth = network.num_stages // config.mesh_shape[0], max(staleness(config)) + 1
-    packets, tags = flow.empty(network, config, slots)
+    packets, tags = moving.empty(network, config, slots)
     weights = {kind: jnp.zeros((slots, depth, size)) for kind, size in network.params.lengths.items()}
     rings = jnp.repeat(packets[:, None], depth, 1), jnp.repeat(tags[:, None], depth, 1)
     return Carry(packets, tags, packets, *rings, weights)
@@ -123,20 +126,20 @@ class _Step:
         return meshes.on_stages(run, self.network.num_stages, self.config.mesh_shape[0], *operands)
 
     def forward(
-        self, state: TrainState, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], tags: flow.Tags
+        self, state: TrainState, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], tags: moving.Tags
     ) -> Float[Array, "b l"]:
         """X_k as a packet; the last stage sends none."""
         network = self.network
         if k == network.num_stages - 1:
             return jnp.zeros_like(packet)
-        mode = Mode(train=True, axes=("data",), keys=flow.opened(state, tags).keys)
+        mode = Mode(train=True, axes=("data",), keys=moving.opened(state, tags).keys)
         trees = network.params.unpack(k, params), network.stats.unpack(k, stats)
-        output, _ = chain.apply(network.stages[k], *trees, flow.unpack(packet, network.interfaces[k]), mode)
-        return flow.pack(network, output)
+        output, _ = chain.apply(network.stages[k], *trees, moving.unpack(packet, network.interfaces[k]), mode)
+        return moving.pack(network, output)
 
     def sequential_forward(self, state: TrainState, x: Float[Array, "b l"], tags: Array) -> Array:
         """DDG's forward pass: every stage's input, one stage after the other."""
-        inputs = flow.entering(x, jnp.zeros_like(state.carry.forward))
+        inputs = moving.entering(x, jnp.zeros_like(state.carry.forward))
         for turn in range(self.network.num_stages - 1):
 
             def run(k: int, *args: Any, turn: int = turn) -> Array:
@@ -147,30 +150,30 @@ class _Step:
         return inputs
 
     def backward(
-        self, state: TrainState, k: int, params: Row, stats: Row, packet: Array, tags: flow.Tags, gradient: Array
+        self, state: TrainState, k: int, params: Row, stats: Row, packet: Array, tags: moving.Tags, gradient: Array
     ) -> tuple[Array, Array, Array, Row, Row, Array]:
         """Loss, correct, whether there was a batch, gradient, statistics and adjoint of a batch's backward pass."""
-        network, examples = self.network, flow.opened(state, tags)
+        network, examples = self.network, moving.opened(state, tags)
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
-        old, lam = network.stats.unpack(k, stats), flow.unpack(packet, network.interfaces[k])
+        old, lam = network.stats.unpack(k, stats), moving.unpack(packet, network.interfaces[k])
 
         def run(params: PyTree, lam: Array) -> tuple[Array, tuple[Array, PyTree]]:
             output, new = chain.apply(network.stages[k], params, old, lam, mode)
             if k < network.num_stages - 1:
                 return output, (jnp.zeros(()), new)
-            loss = jnp.where(examples.real, lagrangian.task_loss(output, examples.labels).sum(), 0.0)
-            correct = lagrangian.correct(output, examples.labels).astype(float).sum()
+            loss = jnp.where(examples.real, losses.task_loss(output, examples.labels).sum(), 0.0)
+            correct = losses.correct(output, examples.labels).astype(float).sum()
             return loss / self.config.batch_size, (jnp.where(examples.real, correct, 0.0), new)
 
         output, pullback, (correct, new) = jax.vjp(run, network.params.unpack(k, params), lam, has_aux=True)
         last = k == network.num_stages - 1
-        grads, adjoint = pullback(jnp.ones_like(output) if last else flow.unpack(gradient, output.shape[1:]))
-        adjoint = flow.pack(network, self.config.delayed.shrink * adjoint) if k > 0 else jnp.zeros_like(packet)
+        grads, adjoint = pullback(jnp.ones_like(output) if last else moving.unpack(gradient, output.shape[1:]))
+        adjoint = moving.pack(network, self.config.delayed.shrink * adjoint) if k > 0 else jnp.zeros_like(packet)
         rows = network.params.pack(grads), network.stats.pack(new)
         return output if last else jnp.zeros(()), correct, examples.real, *rows, adjoint
 
     def run_stage(
-        self, k: int, params: Row, stats: Row, packet: Array, tags: flow.Tags, carry: Carry, *, state: TrainState
+        self, k: int, params: Row, stats: Row, packet: Array, tags: moving.Tags, carry: Carry, *, state: TrainState
     ) -> _Passes:
         """Stage k's passes of this step; `packet` and `tags` are its input's, already in the rings of `carry`."""
         stale = staleness(self.config)[k]
@@ -189,10 +192,10 @@ class _Step:
         """One step as one device sees it."""
         network, config, carry = self.network, self.config, state.carry
         S = config.mesh_shape[0]
-        x, tags = flow.column_batch(self.recipe, state, batch)
-        x = flow.pack(network, x)
+        x, tags = moving.column_batch(self.recipe, state, batch)
+        x = moving.pack(network, x)
         if config.delayed.variant == "fdg":
-            inputs, tags = flow.entering(x, carry.forward), flow.entering(tags, carry.tags)
+            inputs, tags = moving.entering(x, carry.forward), moving.entering(tags, carry.tags)
         else:
             tags = jnp.repeat(tags[None], len(carry.forward), 0)
             inputs = self.sequential_forward(state, x, tags)
@@ -216,7 +219,7 @@ class _Step:
             step=state.step + 1,
             stage_params=stage_params,
             stage_opt=stage_opt,
-            stage_stats=flow.averaged(state.stage_stats, stats, done.real),
+            stage_stats=moving.averaged(state.stage_stats, stats, done.real),
             carry=replace(
                 carry,
                 forward=exchange.shift(done.output, S, forward=True),

@@ -32,16 +32,19 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from lpjax import chain, exchange, flow, lagrangian, optim, train_state
-from lpjax import mesh as meshes
-from lpjax.chain import Chain, Mode, make_chain
-from lpjax.config import Config
-from lpjax.data.feed import Batch
-from lpjax.models.layers import STANDARDISE
-from lpjax.network import Network
-from lpjax.packing import Packing, Row
-from lpjax.recipe import Recipe
-from lpjax.train_state import TrainState
+from lpjax.config.schema import Config
+from lpjax.data.batch import Batch
+from lpjax.methods import moving
+from lpjax.network.network import Network
+from lpjax.network.packing import Packing, Row
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Chain, Mode, make_chain
+from lpjax.nn.layers import STANDARDISE
+from lpjax.parallel import exchange
+from lpjax.parallel import mesh as meshes
+from lpjax.state import optim, train_state
+from lpjax.state.step_inputs import Recipe
+from lpjax.state.train_state import TrainState
 
 
 @struct.dataclass
@@ -114,7 +117,7 @@ def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArr
         return own.params.pack(params), own.stats.pack(stats)
 
     params, stats = meshes.on_stages(init, network.num_stages, S)
-    packets, tags = flow.empty(network, config, network.num_stages // S)
+    packets, tags = moving.empty(network, config, network.num_stages // S)
     return Carry(packets, tags, params, optim.init_rows(recipe.aux_optimizer, params), stats)
 
 
@@ -140,16 +143,16 @@ class Step:
 
     def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> _Passes:
         """Forward and backward pass of stage k and its classifier on its input of this step."""
-        network, own, examples = self.network, self.own, flow.opened(state, carry.tags)
+        network, own, examples = self.network, self.own, moving.opened(state, carry.tags)
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
         old = network.stats.unpack(k, stats), own.stats.unpack(k, carry.stats)
-        lam = flow.unpack(carry.inputs, network.interfaces[k])
+        lam = moving.unpack(carry.inputs, network.interfaces[k])
 
         def local_loss(params: PyTree, classifier: PyTree) -> tuple[Array, tuple[Array, Array, Any]]:
             output, new = chain.apply(network.stages[k], params, old[0], lam, mode)
             logits, new_classifier = chain.apply(own.chains[k], classifier, old[1], output, mode._replace(keys=None))
-            loss = jnp.where(examples.real, lagrangian.task_loss(logits, examples.labels).sum(), 0.0)
-            correct = jnp.where(examples.real, lagrangian.correct(logits, examples.labels).astype(float).sum(), 0.0)
+            loss = jnp.where(examples.real, losses.task_loss(logits, examples.labels).sum(), 0.0)
+            correct = jnp.where(examples.real, losses.correct(logits, examples.labels).astype(float).sum(), 0.0)
             return loss / self.config.batch_size, (output, correct, (new, new_classifier))
 
         gradients = jax.value_and_grad(local_loss, argnums=(0, 1), has_aux=True)
@@ -162,18 +165,18 @@ class Step:
             real=examples.real,
             grads=(network.params.pack(grads[0]), own.params.pack(grads[1])),
             stats=(network.stats.pack(new[0]), own.stats.pack(new[1])),
-            output=jnp.zeros_like(carry.inputs) if last else flow.pack(network, output),
+            output=jnp.zeros_like(carry.inputs) if last else moving.pack(network, output),
         )
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step as one device sees it."""
         network, config, recipe, carry = self.network, self.config, self.recipe, state.carry
         S, K = config.mesh_shape[0], network.num_stages
-        x, tags = flow.column_batch(recipe, state, batch)
+        x, tags = moving.column_batch(recipe, state, batch)
         carry = replace(
             carry,
-            inputs=flow.entering(flow.pack(network, x), carry.inputs),
-            tags=flow.entering(tags, carry.tags),
+            inputs=moving.entering(moving.pack(network, x), carry.inputs),
+            tags=moving.entering(tags, carry.tags),
         )
 
         def run(k: int, *args: Any) -> _Passes:
@@ -186,7 +189,7 @@ class Step:
         params, opt = optim.update_rows(recipe.aux_optimizer, classifier_grads, carry.opt, carry.params)
         old = state.stage_stats, carry.stats
         averaged = train_state.running_average(old, lax.pmean(done.stats, "data"))
-        stage_stats, stats = (flow.averaged(o, new, done.real) for o, new in zip(old, averaged, strict=True))
+        stage_stats, stats = (moving.averaged(o, new, done.real) for o, new in zip(old, averaged, strict=True))
         new_state = replace(
             state,
             step=state.step + 1,

@@ -35,15 +35,17 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from lpjax import chain, flow, lagrangian, optim, train_state
-from lpjax import mesh as meshes
-from lpjax.chain import Mode
-from lpjax.config import Config
-from lpjax.data.feed import Batch
-from lpjax.network import Network
-from lpjax.packing import Row
-from lpjax.recipe import Recipe
-from lpjax.train_state import TrainState
+from lpjax.config.schema import Config
+from lpjax.data.batch import Batch
+from lpjax.methods import moving
+from lpjax.network.network import Network
+from lpjax.network.packing import Row
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Mode
+from lpjax.parallel import mesh as meshes
+from lpjax.state import optim, train_state
+from lpjax.state.step_inputs import Recipe
+from lpjax.state.train_state import TrainState
 
 
 class _Backward(NamedTuple):
@@ -83,17 +85,17 @@ class _Step:
             new.append(out)
         return lam, new
 
-    def run_forward(self, device: int, packet: Array, tags: flow.Tags, *, state: TrainState) -> Array:
+    def run_forward(self, device: int, packet: Array, tags: moving.Tags, *, state: TrainState) -> Array:
         """What a device sends on of a micro-batch."""
-        mode = Mode(train=True, axes=("data",), keys=flow.opened(state, tags).keys)
-        lam = flow.unpack(packet, self.network.interfaces[self.stages_of(device)[0]])
-        return flow.pack(self.network, self.apply(device, *self.unpacked(device, state), lam, mode)[0])
+        mode = Mode(train=True, axes=("data",), keys=moving.opened(state, tags).keys)
+        lam = moving.unpack(packet, self.network.interfaces[self.stages_of(device)[0]])
+        return moving.pack(self.network, self.apply(device, *self.unpacked(device, state), lam, mode)[0])
 
     def run_backward(
-        self, device: int, packet: Array, tags: flow.Tags, gradient: Array, *, state: TrainState
+        self, device: int, packet: Array, tags: moving.Tags, gradient: Array, *, state: TrainState
     ) -> tuple[_Backward, Array]:
         """A micro-batch's backward pass, and the gradient to send back."""
-        network, examples = self.network, flow.opened(state, tags)
+        network, examples = self.network, moving.opened(state, tags)
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
         stages = self.stages_of(device)
         last = stages[-1] == network.num_stages - 1
@@ -103,13 +105,13 @@ class _Step:
             output, new = self.apply(device, params, stats, lam, mode)
             if not last:
                 return output, (jnp.zeros(()), new)
-            correct = lagrangian.correct(output, examples.labels).astype(float).sum()
-            return lagrangian.task_loss(output, examples.labels).sum() / self.config.batch_size, (correct, new)
+            correct = losses.correct(output, examples.labels).astype(float).sum()
+            return losses.task_loss(output, examples.labels).sum() / self.config.batch_size, (correct, new)
 
-        lam = flow.unpack(packet, network.interfaces[stages[0]])
+        lam = moving.unpack(packet, network.interfaces[stages[0]])
         output, pullback, (correct, new) = jax.vjp(run, params, lam, has_aux=True)
-        grads, adjoint = pullback(jnp.ones_like(output) if last else flow.unpack(gradient, output.shape[1:]))
-        back = flow.pack(network, adjoint) if device > 0 else jnp.zeros_like(packet)
+        grads, adjoint = pullback(jnp.ones_like(output) if last else moving.unpack(gradient, output.shape[1:]))
+        back = moving.pack(network, adjoint) if device > 0 else jnp.zeros_like(packet)
         loss = output if last else jnp.zeros(())
         grad_rows = jax.tree.map(lambda *rows: jnp.stack(rows), *map(network.params.pack, grads))
         stat_rows = jax.tree.map(lambda *rows: jnp.stack(rows), *map(network.stats.pack, new))
@@ -128,9 +130,9 @@ class _Step:
         network, config = self.network, self.config
         S, M = config.mesh_shape[0], config.pipeline.micro_batches
         device = lax.axis_index("stage")
-        x, tags = flow.column_batch(self.recipe, state, batch)
+        x, tags = moving.column_batch(self.recipe, state, batch)
         x, tags = (
-            value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in (flow.pack(network, x), tags)
+            value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in (moving.pack(network, x), tags)
         )  # [M, b / M, ..]
         silence = jnp.zeros_like(x[0])
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from lpjax.chain import Chain, init
+from lpjax.nn.chain import Chain, init
 
 Names = Callable[[Chain], list[dict[str, str]]]
 
@@ -27,7 +27,7 @@ _LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "runni
 def from_torch(
     chain: Chain, state_dict: Mapping[str, Any], names: Names
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
-    """Parameters and statistics of `chain` as `lpjax.chain.init` lays them out, with the values of `state_dict`.
+    """Parameters and statistics of `chain` as `lpjax.nn.chain.init` lays them out, with the values of `state_dict`.
 
     Args:
       chain: a whole network, not a stage of one.

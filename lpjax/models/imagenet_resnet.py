@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
-from lpjax.chain import Mode, Shape, Unit
-from lpjax.models import layers
 from lpjax.models.resnet import check_sizes, classifier, conv_block, groups
+from lpjax.nn import layers
+from lpjax.nn.chain import Mode, Shape, Unit
 
 PARTS = ("first", "second", "third")
 """What the convolutions of a block are called in its parameters."""

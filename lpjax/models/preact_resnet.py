@@ -12,11 +12,11 @@ import jax
 from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
-from lpjax.chain import Mode, Shape, Unit
-from lpjax.models import layers
-from lpjax.models.conv import conv
 from lpjax.models.imagenet_resnet import PARTS, Kind, basic, bottleneck
 from lpjax.models.resnet import blocks_per_group, check_sizes, classifier, groups
+from lpjax.nn import layers
+from lpjax.nn.chain import Mode, Shape, Unit
+from lpjax.nn.conv import conv
 
 BOTTLENECKS_FROM = 164
 """The least depth of `preact_resnet` that is made of bottlenecks."""

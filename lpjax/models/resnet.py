@@ -11,8 +11,8 @@ import jax
 from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
-from lpjax.chain import Mode, Shape, Unit
-from lpjax.models import layers
+from lpjax.nn import layers
+from lpjax.nn.chain import Mode, Shape, Unit
 
 
 @functools.cache  # equal arguments give the same unit, which is what makes a run (so no defaults: they would differ)

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lpjax.data.source import extra_packages
-from lpjax.main import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from lpjax.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from lpjax.errors import extra_packages
 
 
 def write(folders: Sequence[Path], out: Path) -> None:

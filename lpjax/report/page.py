@@ -10,10 +10,10 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from lpjax import __version__
 from lpjax.report import curves, drawings
 from lpjax.report.charts import MARKERS, Chart, colour, marker, scale
 from lpjax.report.record import Record, differences, flat
+from lpjax.version import __version__
 
 INK, PAPER, LINE = (
     {"light": "#1c1e21", "dark": "#e6e8eb"},

@@ -12,11 +12,12 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-from lpjax import cost, runs, scaling, tables
 from lpjax.config_dict import from_config_dict
 from lpjax.machine import Link, Machine, roofline
-from lpjax.report import schedule
 from lpjax.structure import describe
+
+from lpjax import cost, runs, scaling, tables
+from lpjax.report import schedule
 
 MACHINE = Machine(
     "golden",

@@ -1,0 +1,107 @@
+"""From a config file and the command line to a checked `Config`.
+
+A config file (`configs/*.py`) is Python by ml_collections' convention and is executed when it is loaded.  Its
+`get_config()` starts from `default_config()`, sets fields, and returns the `ConfigDict`; `--config.field=value`
+overrides one; `from_config_dict` types and checks the result.  A section takes the fields of its dataclass only, but
+`model`, whose fields beside `function` are that function's arguments: set it whole to name another function,
+
+    config.model = {"function": "my_network:make", "depth": 12}
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ml_collections import config_dict
+
+from lpjax.config.check import check
+from lpjax.config.schema import Config, ModelConfig
+
+
+def default_config() -> config_dict.ConfigDict:
+    """The defaults as a `ConfigDict` that refuses unknown fields and values of another type."""
+
+    def convert(instance: Any) -> config_dict.ConfigDict:
+        if isinstance(instance, ModelConfig):
+            return config_dict.ConfigDict({"function": instance.function, **instance.arguments})
+        out = config_dict.ConfigDict()
+        for name, hint in typing.get_type_hints(type(instance)).items():
+            value = getattr(instance, name)
+            if dataclasses.is_dataclass(value):
+                out[name] = convert(value)
+            elif type(None) in typing.get_args(hint):
+                out[name] = config_dict.placeholder(_optional(hint))
+                out[name] = value
+            else:
+                out[name] = value
+        return out
+
+    return convert(Config()).lock()
+
+
+def _optional(hint: Any) -> Any:
+    inner = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return typing.get_origin(inner) or inner
+
+
+def from_config_dict(values: Mapping[str, Any]) -> Config:
+    """A checked `Config` from a (nested) mapping.
+
+    Raises ValueError naming the field, its value, what was expected and what to do.
+    """
+    config = _build(Config, dict(values), "")
+    check(config)
+    return config
+
+
+def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    if cls is ModelConfig:  # its other fields are the arguments of its function
+        function = _typed(str, values.pop("function", ModelConfig.function), f"{prefix}function")
+        return ModelConfig(function, {name: _plain(value) for name, value in values.items()})
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
+            raise ValueError(f"{prefix}{name}: no such field; {hint}")
+    out = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping) and not hasattr(value, "items"):
+                raise ValueError(f"{prefix}{name}={value!r}: expected a section with fields")
+            out[name] = _build(typing.cast(type, hint), dict(value.items()), f"{prefix}{name}.")
+        else:
+            out[name] = _typed(hint, value, f"{prefix}{name}")
+    return cls(**out)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type `hint`, or ValueError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _typed(next(arg for arg in args if arg is not type(None)), value, name)
+    if origin is Literal:
+        if value not in args:
+            close = difflib.get_close_matches(str(value), args, n=1)
+            raise ValueError(
+                f"{name}={value!r}: expected one of {', '.join(args)}"
+                + (f"; did you mean {close[0]}?" if close else "")
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"{name}={value!r}: expected a tuple, such as (1, 2)")
+        return tuple(_typed(args[0], item, name) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{name}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
+    return value

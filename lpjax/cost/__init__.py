@@ -1,0 +1,1 @@
+"""What a step takes: seconds, bytes and memory, predicted or measured."""

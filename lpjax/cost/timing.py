@@ -1,0 +1,104 @@
+"""Seconds of programs on this process's devices."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from lpjax.nn import chain
+from lpjax.nn.chain import Mode, Shape, Unit, make_chain
+
+
+def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> list[float]:
+    """Wall-clock seconds of `repeats` calls, each until its results are there; the call before them is not counted."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(program(*args))
+        return time.perf_counter() - start
+
+    return [seconds() for _ in range(1 + repeats)][1:]
+
+
+def in_turns(programs: Sequence[Callable[[], Any]], repeats: int = 5) -> list[list[float]]:
+    """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all.
+
+    In each turn there is a call that is not counted: since its last one, others have had a program's memory, which the
+    allocator may have given back, and to get it again from the system takes long.
+    """
+    rounds = [[stopwatch(program, repeats=1)[0] for program in programs] for _ in range(repeats)]
+    return [list(own) for own in zip(*rounds, strict=True)]
+
+
+class Seconds(NamedTuple):
+    """Of one unit on one batch, medians.
+
+    forward: its forward pass in training.  both: forward and backward pass.  without_input: the same without the
+    gradient of its input, which a network's first unit has no use for.
+    """
+
+    forward: float
+    both: float
+    without_input: float
+
+
+@dataclass(frozen=True)
+class UnitTimer:
+    """(unit, in_shape) -> `Seconds` on one device, each measured once.
+
+    batch: examples.  repeats: of each measurement.  dtype, remat: see `chain.Chain`.  A unit that keeps the shape is
+    measured as a scan of `row` of them, as it runs in a stage.
+
+    All but the first unit are measured in turns with that one, or with a slower one that came after it, and as
+    multiples of what it took: times of units that were measured minutes apart on a machine whose speed changes would
+    not compare.
+    """
+
+    batch: int
+    repeats: int = 5
+    dtype: str | None = None
+    remat: bool = False
+    row: int = 3
+    known: dict[tuple[Unit, Shape], Seconds] = field(default_factory=dict, compare=False)
+    first: list[tuple[Callable[[], Any], float]] = field(default_factory=list, compare=False)
+
+    def __call__(self, unit: Unit, in_shape: Shape) -> Seconds:
+        if (unit, in_shape) not in self.known:
+            self.known[unit, in_shape] = self._measured(unit, in_shape)
+        return self.known[unit, in_shape]
+
+    def _measured(self, unit: Unit, in_shape: Shape) -> Seconds:
+        one = make_chain([unit], in_shape)
+        count = self.row if one.out_shape == in_shape else 1
+        units = replace(make_chain([unit] * count, in_shape), dtype=self.dtype, remat=self.remat)
+        params, stats = jax.jit(lambda key: chain.init(units, key))(jax.random.key(0))
+        x = jax.random.normal(jax.random.key(1), (self.batch, *in_shape), float)
+
+        def forward(params: PyTree, x: Array) -> tuple[Array, PyTree]:
+            return chain.apply(units, params, stats, x, Mode(train=True))
+
+        def both(params: PyTree, x: Array) -> PyTree:
+            y, pullback, new = jax.vjp(forward, params, x, has_aux=True)
+            return pullback(jnp.ones_like(y)), new
+
+        def without_input(params: PyTree, x: Array) -> PyTree:
+            (grads, _), new = both(params, x)
+            return grads, new
+
+        programs = [partial(jax.jit(f), params, x) for f in (forward, both, without_input)]
+        if not self.first:
+            medians = [statistics.median(own) for own in in_turns(programs, self.repeats)]
+            self.first.append((programs[1], medians[1]))
+        else:
+            beside, took = self.first[0]
+            *timed, now = in_turns([*programs, beside], self.repeats)
+            medians = [took * statistics.median(a / b for a, b in zip(own, now, strict=True)) for own in timed]
+            if medians[1] > took:  # what takes long compares better
+                self.first[0] = programs[1], medians[1]
+        return Seconds(*(seconds / count for seconds in medians))

@@ -1,0 +1,85 @@
+"""A batch of examples, what gives batches, and the order of examples in them."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+
+@struct.dataclass
+class Batch:
+    """Examples of one step, sharded over the mesh by `mesh.EXAMPLES`.
+
+    image: uint8 [B, H, W, C], as stored.  label: int32 [B].  index: int32 [B], position in the training set; keys the
+    augmentation, dropout and the table of multipliers.  -1 fills up a test batch, with some image.
+    """
+
+    image: PyTree
+    label: PyTree
+    index: PyTree
+
+
+@runtime_checkable
+class TrainBatches(Protocol):
+    """The endless row of training batches, from any step.
+
+    corrupt: what was skipped so far because it could not be decoded, one message each.
+    """
+
+    corrupt: list[str]
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the row is, in JSON's types."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """Batches of one data set on one mesh, B = `config.batch_size` examples each."""
+
+    def train(self) -> TrainBatches:
+        """Each epoch in a new order, from (seed, epoch)."""
+        ...
+
+    def sample(self, count: int) -> Iterator[Batch]:
+        """At most `count` batches of training images as a training step gets them, the same ones each time."""
+        ...
+
+    def test(self) -> Iterator[Batch]:
+        """The whole test split."""
+        ...
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """The order of the training set in one epoch, a permutation of 0..num_examples-1 from (seed, epoch)."""
+    return np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)
+
+
+def sample_order(num_examples: int, batch_size: int, mesh: Mesh, count: int) -> list[np.ndarray]:
+    """Positions of at most `count` batches that fit the mesh; a source may list its classes one after another."""
+    size = min(batch_size, num_examples // mesh.size * mesh.size)
+    shuffled = epoch_order(0, 0, num_examples)
+    return [shuffled[i : i + size] for i in range(0, num_examples - size + 1, size)][:count]
+
+
+def padded_order(num_examples: int, batch_size: int) -> list[np.ndarray]:
+    """Positions 0 .. num_examples-1 in batches of one size; -1 fills up the last."""
+    index = np.full(-(-num_examples // batch_size) * batch_size, -1, np.int32)
+    index[:num_examples] = np.arange(num_examples)
+    return np.split(index, len(index) // batch_size)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Complete batches of one epoch."""
+    if num_examples < batch_size:
+        raise ValueError(f"batch_size={batch_size}: the training set has {num_examples} examples; use fewer per batch")
+    return num_examples // batch_size

@@ -1,0 +1,1 @@
+"""A trained network as a model that can be used without lpjax."""

@@ -1,0 +1,109 @@
+"""Batch norms folded into the convolutions before them.
+
+In inference a batch norm is y = a x + c per channel, with a = scale / sqrt(var + epsilon) and c = bias - a mean.  After
+a convolution, a may as well be part of its kernel; the norm is left with scale 1, bias c, mean 0 and variance
+1 - epsilon, an addition: XLA drops the multiplication by 1.
+
+Which norm follows which convolution is in a unit's code, not in its parameters: those of `layers.conv_norm` and of a
+pre-activation block, whose norm comes first, look the same.  So every pair of a kernel and a norm with as many
+channels is tried once per kind of unit, with random parameters, and folded where the output stays the same.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from lpjax.network import packing
+from lpjax.network.network import Network
+from lpjax.nn.chain import Mode, Shape, Unit
+from lpjax.nn.layers import BATCH_NORM_EPSILON
+
+Path = tuple[str, ...]
+Pair = tuple[Path, Path, Path]
+"""Where a kernel and a norm's {scale, bias} are in a unit's parameters, and its {mean, var} in the statistics."""
+
+TOLERANCE = 1e-4
+"""Relative, that tells rounding (1e-6) from the wrong kernel's channels times 1/2 to 2."""
+
+
+def fold(
+    network: Network, params: tuple[PyTree, ...], stats: tuple[PyTree, ...]
+) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], int]:
+    """The parameters and statistics (one tree a stage) of the same function, and how many batch norms were folded.
+
+    Arrays are numpy's; what is given is not changed.
+    """
+    params, stats = jax.tree.map(np.array, (params, stats))
+    count = 0
+    for stage, stage_params, stage_stats in zip(network.stages, params, stats, strict=True):
+        for run, run_params, run_stats in zip(stage.runs, stage_params, stage_stats, strict=True):
+            for pair in pairs(run.unit, run.in_shape):
+                _fold(run_params, run_stats, pair)
+                count += run.count
+    return params, stats, count
+
+
+@functools.cache
+def pairs(unit: Unit, in_shape: Shape) -> tuple[Pair, ...]:
+    """What can be folded in a unit."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        """Kernels that keep the size of what goes through, everything else positive and far from 0."""
+        kernel = packing.kind(path) == "kernel"
+        values = (
+            rng.normal(0, math.prod(leaf.shape[:-1]) ** -0.5, leaf.shape) if kernel else rng.uniform(0.5, 2, leaf.shape)
+        )
+        return values.astype(leaf.dtype)
+
+    def output(trees: tuple[PyTree, PyTree]) -> jax.Array:
+        return apply(*jax.tree.map(jnp.asarray, trees), x)
+
+    x = jnp.asarray(rng.normal(size=(2, *in_shape)), float)
+    shapes = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
+    trees = jax.tree.map_with_path(draw, shapes)
+    apply = jax.jit(lambda params, stats, x: unit.apply(params, stats, x, Mode(train=False))[0])
+    found = []
+    for pair in _candidates(*trees):
+        folded = jax.tree.map(np.array, trees)
+        _fold(folded[0], folded[1], pair)
+        before, after = output(trees), output(folded)
+        if np.abs(after - before).max() <= TOLERANCE * np.abs(before).max():
+            found.append(pair)
+    return tuple(found)
+
+
+def _candidates(params: PyTree, stats: PyTree) -> Iterator[Pair]:
+    """Pairs of a kernel without bias and a batch norm with as many channels."""
+    nodes = dict(_nodes(params))
+    kernels = {(*path, "kernel"): node["kernel"] for path, node in nodes.items() if set(node) == {"kernel"}}
+    norms = {path: node["scale"] for path, node in nodes.items() if set(node) == {"scale", "bias"}}
+    moments = {path: node["mean"] for path, node in _nodes(stats) if set(node) == {"mean", "var"}}
+    for (kernel_path, kernel), (path, scale) in itertools.product(kernels.items(), norms.items()):
+        for moments_path in {path, path[:-1]} & set(moments):
+            if kernel.shape[-1:] == scale.shape == moments[moments_path].shape:
+                yield kernel_path, path, moments_path
+
+
+def _nodes(tree: PyTree, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    if isinstance(tree, Mapping):
+        yield path, tree
+        for name, branch in tree.items():
+            yield from _nodes(branch, (*path, name))
+
+
+def _fold(params: PyTree, stats: PyTree, pair: Pair) -> None:
+    """Fold one pair in place; leaves may have a leading axis of a run's units."""
+    kernel, norm, moments = (functools.reduce(lambda tree, name: tree[name], path, tree)
+                             for path, tree in zip(pair, (params, params, stats), strict=True))  # fmt: skip
+    factor = norm["scale"] / np.sqrt(moments["var"] + BATCH_NORM_EPSILON)
+    norm["bias"] -= moments["mean"] * factor
+    kernel *= factor.reshape(*factor.shape[:-1], *(1,) * (kernel.ndim - factor.ndim), factor.shape[-1])
+    norm["scale"][:], moments["mean"][:], moments["var"][:] = 1, 0, 1 - BATCH_NORM_EPSILON

@@ -1,0 +1,212 @@
+"""A trained network as a folder that holds no code and can be used without lpjax.
+
+    model.stablehlo      the network as a program, as `jax.export` writes it, parameters and normalisation within:
+                         uint8 images [b, H, W, C] -> float32 logits [b, classes], for any b, on one device
+    model.safetensors    the parameters and statistics by name
+    model.json           the `Description`
+    SHA256SUMS           of these three, for `sha256sum -c` too
+    README.md            the card, for people; it may be edited
+
+`load` neither imports nor unpickles anything a folder names.  It refuses a program that could do more than compute: one
+with custom calls (into any function a library registered), infeeds, or effects.  What is left to trust: JAX and XLA
+parse and compile the program in native code, which a forged one can crash (one in a hundred with flipped bits did), and
+it takes the time and memory it takes.  The sums tell damage, not forgery.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+from jax.export import Exported
+from jaxtyping import Array, Float, UInt8
+
+from lpjax.errors import extra_packages
+from lpjax.export import program as programs
+from lpjax.nn.chain import Shape
+
+PROGRAM, ARRAYS, DESCRIPTION = "model.stablehlo", "model.safetensors", "model.json"
+SUMS, CARD = "SHA256SUMS", "README.md"
+FORMAT = "lpjax model 1"
+MAX_BYTES = {PROGRAM: 2**31, DESCRIPTION: 2**24, SUMS: 2**12}
+"""Of what is read into memory.  The program's container cannot hold more than 2 GiB."""
+
+MAX_SIDE, MAX_NAME = 2**13, 200
+_REMEDY = "copy the folder again, or export the model again"
+_EXPORT_PACKAGES = "an exported model", "export"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What there is to know of a model.
+
+    class_names: one a class.  image_shape: [H, W, C].
+    crop: share of the shorter side of an image file that the crop in its middle keeps, to be scaled to [H, W].
+    mean, std: per channel, of images scaled to 0..1, that the program normalises by.
+    provenance: where the model is from, in JSON's types.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: Shape
+    crop: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    provenance: Mapping[str, Any]
+
+
+def _check_description(values: Mapping[str, Any]) -> None:
+    """Raises ValueError for fields that are not as `Description` says, with tuples for JSON's lists."""
+
+    def require(ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            raise ValueError(f"{name}={str(values[name])[:MAX_NAME]!r}: expected {expected}")
+
+    def are(name: str, kind: Callable[[Any], bool]) -> bool:
+        return isinstance(values[name], tuple) and all(map(kind, values[name]))
+
+    ok = (
+        are("image_shape", lambda size: type(size) is int and 1 <= size <= MAX_SIDE) and len(values["image_shape"]) == 3
+    )
+    require(ok, "image_shape", f"height, width and channels, 1 to {MAX_SIDE} each")
+    # Names reach a terminal, where a control character is a command.
+    ok = are("class_names", lambda name: isinstance(name, str) and name.isprintable() and len(name) <= MAX_NAME)
+    require(ok and len(values["class_names"]) > 0, "class_names", f"printable names of at most {MAX_NAME} characters")
+    require(_is_number(values["crop"]) and 0 < values["crop"] <= 1, "crop", "a share, from above 0 to 1")
+    channels = values["image_shape"][-1]
+    for name in ("mean", "std"):
+        require(are(name, _is_number) and len(values[name]) == channels, name, f"{channels} finite numbers")
+    require(isinstance(values["provenance"], Mapping), "provenance", "an object")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model that was loaded."""
+
+    description: Description
+    program: Exported
+
+    @functools.cached_property
+    def logits(self) -> Any:
+        """uint8 images [b, H, W, C] -> float32 logits [b, classes], compiled once per b."""
+
+        def logits(images: UInt8[Array, "b H W C"]) -> Float[Array, "b classes"]:
+            return self.program.call(images)
+
+        return jax.jit(logits)
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError where there is something that writing a model to `folder` would overwrite."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise ValueError(f"{folder}: exists: expected no such folder, or an empty one; choose another, or remove it")
+
+
+def write(
+    folder: Path, description: Description, program: Exported, arrays: Mapping[str, np.ndarray], card: str
+) -> None:
+    """Write a model to `folder`, whole or not at all.
+
+    Raises ValueError where the folder is not free or `load` would refuse it.
+    """
+    folder = folder.resolve()
+    check_free(folder)
+    _check_description(asdict(description))
+    programs.check(program, description.image_shape, len(description.class_names))
+    with extra_packages(*_EXPORT_PACKAGES):
+        from safetensors.numpy import save
+
+        serialised = programs.without_locations(program).serialize()
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        (partial / PROGRAM).write_bytes(serialised)
+        (partial / ARRAYS).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+        values = {"format": FORMAT} | asdict(description)
+        (partial / DESCRIPTION).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+        sums = [f"{_digest(partial / name)}  {name}\n" for name in (PROGRAM, ARRAYS, DESCRIPTION)]
+        (partial / SUMS).write_text("".join(sums))
+        (partial / CARD).write_text(card)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(folder: Path) -> Model:
+    """The model in `folder`.
+
+    Raises ValueError or OSError, naming the file at fault, where one is missing, damaged or not what it should be.
+    """
+    _check_sums(folder)
+    path = folder / DESCRIPTION
+    try:
+        description = _parse(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}; {_REMEDY}") from error
+    path = folder / PROGRAM
+    with extra_packages(*_EXPORT_PACKAGES):
+        import flatbuffers  # noqa: F401 - JAX imports it late
+    try:
+        program = export.deserialize(bytearray(_read(path)))
+        programs.check(program, description.image_shape, len(description.class_names))
+    except Exception as error:  # a damaged file raises whatever the parser met
+        raise ValueError(f"{path}: {error}; {_REMEDY}") from error
+    return Model(description, program)
+
+
+def _parse(text: bytes) -> Description:
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name}: expected finite numbers")
+
+    values = json.loads(text, parse_constant=no_constant)
+    expected = {"format", *(field.name for field in fields(Description))}
+    if not isinstance(values, dict) or set(values) != expected:
+        raise ValueError(f"expected an object with the fields {', '.join(sorted(expected))}")
+    if values.pop("format") != FORMAT:
+        raise ValueError(f"another format: expected {FORMAT!r}; use the version of lpjax that wrote it")
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    _check_description(plain)
+    return Description(**plain)
+
+
+def _check_sums(folder: Path) -> None:
+    """Raises ValueError for the first file that is not the one whose sum was written."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder: expected one that python -m lpjax.export wrote")
+    lines = _read(folder / SUMS).decode(errors="replace").splitlines()
+    for name in (PROGRAM, ARRAYS, DESCRIPTION):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; {_REMEDY}")
+        if f"{_digest(folder / name)}  {name}" not in lines:
+            raise ValueError(f"{folder / name}: damaged: its SHA-256 is not the one in {SUMS}; {_REMEDY}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    """A file of at most `MAX_BYTES`."""
+    limit = MAX_BYTES[path.name]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {_REMEDY}")
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes: expected at most {limit:,}; {_REMEDY}")
+    return content

@@ -1,0 +1,148 @@
+"""The AuxNet's part of a step: its forward pass, the correction of what it emitted, and its fit to the correction.
+
+Runs on the device's own examples (steps 2 and 7 of `methods.layer_parallel`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree
+
+from lpjax.config.schema import Config
+from lpjax.methods.layer_parallel import lagrangian
+from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
+from lpjax.network import aux_net
+from lpjax.network.network import Network
+from lpjax.nn import losses
+from lpjax.nn.chain import Mode
+from lpjax.nn.losses import Interface
+from lpjax.parallel.mesh import ALL_AXES
+from lpjax.state import optim
+from lpjax.state.train_state import TrainState
+
+
+class AuxPass(NamedTuple):
+    """The AuxNet's forward pass on a device's own examples.
+
+    lam: lambda_1 .. lambda_{K-1}.  loss: this device's share of the AuxNet's own mean cross entropy.
+    pullback: (gradients at lambda_1 .., weight of `loss`) -> gradients at (parameters, lambda_1 .. lambda_{K-1}).
+    """
+
+    lam: tuple[Interface, ...]
+    loss: Float[Array, ""]
+    pullback: Callable[[tuple[Interface, ...], float], tuple[PyTree, tuple[Interface, ...]]]
+    stats: PyTree
+
+
+def forward(
+    network: Network, config: Config, params: PyTree, stats: PyTree, x: Interface, labels: Int[Array, " b"]
+) -> AuxPass:
+    """Step 2: the AuxNet of these parameters and statistics at the images x."""
+    if not network.aux_net:  # K = 1
+        return AuxPass((), jnp.zeros(()), lambda lam_grads, weight: ((), ()), ())
+    mode = Mode(train=True, axes=ALL_AXES)
+
+    def run(params: PyTree, shifts: tuple[Interface, ...]) -> tuple[Any, PyTree]:
+        lam, logits, batch_stats = aux_net.apply(network.aux_net, params, stats, x, shifts, mode)
+        return (lam, losses.task_loss(logits, labels).sum() / config.batch_size), batch_stats
+
+    no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
+    (lam, loss), pullback, batch_stats = jax.vjp(run, params, no_shift, has_aux=True)
+    return AuxPass(lam, loss, lambda lam_grads, weight: pullback((lam_grads, jnp.asarray(weight, float))), batch_stats)
+
+
+def corrected_inputs(
+    config: Config,
+    state: TrainState,
+    aux: AuxPass,
+    multiplier: list[InterfaceMultiplier] | None,
+    adjoints: list[Interface],
+    outputs: list[Interface],
+) -> list[Interface]:
+    """lambda_1^+ .. lambda_{K-1}^+, what the AuxNet should have emitted.
+
+    They start from what it did emit, also when sweeps corrected the stages' inputs: its constraint is to meet the
+    stages' outputs, and a distance to swept inputs would outweigh the adjoint.
+    """
+    beta = state.penalty_coef if config.penalty.aux is None else config.penalty.aux
+    return [
+        lagrangian.correction(
+            a,
+            adjoint,
+            None if multiplier is None else multiplier[j],
+            lagrangian.violation(a, output),
+            beta,
+            config.aux.correction_step,
+        )
+        for j, (a, adjoint, output) in enumerate(zip(aux.lam, adjoints, outputs, strict=True))
+    ]
+
+
+def adjoint_mismatch_gradient(
+    network: Network,
+    config: Config,
+    params: PyTree,
+    stats: PyTree,
+    x: Interface,
+    labels: Int[Array, " b"],
+    adjoints: list[Interface],
+) -> PyTree:
+    """Gradient of (9) with respect to the AuxNet's parameters, this device's share: through its backward pass.
+
+    adjoints: P_1 .. P_{K-1}, held fixed.
+    """
+    scales = lax.psum([losses.inner(p, p).sum() for p in adjoints], ALL_AXES)
+
+    def mismatch(params: PyTree) -> Float[Array, ""]:
+        own = own_adjoints(config, forward(network, config, params, stats, x, labels))
+        pairs = zip(own, adjoints, scales, strict=True)
+        missed = [losses.psi(a - p).sum() / jnp.maximum(scale, 1e-30) for a, p, scale in pairs]
+        return config.aux.adjoint_weight * jnp.stack(missed).sum()
+
+    return jax.grad(mismatch)(params)
+
+
+def own_adjoints(config: Config, aux: AuxPass) -> list[Interface]:
+    """D_1 .. D_{K-1}: gradients of the AuxNet's own cross entropy at what it emitted, in the mean inner product."""
+    _, adjoints = aux.pullback(jax.tree.map(jnp.zeros_like, aux.lam), 1.0)
+    return [config.batch_size * losses.features(p.shape[1:]) * p for p in adjoints]
+
+
+def fit(
+    network: Network,
+    config: Config,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    x: Interface,
+    labels: Int[Array, " b"],
+    aux: AuxPass,
+    corrected: list[Interface],
+    adjoints: list[Interface],
+    tail_grads: PyTree,
+) -> tuple[PyTree, PyTree]:
+    """The AuxNet's parameters and optimiser state after `inner_steps` of the fit (6): step 7.
+
+    Its gradient adds its own cross entropy, (9) with `config.aux.adjoint_weight`, and, with coarse tails, what the
+    stages' tail losses ask of it (`tail_grads`, one row a stage of this device; as corrected inputs they are held fixed
+    through the inner steps).  One psum over the mesh an inner step, and one more for (9).
+    """
+    params, opt = state.aux_params, state.aux_opt
+    for inner_step in range(config.aux.inner_steps if network.aux_net else 0):
+        if inner_step > 0:
+            aux = forward(network, config, params, state.aux_stats, x, labels)
+        toward = tuple(
+            lagrangian.fit_gradient(a, target) / (config.batch_size * losses.features(target.shape[1:]))
+            for a, target in zip(aux.lam, corrected, strict=True)
+        )
+        grads, _ = aux.pullback(toward, config.aux.task_weight)
+        if config.aux.adjoint_weight > 0:
+            missed = adjoint_mismatch_gradient(network, config, params, state.aux_stats, x, labels, adjoints)
+            grads = jax.tree.map(jnp.add, grads, missed)
+        if config.multiplier == "coarse_tail":
+            grads = jax.tree.map(lambda g, tail: g + tail.sum(0), grads, tail_grads)
+        params, opt = optim.update(optimizer, lax.psum(grads, ALL_AXES), opt, params)
+    return params, opt

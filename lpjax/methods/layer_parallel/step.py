@@ -1,0 +1,334 @@
+"""The layer-parallel step: all stages run forward, backward and update at the same time.
+
+        device (stage 0, data d)        device (stage 1, data d)     ...    device (stage K-1, data d)
+     1  augment its 1/S of the column   its 1/S                             its 1/S
+     2  AuxNet forward -> lambda_1..lambda_{K-1} on its 1/S of the column
+     3  ---------------- all_to_all over 'stage': examples-sliced -> stage-sliced ----------------
+     4  F_0(x), l_0, grad W_0           F_1(lambda_1), l_1, P_1             F_{K-1}(..), phi, P_{K-1}
+     5  psum of grad W_k over 'data';  optimiser on the stage's own row
+     6  ---------------- all_to_all back: P_j and X_{j-1} -> the owner of those examples ----------
+     7  lambda^+, AuxNet backward on its 1/S, psum over the mesh, AuxNet optimiser;  multipliers
+
+The drawing has S = K; with S devices along 'stage', S a divisor of K, each holds K/S stages and runs them one after
+another.  In 4, `lax.switch` makes a device run only its own stages.  No collective over 'stage' may stand inside it
+(the devices would wait for different ones, forever); batch norm's pmean over 'data' may, as all of a row take one
+branch.
+
+With `config.exchange.stale` the stages work on the packets of the step before, lambda made by that step's AuxNet: 2 and
+3 (for this step's batch) and 4 to 7 (for the last one's) then do not wait for one another, so that a compiler with
+asynchronous collectives can have the exchange under way while the stages compute.  The price is a second forward pass
+of the AuxNet in 7, on the batch before by today's weights, and memory for one batch more.
+
+Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 all_gather of tags (`flow`) over
+'stage'; psum over 'data' of the stages' gradients and statistics (if D > 1); psum over the mesh of the AuxNet's
+gradients, of the figures, and of mean multipliers; for a per-example table those of `multiplier`.
+
+Everything is differentiated per device as the gradient of the SUM of all devices' losses, so a loss here is a
+device's share of the global mean: its examples' sum over B, the global batch size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+
+from lpjax.config.schema import Config
+from lpjax.data.batch import Batch
+from lpjax.methods import moving
+from lpjax.methods.layer_parallel import aux_step, lagrangian, multiplier
+from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
+from lpjax.methods.layer_parallel.stage import stage_pass
+from lpjax.network.network import Network
+from lpjax.network.packing import Row
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Mode
+from lpjax.nn.losses import Interface
+from lpjax.parallel import mesh as meshes
+from lpjax.parallel.exchange import Exchange
+from lpjax.state import optim, train_state
+from lpjax.state.step_inputs import Recipe, example_keys
+from lpjax.state.train_state import TrainState
+
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+@struct.dataclass
+class Carry:
+    """With `exchange.stale`, the batch on its way.
+
+    packets, tags: [K, B, L] and [K, B, 3], what the stages are to work on in the next step, and whose it is (`flow`).
+    owned: the same batch, [B, ..], as its owners have it.
+    """
+
+    packets: PyTree
+    tags: PyTree
+    owned: PyTree
+
+
+class Owned(NamedTuple):
+    """What the owner of b examples makes of them.  multipliers: see `multiplier.current`."""
+
+    batch: Batch
+    x: Interface
+    aux: aux_step.AuxPass
+    multipliers: list[InterfaceMultiplier] | None
+
+
+class StageResult(NamedTuple):
+    """`StagePass` in shapes that are the same for all stages, so that a `lax.switch` can return it.
+
+    violation, output: sums over examples of psi(r_{k+1}) and of psi(X_k); 0 for the last stage.
+    reply: P_k and X_k, packed for the owners of the examples.
+    """
+
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    violation: Float[Array, ""]
+    output: Float[Array, ""]
+    grads: Row
+    stats: Row
+    reply: Float[Array, "b l"]
+    aux_grads: PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of one device, and what is the same in every step."""
+
+    network: Network
+    config: Config
+    recipe: Recipe
+    exchange: Exchange
+
+    def on_stages(self, run: Callable[..., Any], *operands: PyTree) -> Any:
+        """See `mesh.on_stages`."""
+        return meshes.on_stages(run, self.network.num_stages, self.exchange.num_devices, *operands)
+
+    def run_stage(
+        self,
+        k: int,
+        params: Row,
+        stats: Row,
+        packet: Float[Array, "b l"],
+        *,
+        state: TrainState,
+        labels: Int[Array, " b"],
+        keys: Key[Array, " b"],
+    ) -> StageResult:
+        """Step 4 for stage k: unpack, `stage_pass`, pack.  Of `state` only what is replicated is read."""
+        network = self.network
+        lam, target, kappa = self.exchange.opened(k, packet)
+        if self.config.multiplier == "mean" and target is not None:
+            kappa = state.multiplier[k]
+        done = stage_pass(
+            network,
+            k,
+            params=network.params.unpack(k, params),
+            stats=network.stats.unpack(k, stats),
+            lam=lam,
+            target=target,
+            multiplier=kappa,
+            labels=labels,
+            keys=keys,
+            aux=(state.aux_params, state.aux_stats),
+            penalty_coef=state.penalty_coef,
+            policy=self.config.multiplier,
+            tail=self.config.aux.tail,
+            batch_size=self.config.batch_size,
+            axes=("data",),
+        )
+        none = jnp.zeros(())
+        return StageResult(
+            loss=done.loss,
+            correct=done.correct,
+            violation=none if target is None else losses.psi(lagrangian.violation(target, done.output)).sum(),
+            output=none if target is None else losses.psi(done.output).sum(),
+            grads=network.params.pack(done.grads),
+            stats=network.stats.pack(done.stats),
+            reply=self.exchange.reply(k, done.adjoint, done.output),
+            aux_grads=done.aux_grads,
+        )
+
+    def run_stage_forward(
+        self, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], *, keys: Key[Array, " b"]
+    ) -> Float[Array, "b l"]:
+        """The reply of a forward pass alone, for a sweep (its adjoint is zero, and not read)."""
+        lam, _, _ = self.exchange.opened(k, packet)
+        trees = self.network.params.unpack(k, params), self.network.stats.unpack(k, stats)
+        mode = Mode(train=True, axes=("data",), keys=keys)
+        output, _ = chain.apply(self.network.stages[k], *trees, lam, mode)
+        return self.exchange.reply(k, jnp.zeros_like(lam), output)
+
+    def sweep(self, state: TrainState, lam: Sequence[Interface], keys: Key[Array, " column"]) -> list[Interface]:
+        """One coarse correction sweep of the stages' inputs: (8) of `lagrangian`."""
+        packets = replace(self.exchange, with_multiplier=False).send(lam, None)
+        _, outputs = self.exchange.receive(
+            self.on_stages(partial(self.run_stage_forward, keys=keys), state.stage_params, state.stage_stats, packets)
+        )
+        mode = Mode(train=True, axes=meshes.ALL_AXES)
+
+        def coarse(j: int, x: Array) -> Array:
+            return chain.apply(self.network.aux_net[j], state.aux_params[j], state.aux_stats[j], x, mode)[0]
+
+        pieces = [partial(coarse, j) for j in range(self.network.num_stages - 1)]
+        return lagrangian.coarse_correction(pieces, lam, outputs)
+
+    def own(self, state: TrainState, batch: Batch, step: Array) -> Owned:
+        """Steps 1 and 2: the input that a device's examples were given in `step`, and the AuxNet of today on it."""
+        config = self.config
+        x = self.recipe.network_input(batch, example_keys(state.key, step, batch.index))
+        aux = aux_step.forward(self.network, config, state.aux_params, state.aux_stats, x, batch.label)
+        return Owned(batch, x, aux, multiplier.current(config, state, batch, aux))
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """One step as one device sees it: K/S rows of the stages, b = B / (S D) examples; numbers as in the drawing."""
+        network, config, recipe = self.network, self.config, self.recipe
+        mine = self.own(state, batch, state.step)  # 1, 2
+        tags = jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, state.step)], axis=1)
+        tags = lax.all_gather(tags, "stage", tiled=True)
+        lam: Sequence[Interface] = (mine.x, *mine.aux.lam)
+        for _ in range(config.penalty.sweeps):
+            lam = self.sweep(state, lam, moving.opened(state, tags).keys)
+        packets = self.exchange.send(lam, mine.multipliers if self.exchange.with_multiplier else None)  # 3
+
+        carry: Any = ()
+        if config.exchange.stale:
+            carry = Carry(packets, jnp.stack([tags] * len(packets)), batch)
+            packets, tags = state.carry.packets, state.carry.tags[0]
+            mine = self.own(state, state.carry.owned, tags[0, 2])
+            lam = (mine.x, *mine.aux.lam)
+        batch, x, aux, multipliers = mine
+        labels, keys, real = moving.opened(state, tags)
+        run_stage = partial(self.run_stage, state=state, labels=labels, keys=keys)
+        done: StageResult = self.on_stages(run_stage, state.stage_params, state.stage_stats, packets)  # 4
+
+        grads = lax.psum(done.grads, "data")  # 5
+        stage_params, stage_opt = optim.update_rows(recipe.optimizer, grads, state.stage_opt, state.stage_params)
+        stage_stats = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
+
+        adjoints, outputs = self.exchange.receive(done.reply)  # 6
+
+        corrected = aux_step.corrected_inputs(config, state, aux, multipliers, adjoints, outputs)  # 7
+        aux_params, aux_opt = aux_step.fit(
+            network, config, state, recipe.aux_optimizer, x, batch.label, aux, corrected, adjoints, done.aux_grads
+        )
+        violations = [lagrangian.violation(a, output) for a, output in zip(lam[1:], outputs, strict=True)]
+        new_state = replace(
+            state,
+            step=state.step + 1,
+            stage_params=stage_params,
+            stage_opt=stage_opt,
+            stage_stats=stage_stats,
+            aux_params=aux_params,
+            aux_opt=aux_opt,
+            aux_stats=train_state.running_average(state.aux_stats, aux.stats),
+            multiplier=multiplier.updated(config, state, batch, multipliers, violations, recipe.num_examples),
+            penalty_coef=recipe.penalty_coef(state.step + 1),
+            carry=carry,
+        )
+        figures = self.figures(done, grads, multipliers, aux.loss)
+        if config.exchange.stale:  # in the first step no batch has arrived yet
+            new_state, figures = _learnt_if(real, new_state, state), _seen_if(real, figures)
+        return new_state, figures | {"penalty_coef": state.penalty_coef}
+
+    def figures(
+        self,
+        done: StageResult,
+        grads: Row,
+        multipliers: list[InterfaceMultiplier] | None,
+        aux_loss: Array,
+    ) -> dict[str, Array]:
+        """The figures of `make_step`, but for beta, from every device's share: two psums over the mesh."""
+        B, K = self.config.batch_size, self.network.num_stages
+        S, D = self.config.mesh_shape
+        squares = jnp.square(optim.row_norms(grads)) / D  # they are already summed over 'data'
+        mine = jnp.stack([done.loss, done.correct, done.violation, done.output, squares])
+        norms = jnp.array([jnp.square(kappa).mean() / (S * D) for kappa in multipliers or [jnp.zeros(1)] * (K - 1)])
+        norms, aux_loss = lax.psum((norms, aux_loss), meshes.ALL_AXES)
+        loss, correct, violation, output, squares = meshes.by_stage(mine, K)
+        return {
+            "task_loss": loss[-1],
+            "accuracy": correct[-1] / B,
+            "stage_loss": loss,
+            "gradient_norm": jnp.sqrt(squares),
+            "relative_violation": violation[:-1] / output[:-1],
+            "violation": violation[:-1] / B,
+            "output_square": output[:-1] / B,
+            "multiplier_norm": jnp.sqrt(norms),
+            "aux_task_loss": aux_loss,
+        }
+
+
+LEARNT = ("stage_params", "stage_opt", "stage_stats", "aux_params", "aux_opt", "aux_stats", "multiplier")
+"""Fields of the state that a batch changes."""
+
+
+def _learnt_if(real: Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new`, but with `old`'s parameters and the like where there was no batch."""
+    kept = {
+        name: jax.tree.map(lambda n, o: jnp.where(real, n, o), getattr(new, name), getattr(old, name))
+        for name in LEARNT
+    }
+    return replace(new, **kept)
+
+
+def _seen_if(real: Array, figures: dict[str, Array]) -> dict[str, Array]:
+    """`figures`, but 0 where there was no batch."""
+    return {name: jnp.where(real, value, 0.0) for name, value in figures.items()}
+
+
+def lags(config: Config) -> list[int]:
+    """How many steps ago the batch of each stage's gradient entered the network."""
+    return [int(config.exchange.stale)] * config.num_stages
+
+
+def carry_specs(config: Config) -> Any:
+    """Where the carry lies on the mesh."""
+    return Carry(P("stage", "data"), P("stage", "data"), meshes.EXAMPLES) if config.exchange.stale else ()
+
+
+def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Any:
+    """No batch under way."""
+    if not config.exchange.stale:
+        return ()
+    S, D = config.mesh_shape
+    slots, column = network.num_stages // S, config.batch_size // D
+    own = column // S
+    exchange = make_exchange(network, config)
+    nothing = Batch(
+        image=jnp.zeros((own, *network.interfaces[0]), jnp.uint8),
+        label=jnp.zeros(own, jnp.int32),
+        index=jnp.zeros(own, jnp.int32),
+    )
+    packets = jnp.zeros((slots, column, exchange.outward_length))
+    return Carry(packets, jnp.full((slots, column, 3), -1, jnp.int32), nothing)
+
+
+def make_exchange(network: Network, config: Config) -> Exchange:
+    """What travels under a configuration."""
+    return Exchange(
+        network.interfaces,
+        config.mesh_shape[0],
+        with_multiplier=config.multiplier in ("per_example", "adjoint"),
+        dtype="bfloat16" if config.exchange.bfloat16 else None,
+    )
+
+
+def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> StepFunction:
+    """The jitted layer-parallel step (state, batch) -> (state, figures); the state is donated.
+
+    Figures, replicated: task_loss [] and accuracy [] of the last stage on the inputs it was given; stage_loss [K], the
+    local losses; gradient_norm [K]; relative_violation [K-1], |r_j|^2 / |X_{j-1}|^2; violation and output_square
+    [K-1], mean squares of r_j and X_{j-1}; multiplier_norm [K-1], root mean square; aux_task_loss [], of the AuxNet's
+    head; penalty_coef [].  With `exchange.stale` they are of the step before, and 0 in the first step.
+    """
+    step = Step(network, config, recipe, make_exchange(network, config))
+    return meshes.jit_step(step, mesh, train_state.specs(config))

@@ -1,0 +1,1 @@
+"""Chains of units, layers, losses, and what they cost."""

@@ -1,0 +1,45 @@
+"""Losses and the inner product of interfaces, as all methods use them."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+PerExample = Float[Array, " b"]
+
+
+Features = Float[Array, "b *n"]
+
+
+Multiplier = Float[Array, "..."]
+
+
+# The same where one signature speaks of several interfaces, whose shapes differ:
+Interface = Float[Array, "b ..."]
+
+
+def features(shape: Sequence[int]) -> int:
+    """n, the number of features of an interface of per-example shape `shape`."""
+    return math.prod(shape)
+
+
+def inner(u: Multiplier, v: Features) -> PerExample:
+    """<u, v>: mean over all axes but the first."""
+    return (jnp.broadcast_to(u, v.shape) * v).mean(tuple(range(1, v.ndim)))
+
+
+def psi(r: Features) -> PerExample:
+    """Penalty of a violation: its mean square over features."""
+    return inner(r, r)
+
+
+def task_loss(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> PerExample:
+    """phi: cross entropy in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def correct(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
+    """Whether the largest logit is the label's."""
+    return logits.argmax(-1).astype(labels.dtype) == labels

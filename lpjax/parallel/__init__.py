@@ -1,0 +1,1 @@
+"""Devices: the mesh, exchanges between stages, processes."""

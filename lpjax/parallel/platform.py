@@ -1,0 +1,45 @@
+"""The devices and packages of this process."""
+
+import importlib.metadata
+import os
+import platform
+
+import jax
+
+
+def provide_devices(count: int) -> None:
+    """Let a CPU back end have `count` devices, unless XLA_FLAGS already says how many.  Before JAX starts."""
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    # A slow device is not a dead one: the default gives up on a collective after a minute.
+    for name, value in (("warn_stuck", 300), ("terminate", 1800)):
+        flag = f"--xla_cpu_collective_call_{name}_timeout_seconds"
+        if flag not in xla_flags:
+            xla_flags = f"{xla_flags} {flag}={value}".strip()
+    os.environ["XLA_FLAGS"] = xla_flags
+    if "xla_force_host_platform_device_count" not in xla_flags:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def devices_of_a_process(mesh_shape: tuple[int, int], processes: int) -> int:
+    """How many devices of the mesh each process has; raises ValueError when they do not divide."""
+    devices = mesh_shape[0] * mesh_shape[1]
+    if devices % processes:
+        raise ValueError(
+            f"mesh.stage={mesh_shape[0]} * mesh.data={mesh_shape[1]} = {devices} devices on {processes} processes: "
+            f"expected a multiple, so that each has equally many; change the mesh or the number of processes"
+        )
+    return devices // processes
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    packages = ("lpjax", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def device_name() -> str:
+    """The devices in words, such as "4 x cpu"."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}"

@@ -1,0 +1,71 @@
+"""optax optimisers from the configuration, and their use on packed stages."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from lpjax.config.schema import OptimizerConfig
+from lpjax.network.packing import kind
+
+
+def decayed(params: PyTree) -> PyTree:
+    """Mask of weight decay: True for leaves called `kernel`, in a stage's tree as in a packed row."""
+    return jax.tree.map_with_path(lambda path, _: kind(path) == "kernel", params)
+
+
+def make_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
+    """Learning rate as a function of the optimiser's step."""
+    warmup, total = round(config.warmup_epochs * steps_per_epoch), num_epochs * steps_per_epoch
+    rate = config.learning_rate
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(rate, total - warmup)
+    elif config.schedule == "step":
+        boundaries = {round(epoch * steps_per_epoch) - warmup: config.step_factor for epoch in config.step_epochs}
+        main = optax.piecewise_constant_schedule(rate, boundaries)
+    else:
+        main = optax.constant_schedule(rate)
+    if warmup:
+        main = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+    return main
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, weight decay on kernels, and SGD with momentum or AdamW, by the schedule."""
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    if config.name == "adamw":
+        return optax.chain(clip, optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed))
+    return optax.chain(
+        clip,
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
+    )
+
+
+def init_rows(optimizer: optax.GradientTransformation, rows: PyTree) -> PyTree:
+    """Optimiser state of packed stages: every leaf, counters too, has the leading axis of the rows."""
+    return jax.vmap(optimizer.init)(rows)
+
+
+def update(
+    optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, params: PyTree
+) -> tuple[PyTree, PyTree]:
+    """New parameters and optimiser state."""
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counters with floats
+        updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def update_rows(
+    optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, rows: PyTree
+) -> tuple[PyTree, PyTree]:
+    """New rows and optimiser state.  Each row is optimised by itself, so a clipped norm is a stage's own: the network's
+    would need a collective between stages that otherwise do not wait for one another."""
+    return jax.vmap(partial(update, optimizer))(grads, state, rows)
+
+
+def row_norms(rows: PyTree) -> Array:
+    """L2 norm of each row, [K]."""
+    return jnp.sqrt(sum(jnp.square(leaf).sum(-1) for leaf in jax.tree.leaves(rows)))

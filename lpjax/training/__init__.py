@@ -1,0 +1,1 @@
+"""A run: its loop, tests, checkpoints and log."""

@@ -1,0 +1,285 @@
+"""The training loop, from a prepared run to result.json.
+
+A checkpoint holds the arrays of `canonical` and, as JSON, its `meta`:
+
+    identity     what decides the run's numbers, see `resume`
+    feed         where the training batches of each process are
+    evaluation   test figures of this state, if it was tested
+    figures      those of the last step
+    method       that the state is of (a phase's)
+    last_lines   kinds of lines of writers.jsonl that were written because this was the run's last step
+    factor       of all learning rates, smaller than 1 after a recovery
+    seconds      that the run took so far
+    versions     of the packages
+
+What was read from the devices, found finite, written to writers.jsonl and put on disk comes before the checkpoint
+that says so; a resumed run takes back the lines of later steps and writes them again.
+"""
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from rich.console import Console
+
+from lpjax.data.batch import TrainBatches
+from lpjax.parallel import platform, processes
+from lpjax.state.train_state import TrainState
+from lpjax.training import checkpoint, resume, workdir, writers
+from lpjax.training.diagnosis import Diagnosis
+from lpjax.training.evaluate import Evaluation
+from lpjax.training.log import Figures, Log, NonFiniteError, check_arrays
+from lpjax.training.resume import Start
+from lpjax.training.run import Run, in_phase, with_learning_rates
+from lpjax.training.structure import describe
+from lpjax.training.summary import summary
+from lpjax.training.watch import Profile, Watch, memory_line
+
+
+class StoppedError(Exception):
+    """The run was asked to stop by `signal`, and its state was saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}: saved")
+        self.signal = number
+
+
+@dataclass
+class _Requests:
+    """signal: the number of the first one that asked the run to stop."""
+
+    signal: int | None = None
+
+    def at(self, step: int) -> int | None:
+        """The signal after which to stop now; several processes stop after the same step, which JAX agrees on."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
+        return self.signal
+
+
+@contextlib.contextmanager
+def _requests() -> Iterator[_Requests]:
+    """SIGTERM and the first Ctrl-C ask for a stop after the step under way; a second Ctrl-C is a KeyboardInterrupt."""
+    requests = _Requests()
+
+    def ask(number: int, frame: Any) -> None:
+        if requests.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        requests.signal = requests.signal or number
+
+    # Only in the main thread Python takes handlers; with several processes JAX has its own.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield requests
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(run: Run, folder: Path, console: Console, *, restart: bool = False) -> dict[str, Any]:
+    """Train to the run's last step from wherever `folder` has got, test, and write result.json; returns the result.
+
+    restart: move what is in the folder aside first.
+
+    Raises WorkdirError where the folder holds another run, is in use, or none of its checkpoints is whole;
+    NonFiniteError; CheckpointError; StoppedError.  On any of them, and on KeyboardInterrupt, result.json says how it
+    ended.
+    """
+    assert run.feed is not None, "a dry run reads no data"
+    recovery, tries = run.config.recovery, Counter[int]()
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False)
+
+    seconds = run.config.watch.heartbeat_seconds
+    watch = Watch(
+        say,
+        heartbeat_seconds=0.0 if console.is_terminal else seconds,  # there the progress bar shows it
+        stall_seconds=run.config.watch.stall_seconds,
+        more=memory_line,
+    )
+    with workdir.held(folder), _requests() as requests, watch:
+        if restart and processes.is_writer() and (earlier := workdir.set_aside(folder)):
+            say(f"files of an earlier run moved to {earlier}")
+        failed: NonFiniteError | None = None
+        while True:
+            watch.phase("looking for a checkpoint")
+            saved = resume.find(run, folder, say)
+            if saved and saved.step == run.num_steps and (result := _finished(run, folder)):
+                say(f"{folder} is finished already; nothing is left to train")
+                return result
+            watch.phase("making the state")
+            phase = in_phase(run, saved.step if saved else 0)
+            start = resume.begin(phase, saved, say)
+            watch.done("the state")
+            if failed:
+                if tries[start.step] == recovery.times:
+                    raise failed
+                tries[start.step] += 1
+                say(f"{failed}; going back to step {start.step} with learning rates times {recovery.factor}")
+            factor = start.meta.get("factor", 1.0) * recovery.factor ** tries[start.step]
+            now = phase if factor == 1 else with_learning_rates(phase, factor)
+            session = _Session(now, folder, start, factor, requests, Log(now, folder, console, watch, start))
+            last = now.num_steps == run.num_steps
+            try:
+                result = session.train(recovered=tries[start.step] > 0, ends="finished" if last else "phase")
+                if last:
+                    return result
+                failed = None
+            except NonFiniteError as error:
+                if recovery.policy == "stop":
+                    raise
+                failed = error
+
+
+def _finished(run: Run, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that came to its end."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return result if (result.get("ended"), result.get("steps")) == ("finished", run.num_steps) else None
+
+
+class _Session:
+    """The steps of one process from a start.  factor: that the run's learning rates are of the configuration's."""
+
+    def __init__(self, run: Run, folder: Path, start: Start, factor: float, requests: _Requests, log: Log) -> None:
+        self.run, self.folder, self.start, self.requests, self.log = run, folder, start, requests, log
+        self.factor = factor
+        self.evaluation: Evaluation | None = None
+        if tested := start.meta.get("evaluation"):
+            self.evaluation = Evaluation(**tested)
+        self.writer: checkpoint.Writer | None = None
+        if processes.is_writer():
+            self.writer = checkpoint.Writer(resume.checkpoints(folder), run.config.checkpoint)
+            writers.write_json(folder / "config.json", asdict(run.config))
+            writers.write_json(folder / "structure.json", describe(run.network, run.config))
+
+    def train(self, recovered: bool, ends: str) -> dict[str, Any]:
+        """To the end, which result.json calls `ends`.  recovered: from a step that was gone back to."""
+        ended = "error"
+        try:
+            if recovered:
+                self.log.recovery(self.start.step, self.factor)
+            self._steps()
+            ended = ends
+        except (KeyboardInterrupt, StoppedError):
+            ended = "interrupted"
+            raise
+        finally:
+            with contextlib.suppress(OSError) if ended == "error" else contextlib.nullcontext():  # such as a full disk
+                result = self._end(ended)
+        return result
+
+    def _end(self, ended: str) -> dict[str, Any]:
+        if self.writer:
+            self.writer.close()
+        self.log.close()
+        evaluation = self.evaluation if ended == "finished" else None
+        result = summary(self.run, ended, self.log, evaluation)
+        if processes.is_writer():
+            writers.write_json(self.folder / "result.json", result)
+        return result
+
+    def _steps(self) -> None:
+        """The figures of step n-1 are read after step n is dispatched, so the host never holds the devices up."""
+        run, log = self.run, self.log
+        assert run.feed is not None
+        state, batches = self.start.state, run.feed.train()
+        if self.start.feed:
+            batches.set_state(self.start.feed[jax.process_index() % len(self.start.feed)])
+        diagnosis = Diagnosis(run) if run.config.diagnose_every else None
+        pending: Figures | None = None
+        watched = run.config.watch
+        with Profile(watched.profile_first, watched.profile_last, self.folder / "profile") as profile:
+            clock = time.perf_counter()
+            for step in range(self.start.step + 1, run.num_steps + 1):
+                log.watch.phase(
+                    f"step {step}" if step > self.start.step + 1 else f"step {step}, which is compiled first"
+                )
+                profile.begin(step)
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - asked
+                log.skipped(batches.corrupt)
+                state, figures = diagnosis.step(step, state, batch) if diagnosis else run.step(state, batch)
+                if pending:
+                    log.step(*pending)
+                    profile.end(pending.step)
+                pending = Figures(step, figures, waited)
+                stop = self.requests.at(step)
+                if stop or run.tests(step) or run.saves(step):
+                    log.step(*pending)
+                    profile.end(step)
+                    pending = None
+                    self._test_and_save(step, state, batches, save=bool(stop) or run.saves(step))
+                    if stop and step < run.num_steps:
+                        raise StoppedError(stop)
+                    clock = time.perf_counter()
+                    continue
+                now = time.perf_counter()
+                log.times.steps.append(now - clock)
+                log.times.data.append(waited)
+                clock = now
+        if self.evaluation is None:  # there was no step to take: all were taken by another run, or before a signal
+            self._test_and_save(run.num_steps, state, batches, save=not self.start.meta)
+
+    def _test_and_save(self, step: int, state: TrainState, batches: TrainBatches, *, save: bool) -> None:
+        run = self.run
+        assert run.feed is not None
+        watch = self.log.watch
+        self.evaluation = None
+        if run.tests(step):
+            watch.phase(f"the test after step {step}")
+            self.evaluation = run.evaluate(state, run.feed)
+            self.log.evaluation(step, self.evaluation)
+            watch.done(f"the test after step {step}")
+        if not save:
+            return
+        watch.phase(f"the checkpoint of step {step}")
+        arrays = resume.snapshot(run, state)
+        check_arrays(step, arrays)
+        meta = {
+            "identity": resume.identity(run),
+            "feed": processes.gather(batches.get_state()),
+            "evaluation": self.evaluation and self.evaluation._asdict(),
+            "figures": self.log.last,
+            "method": run.config.method,
+            "last_lines": run.last_lines(step),
+            "factor": self.factor,
+            "seconds": self.log.seconds,
+            "versions": platform.versions(),
+        }
+        if self.writer:
+            self.log.sync()
+            self.writer.save(step, arrays, meta, self.evaluation and self.evaluation.test_accuracy)
+            if self.requests.signal or step == run.num_steps:
+                self.writer.wait()
+        watch.done(f"the checkpoint of step {step}")
+
+
+def evaluate(run: Run, folder: Path) -> dict[str, Any]:
+    """Test figures of the run's newest good checkpoint; also written to eval.json.
+
+    Raises WorkdirError where there is no such checkpoint.
+    """
+    assert run.feed is not None, "a dry run reads no data"
+    state, step, _ = resume.load(run, folder)
+    evaluation = run.evaluate(state, run.feed)
+    result = {"step": step, **evaluation._asdict(), "versions": platform.versions(), "device": platform.device_name()}
+    if processes.is_writer():
+        writers.write_json(folder / "eval.json", result)
+    return result
