@@ -4,6 +4,18 @@ import contextlib
 from collections.abc import Iterator
 
 
+class Error(Exception):
+    """An error that a command ends with: its message is for the user."""
+
+    exit_code = 1
+
+
+class BadInput(Error, ValueError):
+    """Bad configuration, data, arguments or workdir."""
+
+    exit_code = 2
+
+
 class CorruptDataError(ValueError):
     """More image files could not be decoded than `data.max_corrupt`."""
 

@@ -49,12 +49,13 @@ def main(argv: list[str]) -> int:
     console = Console(soft_wrap=not sys.stdout.isatty())
     errors = Console(stderr=True, soft_wrap=True, style="red", highlight=False, markup=False)
     try:
+        from lpjax import methods
         from lpjax.config.load import from_config_dict
 
         fields, folder = parse(argv)
         config = from_config_dict(fields)
-        provide_devices(devices_of_a_process(config.mesh_shape, join()))
-        from lpjax.cost import dry_run
+        provide_devices(devices_of_a_process(methods.resolve(config).mesh_shape, join()))
+        from lpjax.cost import dry_run, memory
         from lpjax.errors import CorruptDataError
         from lpjax.parallel import processes
         from lpjax.training import log, loop, summary, workdir, writers
@@ -62,7 +63,8 @@ def main(argv: list[str]) -> int:
 
         console.quiet = not processes.is_writer()
         run = runs.prepare(config)
-        summary.print_tables(console, run.network, config, run.mesh, run.spec.num_train)
+        summary.print_tables(console, run)
+        console.print(memory.in_words(run.network, run.config, run.spec.num_train))
         if config.dry_run:
             needs = dry_run.dry_run(run, console)
             if _WORKDIR.value and processes.is_writer():

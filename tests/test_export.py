@@ -49,7 +49,7 @@ def random_trees(run):
 def logits(run, params, stats, images):
     """Of the composed network, as training has it."""
     params, stats = jax.tree.map(jnp.asarray, (params, stats))
-    return composed(run.network, params, stats, run.recipe.normalised(jnp.asarray(images)), Mode(train=False))[0]
+    return composed(run.network, params, stats, run.step_inputs.normalised(jnp.asarray(images)), Mode(train=False))[0]
 
 
 def images(run, count):

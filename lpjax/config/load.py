@@ -48,13 +48,12 @@ def _optional(hint: Any) -> Any:
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
-    """A checked `Config` from a (nested) mapping.
+    """A `Config` of the right types from a (nested) mapping; `lpjax.methods.resolve` fills it in and checks it.
 
-    Raises ValueError naming the field, its value, what was expected and what to do.
+    Raises:
+      ValueError: Naming the field, its value, what was expected and what to do.
     """
-    config = _build(Config, dict(values), "")
-    check(config)
-    return config
+    return _build(Config, dict(values), "")
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:

@@ -38,3 +38,8 @@ def call(name: str, field: str, arguments: Mapping[str, Any], **given: Any) -> A
         section = field.partition(".")[0]
         raise ValueError(f"{section}: {error}; {name} takes {takes}: correct the fields of {section}") from error
     return function(**arguments, **given)
+
+
+def canonical_name(name: str) -> str:
+    """The name that a function of lpjax goes by."""
+    return name

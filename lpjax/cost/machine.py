@@ -5,11 +5,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import jax
-
-from lpjax.network import packing
 from lpjax.nn.chain import Shape, Unit, make_chain
-from lpjax.nn.count import activation_bytes, unit_flops
+from lpjax.nn.count import activation_bytes, layers, unit_flops
 
 UnitSeconds = Callable[[Unit, Shape, int], tuple[float, float]]
 """(unit, in_shape, examples) -> seconds of its forward and of its backward pass."""
@@ -53,9 +50,23 @@ def all_gather(n: int, size: Number, link: Link) -> float:
     return (n - 1) * (size / link.bandwidth + link.latency)
 
 
+def reduce_scatter(n: int, size: Number, link: Link) -> float:
+    """Ring: (n-1)/n size / bandwidth + (n-1) latency, `size` a device's own."""
+    return (n - 1) * (size / n / link.bandwidth + link.latency)
+
+
 def ppermute(n: int, size: Number, link: Link) -> float:
     """size / bandwidth + latency; 0 for n = 1."""
     return size / link.bandwidth + link.latency if n > 1 else 0.0
+
+
+COLLECTIVES = {
+    "all_gather": all_gather,
+    "all_to_all": all_to_all,
+    "reduce_scatter": reduce_scatter,
+    "ppermute": ppermute,
+}
+"""But the all-reduce, which several links share."""
 
 
 @dataclass(frozen=True)
@@ -108,26 +119,9 @@ class Group:
         link = machine.inside if self.n * self.stride <= machine.devices_per_node else machine.between
         return machine.start * (self.n > 1) + collective(self.n, size, link)
 
-
-@dataclass(frozen=True)
-class Layers:
-    """Of a unit.  kernels: convolutions and matrices.  params: values.  norms: channels of each batch norm."""
-
-    kernels: int
-    params: int
-    norms: tuple[int, ...]
-
-
-@functools.cache
-def layers(unit: Unit, in_shape: Shape) -> Layers:
-    """The layers of a unit, from its parameters and statistics."""
-    params, stats = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
-    named = jax.tree.leaves_with_path(params)
-    return Layers(
-        kernels=sum(packing.kind(path) == "kernel" for path, _ in named),
-        params=sum(leaf.size for _, leaf in named),
-        norms=tuple(leaf.size for leaf in jax.tree.leaves(stats))[::2],  # each has a mean and a variance
-    )
+    def seconds(self, collective: str, size: Number) -> float:
+        """Seconds of a collective, called as in `nn.schedule.Message`, of `size` bytes, a device's own."""
+        return self.all_reduce(size) if collective == "psum" else self(COLLECTIVES[collective], size)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ class Spec:
 
     image_shape: [H, W, C] as the network gets them.  num_train, num_test: examples of the two splits.
     class_names: one a class, for people; None where the set has none, so that classes go by their numbers.
+    cropped: whether images are cropped at random as they are read, so that an example is never the same twice.
     """
 
     image_shape: Shape
@@ -29,6 +30,7 @@ class Spec:
     num_train: int
     num_test: int
     class_names: tuple[str, ...] | None = field(default=None, compare=False)
+    cropped: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)

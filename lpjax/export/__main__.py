@@ -23,10 +23,13 @@ from rich.console import Console
 
 from lpjax import cli
 from lpjax.config.load import from_config_dict
+from lpjax.config.schema import Config
 from lpjax.data import images
 from lpjax.data.feed import Resident
 from lpjax.export import fold, model_card, model_file
 from lpjax.export.model_file import Description
+from lpjax.methods import METHODS
+from lpjax.methods.base import Method
 from lpjax.network.network import composed
 from lpjax.nn import chain
 from lpjax.nn.chain import Mode
@@ -66,7 +69,7 @@ def composed_trees(run: Run, state: TrainState) -> tuple[Trees, Trees]:
     """Parameters and recalibrated statistics of the composed network, in host memory."""
     assert run.feed is not None, "a dry run reads no data"
     state = evaluate.replicated(state, run.mesh)
-    stats = evaluate.make_calibrate(run.network, run.config, run.mesh, run.recipe)(state, run.feed)
+    stats = evaluate.make_calibrate(run.network, run.config, run.mesh, run.step_inputs)(state, run.feed)
     return jax.device_get((run.network.params.unpack_all(state.stage_params), stats))
 
 
@@ -76,7 +79,7 @@ def make_program(run: Run, params: Trees, stats: Trees) -> Exported:
 
     def one(image: Array) -> Array:
         """Logits of one image, so that a unit may ask for len(x): the b that `vmap` adds is a symbol, not a number."""
-        x = run.recipe.normalised(image[None])
+        x = run.step_inputs.normalised(image[None])
         return composed(run.network, params, stats, x, Mode(train=False))[0][0].astype(jnp.float32)
 
     shape = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), *run.spec.image_shape), jnp.uint8)
@@ -124,12 +127,20 @@ def describe(run: Run, **known: Any) -> Description:
         std=tuple(std.tolist()),
         provenance={
             **known,
+            "methods": [_in_words(METHODS[name], run.config) for name in run.config.all_methods],
             "num_train": spec.num_train,
             "num_test": spec.num_test,
             "config": config,
             "versions": platform.versions(),
         },
     )
+
+
+def _in_words(method: Method, config: Config) -> str:
+    """Such as "delayed gradients (arXiv:1804.10574), variant fdg"."""
+    source = f" ({method.paper})" if method.paper else ""
+    settings = "".join(f", {name.replace('_', ' ')} {value}" for name, value in method.settings(config).items())
+    return f"{method.title}{source}{settings}"
 
 
 def _largest_difference(run: Run, one: Exported, other: Exported) -> float:

@@ -110,17 +110,7 @@ def _batch_norm(known: Mapping[str, Any]) -> str:
 
 
 def _training(config: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    known_as = {
-        "layer_parallel": f"layer-parallel training (arXiv:2112.05387), multiplier policy {config['multiplier']}",
-        "coarse_adjoint": "layer-parallel training on real inputs one step late, with adjoints of an AuxNet",
-        "serial": "layer-serial backprop",
-        "data_parallel": "data-parallel backprop",
-        "pipeline": "pipelined backprop (arXiv:1811.06965)",
-        "delayed": "delayed gradients (arXiv:1804.10574, arXiv:1906.09108)",
-        "local": "decoupled greedy learning (arXiv:1901.08164)",
-    }
-    names = config["phases"]["methods"] or [config["method"]]
-    method = ", then ".join(known_as.get(name, name) for name in names)
+    method = ", then ".join(known["methods"])
     optimizer = config["optimizer"]
     return (
         f"By {method}, {config['num_stages']} stages: step {known.get('step', 'not known')} of a run of "

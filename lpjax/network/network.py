@@ -13,6 +13,7 @@ from lpjax.network.packing import Packing, Row
 from lpjax.network.partition import split
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, Shape, Unit, make_chain
+from lpjax.nn.schedule import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,10 @@ class Network:
     def aux_own(self) -> tuple[Chain, ...]:
         """The AuxNet's pieces that have weights of their own."""
         return self.aux_net[:-1] if self.tied else self.aux_net
+
+    def parts(self) -> list[Part]:
+        """The stages with the gradients that backprop finds of them: none of the image."""
+        return [Part(k, stage, ("input", "weights") if k > 0 else ("weights",)) for k, stage in enumerate(self.stages)]
 
     def tied_params(self, row: Row) -> tuple[PyTree, ...]:
         """Parameters of the AuxNet's last piece, from the last stage's row."""

@@ -7,12 +7,12 @@ A checkpoint holds the arrays of `canonical` and, as JSON, its `meta`:
     evaluation   test figures of this state, if it was tested
     figures      those of the last step
     method       that the state is of (a phase's)
-    last_lines   kinds of lines of writers.jsonl that were written because this was the run's last step
+    last_lines   kinds of lines of metrics.jsonl that were written because this was the run's last step
     factor       of all learning rates, smaller than 1 after a recovery
     seconds      that the run took so far
     versions     of the packages
 
-What was read from the devices, found finite, written to writers.jsonl and put on disk comes before the checkpoint
+What was read from the devices, found finite, written to metrics.jsonl and put on disk comes before the checkpoint
 that says so; a resumed run takes back the lines of later steps and writes them again.
 """
 
@@ -40,8 +40,7 @@ from lpjax.training.evaluate import Evaluation
 from lpjax.training.log import Figures, Log, NonFiniteError, check_arrays
 from lpjax.training.resume import Start
 from lpjax.training.run import Run, in_phase, with_learning_rates
-from lpjax.training.structure import describe
-from lpjax.training.summary import summary
+from lpjax.training.summary import describe, summary
 from lpjax.training.watch import Profile, Watch, memory_line
 
 
@@ -221,11 +220,11 @@ class _Session:
                     profile.end(pending.step)
                 pending = Figures(step, figures, waited)
                 stop = self.requests.at(step)
-                if stop or run.tests(step) or run.saves(step):
+                if stop or run.is_eval_step(step) or run.is_checkpoint_step(step):
                     log.step(*pending)
                     profile.end(step)
                     pending = None
-                    self._test_and_save(step, state, batches, save=bool(stop) or run.saves(step))
+                    self._test_and_save(step, state, batches, save=bool(stop) or run.is_checkpoint_step(step))
                     if stop and step < run.num_steps:
                         raise StoppedError(stop)
                     clock = time.perf_counter()
@@ -242,7 +241,7 @@ class _Session:
         assert run.feed is not None
         watch = self.log.watch
         self.evaluation = None
-        if run.tests(step):
+        if run.is_eval_step(step):
             watch.phase(f"the test after step {step}")
             self.evaluation = run.evaluate(state, run.feed)
             self.log.evaluation(step, self.evaluation)
