@@ -6,6 +6,7 @@ import operator
 from dataclasses import replace
 
 from lpjax.config.schema import Config, MeshConfig, PhasesConfig
+from lpjax.errors import BadInput
 from lpjax.methods import METHODS
 
 AT_LEAST = {
@@ -66,7 +67,7 @@ def check(config: Config) -> None:
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
-        raise ValueError(message)
+        raise BadInput(message)
 
 
 def _check_methods(config: Config) -> None:

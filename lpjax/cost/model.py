@@ -31,6 +31,7 @@ import numpy as np
 from lpjax.config.check import check
 from lpjax.config.schema import AuxConfig, Config, DataConfig, DelayedConfig, MeshConfig, PipelineConfig, Policy
 from lpjax.cost.machine import WIDTH, Group, Machine, Number, all_gather, all_to_all, kept_bytes, layers, ppermute
+from lpjax.errors import BadInput
 from lpjax.methods import delayed, moving
 from lpjax.methods.local import classifiers
 from lpjax.network.aux_net import tail as pieces_behind
@@ -326,11 +327,9 @@ def step_seconds(
     """
     config = _config(method, network, batch, stage, data, micro_batches, policy, tail)
     if exchange_bytes not in (2, 4):
-        raise ValueError(f"exchange_bytes={exchange_bytes}: expected 4 for single precision or 2 for bfloat16")
+        raise BadInput(f"exchange_bytes={exchange_bytes}: expected 4 for single precision or 2 for bfloat16")
     if policy not in (modelled := ("none", "adjoint", "coarse_tail")):
-        raise ValueError(
-            f"policy={policy!r}: expected one of {', '.join(modelled)}; stored multipliers are not modelled"
-        )
+        raise BadInput(f"policy={policy!r}: expected one of {', '.join(modelled)}; stored multipliers are not modelled")
     strides = (1, stage) if adjacent == "stage" else (data, 1)
     groups = Group(machine, stage, strides[0]), Group(machine, data, strides[1]), Group(machine, stage * data)
     return STEPS[method](_Case(network, config, machine, exchange_bytes, synchronised, *groups))
@@ -341,9 +340,9 @@ def _config(
 ) -> Config:
     """The configuration of such a run, checked."""
     if method not in STEPS:
-        raise ValueError(f"method={method!r}: expected one of {', '.join(STEPS)}")
+        raise BadInput(f"method={method!r}: expected one of {', '.join(STEPS)}")
     if method == "serial" and stage * data > 1:
-        raise ValueError(f"stage={stage}, data={data}: expected 1 and 1 with method=serial; choose data_parallel")
+        raise BadInput(f"stage={stage}, data={data}: expected 1 and 1 with method=serial; choose data_parallel")
     config = Config(
         method="delayed" if method in ("fdg", "ddg") else method,
         num_stages=network.num_stages,

@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from lpjax.config.schema import MeshConfig
 from lpjax.cost.timing import in_turns
 from lpjax.data.batch import Batch
+from lpjax.errors import BadInput
 from lpjax.methods import coarse_adjoint, local, moving
 from lpjax.methods.layer_parallel import step as layer_parallel
 from lpjax.parallel import mesh as meshes
@@ -89,7 +90,7 @@ class StagePrograms:
             tags = jnp.stack([batch.label, batch.index, jnp.zeros_like(batch.index)], axis=1)
             packet = replace(jax.tree.map(lambda row: row[k], state.carry), inputs=inputs, tags=tags)
         else:
-            raise ValueError(f"method={self.config.method}: expected one of {', '.join(METHODS)}")
+            raise BadInput(f"method={self.config.method}: expected one of {', '.join(METHODS)}")
         params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
 
         def part(params: PyTree, stats: PyTree, packet: PyTree, state: PyTree) -> PyTree:

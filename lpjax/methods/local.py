@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
+from lpjax.errors import BadInput
 from lpjax.methods import moving
 from lpjax.network.network import Network
 from lpjax.network.packing import Packing, Row
@@ -84,11 +85,11 @@ def classifiers(network: Network, blocks: int) -> Classifiers:
         try:
             made = make_chain([*alike[-1:] * blocks, head], stage.out_shape)
         except ValueError as error:
-            raise ValueError(
+            raise BadInput(
                 f"method=local: the network's head does not fit behind stage {k}: {error}; choose other cuts"
             ) from error
         if made.out_shape != network.chain.out_shape:
-            raise ValueError(
+            raise BadInput(
                 f"method=local: the network's head behind stage {k} gives {made.out_shape}: expected "
                 f"{network.chain.out_shape}, logits; let the head pool its input, or choose other cuts"
             )

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lpjax.errors import BadInput
+
 KINDS = ("AuxNet forward", "forward", "coarse tail", "classifier", "backward", "AuxNet backward")
 
 
@@ -87,7 +89,7 @@ def make(structure: Mapping[str, Any], measured: Mapping[str, Any] | None) -> Sc
         aux = [(scale * row["flops"] / S, 2 * scale * row["flops"] / S) for row in structure["aux"]]
     method = structure["method"]
     if method not in _DRAWINGS:
-        raise ValueError(f"method={method!r}: no drawing of its schedule; expected one of {', '.join(_DRAWINGS)}")
+        raise BadInput(f"method={method!r}: no drawing of its schedule; expected one of {', '.join(_DRAWINGS)}")
     rows = _Rows(S)
     _DRAWINGS[method](rows, stages, aux, structure)
     return Schedule(tuple(rows.bars), unit, note)

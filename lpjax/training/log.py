@@ -12,6 +12,7 @@ from jaxtyping import Array
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lpjax.errors import Error
 from lpjax.parallel import processes
 from lpjax.state.canonical import Arrays
 from lpjax.training import log, writers
@@ -25,8 +26,10 @@ from lpjax.training.writers import plain
 _REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.clip_norm, or recovery.policy=reduce"
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(Error, RuntimeError):
     """A loss, violation or multiplier is no longer a number; the message names figure, stage or interface, and step."""
+
+    exit_code = 3
 
 
 class Figures(NamedTuple):

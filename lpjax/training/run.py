@@ -18,6 +18,7 @@ from lpjax.data import SOURCES
 from lpjax.data.batch import Batch, Feed, steps_per_epoch
 from lpjax.data.feed import make_feed
 from lpjax.data.source import Spec, Stream, reduced, reduced_spec
+from lpjax.errors import BadInput
 from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
 from lpjax.state import train_state
@@ -107,7 +108,7 @@ def prepare(config: Config) -> Run:
     Raises ValueError (or OSError, from reading data) naming the setting or the file at fault; compiles nothing.
     """
     if config.data.name not in SOURCES:
-        raise ValueError(f"data.name={config.data.name!r}: expected one of {', '.join(SOURCES)}")
+        raise BadInput(f"data.name={config.data.name!r}: expected one of {', '.join(SOURCES)}")
     source = SOURCES[config.data.name]
     spec = source.published(config.data) if config.dry_run and source.published else source.describe(config.data)
     spec = reduced_spec(spec, config.data)
@@ -119,7 +120,7 @@ def prepare(config: Config) -> Run:
     else:
         data = reduced(source.load(config.data), config.data)
         if isinstance(data, Stream) and config.multiplier == "per_example":
-            raise ValueError(
+            raise BadInput(
                 f"multiplier=per_example with data.name={config.data.name}, whose images are cropped at random: a "
                 f"multiplier stored per example needs the example to be the same each time; choose another multiplier"
             )
