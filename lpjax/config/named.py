@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lpjax.errors import BadInput
+
 
 def load(name: str, field: str) -> Callable[..., Any]:
     """The function called `name`; `field` is where the configuration names it.
@@ -14,13 +16,13 @@ def load(name: str, field: str) -> Callable[..., Any]:
     module_name, colon, attribute = name.partition(":")
     expected = f"{field}={name!r}: expected 'package.module:function', importable from the current folder"
     if not (module_name and colon and attribute):
-        raise ValueError(f"{expected}, such as lpjax.models.resnet:resnet")
+        raise BadInput(f"{expected}, such as lpjax.models.resnet:resnet")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{expected}: {error}; correct the name, or start from the folder that holds it") from error
+        raise BadInput(f"{expected}: {error}; correct the name, or start from the folder that holds it") from error
     if not callable(function):
-        raise ValueError(f"{expected}: {attribute} is a {type(function).__name__}; name a function")
+        raise BadInput(f"{expected}: {attribute} is a {type(function).__name__}; name a function")
     return function
 
 
@@ -36,7 +38,7 @@ def call(name: str, field: str, arguments: Mapping[str, Any], **given: Any) -> A
     except TypeError as error:
         takes = ", ".join(parameter for parameter in signature.parameters if parameter not in given)
         section = field.partition(".")[0]
-        raise ValueError(f"{section}: {error}; {name} takes {takes}: correct the fields of {section}") from error
+        raise BadInput(f"{section}: {error}; {name} takes {takes}: correct the fields of {section}") from error
     return function(**arguments, **given)
 
 

@@ -1,34 +1,21 @@
 """Cuts that balance what the stages' devices really do, by seconds measured on one of them.
 
-    python -m lpjax.balance --config=FILE [--config.field=value ...] [--repeats=5] [--rounds=3] [--workdir=DIR]
-
-Prints the seconds of each stage and the cuts as an argument of `lpjax.main`.  Nothing is trained and no data is read.
-With --workdir the seconds of the stages as the configuration has them now are written to DIR/seconds.json, from which
-`lpjax.report` draws the schedule of a step.
-
 `partition.split` cuts evenly by floating-point operations, which early blocks (few channels on large maps) need more
 time for; and not all stages have the same to do beside their units: the first one needs no gradient of the image, and a
 coarse tail is the longer the earlier the stage.  Units are measured first; then, `rounds` times, the stages as whole
 programs, in which a unit does not take quite what it takes alone.  For these the device holds the parameters of all
-stages; where it cannot, --rounds=0 needs room for a unit only.
-
-Exit codes: 0 done; 1 a fault of lpjax or of the system; 2 bad configuration.
+stages; where it cannot, `rounds=0` needs room for a unit only.
 """
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 from jaxtyping import Float
-from rich.console import Console
 
-from lpjax import cli, methods
-from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.cost import stage_programs
 from lpjax.cost.timing import Seconds, UnitTimer
@@ -40,14 +27,6 @@ from lpjax.nn.chain import Shape, Unit
 from lpjax.nn.schedule import Item, Work
 from lpjax.parallel import platform
 from lpjax.training import run as runs
-from lpjax.training import writers
-
-_REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "Measurements of each unit (their median counts) and stage (the least).", lower_bound=1
-)
-_ROUNDS = flags.DEFINE_integer(
-    "rounds", 3, "Cuts whose stages are compiled and measured; 0: units alone.", lower_bound=0
-)
 
 Cost = Callable[[Unit, Shape, int], Seconds]
 """(unit, in_shape, examples) -> what it takes."""
@@ -232,33 +211,3 @@ def make_timer(config: Config, repeats: int) -> UnitTimer:
 def cut(config: Config, spec: Spec, cuts: tuple[int, ...] | None) -> Network:
     """The network of a configuration, cut here."""
     return runs.build_network(replace(config, cuts=cuts), spec)
-
-
-def run_cli(argv: list[str]) -> int:
-    """Measure the units, print the cuts; returns the exit code."""
-    console = Console(soft_wrap=not sys.stdout.isatty())
-    errors = Console(stderr=True, soft_wrap=True, style="red", highlight=False, markup=False)
-    try:
-        fields, folder = cli.parse(argv)
-        config = methods.resolve(replace(from_config_dict(fields), dry_run=True))
-        platform.provide_devices(config.mesh_shape[0] * config.mesh_shape[1])
-        spec = runs.prepare(config).spec
-        timer = make_timer(config, _REPEATS.value)
-        if flags.FLAGS.workdir:
-            folder.mkdir(parents=True, exist_ok=True)
-            writers.write_json(folder / "seconds.json", measured(cut(config, spec, config.cuts), config, timer))
-        cuts, seconds = measured_cuts(config, timer, _REPEATS.value, _ROUNDS.value)
-    except (ValueError, OSError) as error:
-        errors.print(f"lpjax: {error}")
-        return cli.EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        errors.print("lpjax: interrupted")
-        return cli.EXIT_INTERRUPTED
-    for k, own in enumerate(seconds):
-        console.print(f"stage {k}: {1e3 * own:,.1f} ms, {own / max(seconds):.0%} of the longest", markup=False)
-    console.print(f"--config.cuts='{cuts}'", markup=False)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(sys.argv))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from lpjax.errors import BadInput
 from lpjax.nn.chain import Shape, Unit, make_chain
 from lpjax.nn.count import activation_bytes, layers, unit_flops
 
@@ -27,7 +28,7 @@ class Link:
 
     def __post_init__(self) -> None:
         if self.latency < 0 or self.bandwidth <= 0:
-            raise ValueError(f"{self}: expected latency >= 0 seconds and bandwidth > 0 bytes a second; correct them")
+            raise BadInput(f"{self}: expected latency >= 0 seconds and bandwidth > 0 bytes a second; correct them")
 
 
 def all_reduce(n: int, size: Number, link: Link) -> float:
@@ -88,7 +89,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.devices_per_node < 1 or self.memory_bandwidth <= 0:
-            raise ValueError(
+            raise BadInput(
                 f"devices_per_node={self.devices_per_node}, memory_bandwidth={self.memory_bandwidth}: expected at "
                 f"least one device and a bandwidth > 0 bytes a second; correct them"
             )
@@ -150,7 +151,7 @@ def roofline(
       kernel_seconds: of the kernels of a layer (convolution, statistics, normalisation) on next to no data.
     """
     if not 0 < efficiency <= 1:
-        raise ValueError(f"efficiency={efficiency}: expected a share of the peak, 0 < efficiency <= 1; correct it")
+        raise BadInput(f"efficiency={efficiency}: expected a share of the peak, 0 < efficiency <= 1; correct it")
 
     @functools.cache
     def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:

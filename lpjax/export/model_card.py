@@ -1,11 +1,11 @@
-"""The README.md of a model folder."""
+"""The model card: the README.md of a model folder."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from lpjax.export.model_file import ARRAYS, DESCRIPTION, PROGRAM, SUMS, Description
+from lpjax.export.model_file import ARRAYS, CHECKSUMS, DESCRIPTION, PROGRAM, Description
 
 _CARD = """\
 # {function} on {data}
@@ -67,7 +67,12 @@ The network knows its {classes} classes only, and gives one of them to any image
 
 
 def text(description: Description, arrays: Mapping[str, np.ndarray]) -> str:
-    """The card, in Markdown, of a model with these arrays."""
+    """The model card, in Markdown.
+
+    Args:
+      description: of the model.
+      arrays: its parameters and statistics by name.
+    """
     known, config = description.provenance, description.provenance["config"]
     height, width, channels = description.image_shape
     arguments = ", ".join(f"{name}={value}" for name, value in config["model"]["arguments"].items())
@@ -92,7 +97,7 @@ def text(description: Description, arrays: Mapping[str, np.ndarray]) -> str:
         program=PROGRAM,
         arrays=ARRAYS,
         description=DESCRIPTION,
-        sums=SUMS,
+        sums=CHECKSUMS,
     )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from lpjax.errors import BadInput
 from lpjax.network.aux_net import PieceUnits, as_tails, check_tail, convolutions, make_aux_net, own_positions, widest
 from lpjax.network.packing import Packing, Row
 from lpjax.network.partition import split
@@ -92,7 +93,7 @@ def build(
     """
     whole = replace(make_chain(units, image_shape), dtype=dtype, remat=remat)
     if len(whole.out_shape) != 1:
-        raise ValueError(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
+        raise BadInput(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
     stages = split(whole, num_stages=num_stages, cuts=cuts, standardise=standardise)
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
     made_of: dict[str, Any] = {

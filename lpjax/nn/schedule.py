@@ -21,7 +21,7 @@ class Work:
       device: Its position along 'stage'.
       kind: What it is for: "stage", "tail", "classifier", "aux", "recompute" (a stage's forward pass computed again),
         or, where there is no chain, such as "augment", "pack", "correct", "update".
-      stage: Of which stage it is a part, tails and classifiers too; of "aux" which piece.  None: of a whole device.
+      stage: Of which stage it is a part, tails and classifiers too; of "aux" which piece.  None: of neither.
       micro: Which micro-batch; negative where it entered the network in an earlier step.
       chain: The `chain.Chain` that is applied; None for work that only reads and writes memory.
       examples: How many examples it is applied to.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lpjax.errors import BadInput
 from lpjax.report import schedule
 from lpjax.report.lines import POINTS, Line, Table
 
@@ -52,10 +53,10 @@ def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
     Raises ValueError or OSError where there is none.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder: expected the workdir of a run; correct the path")
+        raise BadInput(f"{folder}: no such folder: expected the workdir of a run; correct the path")
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder}: no metrics.jsonl in it: expected the workdir of a run; correct the path")
+        raise BadInput(f"{folder}: no metrics.jsonl in it: expected the workdir of a run; correct the path")
     table = Table()
     with path.open("rb") as file:
         for line in file:

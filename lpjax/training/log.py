@@ -12,6 +12,7 @@ from jaxtyping import Array
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lpjax.errors import Error
 from lpjax.methods import METHODS
 from lpjax.parallel import processes
 from lpjax.state.canonical import Arrays
@@ -30,8 +31,10 @@ DIAGNOSED = {"gradient_cosine": "stage", "gradient_ratio": "stage"}
 """What a diagnosed step has beside its method's metrics."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(Error, RuntimeError):
     """A loss, violation or multiplier is no longer a number; the message names figure, stage or interface, and step."""
+
+    exit_code = 3
 
 
 class Figures(NamedTuple):

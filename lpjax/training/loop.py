@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from lpjax.data.batch import TrainBatches
+from lpjax.errors import Error, Interrupted
 from lpjax.parallel import platform, processes
 from lpjax.state.train_state import TrainState
 from lpjax.training import checkpoint, resume, workdir, writers
@@ -44,12 +45,15 @@ from lpjax.training.summary import describe, summary
 from lpjax.training.watch import Profile, Watch, memory_line
 
 
-class StoppedError(Exception):
-    """The run was asked to stop by `signal`, and its state was saved."""
+class StoppedError(Error):
+    """The run was asked to stop by a signal, and its state was saved."""
+
+    exit_code = 75
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"{signal.Signals(number).name}: saved")
-        self.signal = number
+        super().__init__(f"{signal.Signals(number).name}: saved; the same command goes on from there")
+        if number == signal.SIGINT:
+            self.exit_code = Interrupted.exit_code
 
 
 @dataclass
