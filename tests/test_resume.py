@@ -249,7 +249,7 @@ def small_tree(**fields):
 
 def test_versions_that_changed_are_said(tmp_path, monkeypatch):
     trained(tmp_path, num_steps=1)
-    monkeypatch.setattr(resume.tables, "versions", lambda: {"jax": "99"})
+    monkeypatch.setattr(resume.platform, "versions", lambda: {"jax": "99"})
     said, _ = trained(tmp_path, num_steps=2)
     assert f"made with other versions (jax {jax.__version__} -> 99)" in said
     assert dataclasses.is_dataclass(resume.Start)

@@ -27,7 +27,7 @@ def quiet():
 def lines(workdir, kind="train"):
     return [
         entry
-        for entry in map(json.loads, (workdir / "writers.jsonl").read_text().splitlines())
+        for entry in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         if entry["kind"] == kind
     ]
 
@@ -70,9 +70,9 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 def test_restart_keeps_the_earlier_run(tmp_path):
     loop.train(small_run(num_steps=1), tmp_path, quiet())
-    before = (tmp_path / "writers.jsonl").read_text()
+    before = (tmp_path / "metrics.jsonl").read_text()
     loop.train(small_run(num_steps=2, seed=1), tmp_path, quiet(), restart=True)
-    assert (tmp_path / "previous-1" / "writers.jsonl").read_text() == before
+    assert (tmp_path / "previous-1" / "metrics.jsonl").read_text() == before
     assert (tmp_path / "previous-1" / "checkpoints" / "1").is_dir()
     assert len(lines(tmp_path)) == 2
     loop.train(small_run(num_steps=1), tmp_path, quiet(), restart=True)
