@@ -73,7 +73,7 @@ def composed_trees(run: Run, state: TrainState) -> tuple[Trees, Trees]:
     """
     assert run.feed is not None, "a dry run reads no data"
     state = evaluate.replicated(state, run.mesh)
-    stats = evaluate.make_calibrate(run.network, run.config, run.mesh, run.recipe)(state, run.feed)
+    stats = evaluate.make_calibrate(run.network, run.config, run.mesh, run.step_inputs)(state, run.feed)
     return jax.device_get((run.network.params.unpack_all(state.stage_params), stats))
 
 
@@ -95,7 +95,7 @@ def make_program(run: Run, params: Trees, stats: Trees) -> Exported:
 
     def logits(image: UInt8[Array, "H W C"]) -> Float[Array, " classes"]:
         """Of one image, so that a unit may ask for len(x): the b that `vmap` adds is a symbol, not a number."""
-        x = run.recipe.normalised(image[None])
+        x = run.step_inputs.normalised(image[None])
         return composed(run.network, params, stats, x, Mode(train=False))[0][0].astype(jnp.float32)
 
     shape = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), *run.spec.image_shape), jnp.uint8)

@@ -30,8 +30,8 @@ class Work:
       accesses: Values that work without a chain reads or writes in memory.
       after: Positions in the list of what it waits for, beside what its device did before.
       keeps: Bytes that it allocates, besides the activations of its chain.
-      until: Position of the last entry that needs what it keeps; None for the end of the step.  A forward pass keeps the
-        activations of its chain only where it says until when.
+      until: Position of the last entry that needs what it keeps; None for the end of the step.  A forward pass keeps
+        the activations of its chain only where it says until when.
     """
 
     device: int
