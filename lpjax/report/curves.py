@@ -139,9 +139,7 @@ def gradients(records: Sequence[Record]) -> list[Chart]:
 
 def waiting(records: Sequence[Record]) -> Chart:
     """For data, over the run."""
-    return lines(
-        "data-seconds", "Seconds until a step's batch was there", records, [Figure("data_seconds", "wait")], log=True
-    )
+    return lines("data-seconds", "Seconds a step waited for data", records, [Figure("data_seconds", "wait")], log=True)
 
 
 def lines(

@@ -30,7 +30,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Figures(NamedTuple):
-    """What a step came to.  waited: seconds until its batch was there, T_d of the speed-up formulas."""
+    """What a step came to.  waited: seconds that it waited for data (`TrainBatches`)."""
 
     step: int
     figures: dict[str, Array]

@@ -28,8 +28,8 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
 
     test_*, aux_*: see `Evaluation`; null if the run did not finish.  relative_violation: per interface, of the last
     step.  seconds_total: of all processes that carried the run on, up to their last checkpoints.
-    seconds_per_step_median and data_seconds_median (waiting for a batch): wall clock of this process, without
-    evaluation, checkpoints and the first (compiling) steps.
+    seconds_per_step_median and data_seconds_median (waiting for data, see `TrainBatches`): wall clock of this process,
+    without evaluation, checkpoints and the first (compiling) steps.
     """
     config, network = run.config, run.network
     per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
