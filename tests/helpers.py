@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
+from lpjax.config.load import from_config_dict
 from lpjax.data import SOURCES
+from lpjax.methods import configure
 from lpjax.training.run import Run, prepare
 
 SMALL = {
@@ -22,7 +23,12 @@ SMALL = {
 
 
 def small_config(**fields) -> Config:
-    """The small configuration; `section__field=value` sets a nested field."""
+    """The small configuration, with all fields filled in; `section__field=value` sets a nested field."""
+    return configure(small_values(**fields))
+
+
+def small_values(**fields) -> dict:
+    """Its fields."""
     values = {name: dict(value) if isinstance(value, dict) else value for name, value in SMALL.items()}
     for name, value in fields.items():
         section, _, inner = name.partition("__")
@@ -30,11 +36,11 @@ def small_config(**fields) -> Config:
             values.setdefault(section, {})[inner] = value
         else:
             values[section] = value
-    return from_config_dict(values)
+    return values
 
 
 def small_run(**fields) -> Run:
-    return prepare(small_config(**fields))
+    return prepare(from_config_dict(small_values(**fields)))
 
 
 def plain_sgd(rate: float = 1.0) -> dict:

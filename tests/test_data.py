@@ -273,7 +273,7 @@ def test_a_set_that_is_not_reduced_is_left_alone():
 def test_a_run_on_a_reduced_set(dry_run):
     run = small_run(data={"shrink": 2, "train_examples": 100, "crop": 1}, num_stages=2, dry_run=dry_run)
     assert run.spec.image_shape == (4, 4, 1)
-    assert (run.recipe.num_examples, run.recipe.steps_per_epoch) == (100, 6)
+    assert (run.step_inputs.num_examples, run.step_inputs.steps_per_epoch) == (100, 6)
     if not dry_run:
         assert next(run.feed.train()).image.shape == (16, 4, 4, 1)
         np.testing.assert_allclose(run.moments[0], reduced(DIGITS, run.config.data).mean)

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
-from lpjax.config.check import check
 from lpjax.config.schema import Config, ModelConfig
+from lpjax.errors import BadInput
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -48,13 +48,12 @@ def _optional(hint: Any) -> Any:
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
-    """A checked `Config` from a (nested) mapping.
+    """A `Config` of the right types from a (nested) mapping; `lpjax.methods.resolve` fills it in and checks it.
 
-    Raises ValueError naming the field, its value, what was expected and what to do.
+    Raises:
+      ValueError: Naming the field, its value, what was expected and what to do.
     """
-    config = _build(Config, dict(values), "")
-    check(config)
-    return config
+    return _build(Config, dict(values), "")
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
@@ -66,13 +65,13 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
-            raise ValueError(f"{prefix}{name}: no such field; {hint}")
+            raise BadInput(f"{prefix}{name}: no such field; {hint}")
     out = {}
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping) and not hasattr(value, "items"):
-                raise ValueError(f"{prefix}{name}={value!r}: expected a section with fields")
+                raise BadInput(f"{prefix}{name}={value!r}: expected a section with fields")
             out[name] = _build(typing.cast(type, hint), dict(value.items()), f"{prefix}{name}.")
         else:
             out[name] = _typed(hint, value, f"{prefix}{name}")
@@ -91,17 +90,17 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     if origin is Literal:
         if value not in args:
             close = difflib.get_close_matches(str(value), args, n=1)
-            raise ValueError(
+            raise BadInput(
                 f"{name}={value!r}: expected one of {', '.join(args)}"
                 + (f"; did you mean {close[0]}?" if close else "")
             )
         return value
     if origin is tuple:
         if not isinstance(value, tuple | list):
-            raise ValueError(f"{name}={value!r}: expected a tuple, such as (1, 2)")
+            raise BadInput(f"{name}={value!r}: expected a tuple, such as (1, 2)")
         return tuple(_typed(args[0], item, name) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{name}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
+        raise BadInput(f"{name}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
     return value

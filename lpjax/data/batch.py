@@ -8,6 +8,8 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from lpjax.errors import BadInput
+
 
 @struct.dataclass
 class Batch:
@@ -95,5 +97,5 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
         ValueError: The training set is smaller than a batch.
     """
     if num_examples < batch_size:
-        raise ValueError(f"batch_size={batch_size}: the training set has {num_examples} examples; use fewer per batch")
+        raise BadInput(f"batch_size={batch_size}: the training set has {num_examples} examples; use fewer per batch")
     return num_examples // batch_size

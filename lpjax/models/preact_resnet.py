@@ -12,6 +12,7 @@ import jax
 from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
+from lpjax.errors import BadInput
 from lpjax.models.imagenet_resnet import PARTS, Kind, basic, bottleneck
 from lpjax.models.resnet import blocks_per_group, check_sizes, classifier, groups
 from lpjax.nn import layers
@@ -108,7 +109,7 @@ def wide_resnet(*, depth: int, widen: int, classes: int, dropout: float = 0.0) -
     blocks = blocks_per_group(depth, 6, 4)
     check_sizes("widen", widen, classes)
     if not 0 <= dropout < 1:
-        raise ValueError(f"model.dropout={dropout}: expected a probability 0 <= dropout < 1; the paper uses 0 or 0.3")
+        raise BadInput(f"model.dropout={dropout}: expected a probability 0 <= dropout < 1; the paper uses 0 or 0.3")
     return _units(lambda features, stride: block(basic, features, stride, dropout), 16, 16 * widen, blocks, classes)
 
 

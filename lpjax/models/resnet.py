@@ -11,6 +11,7 @@ import jax
 from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
+from lpjax.errors import BadInput
 from lpjax.nn import layers
 from lpjax.nn.chain import Mode, Shape, Unit
 
@@ -36,7 +37,7 @@ def basic_block(features: int, stride: int) -> Unit:
 
     def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
         if features < in_shape[-1]:
-            raise ValueError(
+            raise BadInput(
                 f"features={features} after {in_shape[-1]} channels: a parameter-free shortcut can only add channels; "
                 f"use features >= {in_shape[-1]}"
             )
@@ -72,14 +73,14 @@ def blocks_per_group(depth: int, size: int, others: int) -> int:
     blocks, rest = divmod(depth - others, size)
     if rest or blocks < 1:
         near = max(round((depth - others) / size), 1) * size + others
-        raise ValueError(f"model.depth={depth}: expected {size}n+{others} with n >= 1; the nearest is {near}")
+        raise BadInput(f"model.depth={depth}: expected {size}n+{others} with n >= 1; the nearest is {near}")
     return blocks
 
 
 def check_sizes(name: str, size: int, classes: int) -> None:
     """Raises ValueError for a width (called `name`) or number of classes below 1."""
     if size < 1 or classes < 1:
-        raise ValueError(f"model.{name}={size} with {classes} classes: both must be at least 1")
+        raise BadInput(f"model.{name}={size} with {classes} classes: both must be at least 1")
 
 
 def groups(block: Callable[[int, int], Unit], width: int, counts: Sequence[int]) -> list[Unit]:

@@ -32,6 +32,7 @@ import jax
 from jax import nn
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from lpjax.errors import BadInput
 from lpjax.models.resnet import basic_block, conv_block
 from lpjax.nn import chain, layers
 from lpjax.nn.chain import Chain, Mode, Shape, Unit, make_chain
@@ -82,7 +83,7 @@ def grid_block(features: int, inner: int, size: tuple[int, ...], grid: int, bloc
 
     def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
         if features < in_shape[-1]:
-            raise ValueError(
+            raise BadInput(
                 f"features={features} after {in_shape[-1]} channels: a parameter-free shortcut can only add channels; "
                 f"choose other cuts"
             )
@@ -107,7 +108,7 @@ def _stride(in_shape: Shape, out_shape: Shape) -> int:
         stride = -(-in_shape[0] // out_shape[0])
         if tuple(-(-size // stride) for size in in_shape[:2]) == out_shape[:2]:
             return stride
-    raise ValueError(
+    raise BadInput(
         f"from {in_shape} to {out_shape}: expected maps [H, W, C], the second one made of the first by a strided "
         f"convolution (ceil(size / stride)); choose other cuts, or aux.function=lpjax.network.aux_net:own_units"
     )
@@ -119,7 +120,7 @@ def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = Non
     Raises ValueError for a `width` other than 1, or a `grid`: units cannot be changed from outside.
     """
     if width != 1 or grid is not None:
-        raise ValueError(
+        raise BadInput(
             f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function="
             f"lpjax.network.aux_net:own_units, which takes the stage's units as they are; leave both unset"
         )
@@ -160,7 +161,7 @@ def make_aux_net(
       ValueError: an argument out of range, or units that do not map a stage's input to its output.
     """
     if blocks_per_stage < 0 or width <= 0:
-        raise ValueError(
+        raise BadInput(
             f"aux.blocks_per_stage={blocks_per_stage}, aux.width={width}: expected blocks_per_stage >= 0 and width > 0"
         )
     if len(stages) == 1:
@@ -175,9 +176,9 @@ def make_aux_net(
                 units = list(function(stage, blocks=blocks_per_stage, width=width, grid=grid))
             piece = make_chain([*units, *([STANDARDISE] if stage.units[-1] == STANDARDISE else [])], stage.in_shape)
         except ValueError as error:
-            raise ValueError(f"the AuxNet's piece beside stage {j}: {error}") from error
+            raise BadInput(f"the AuxNet's piece beside stage {j}: {error}") from error
         if piece.out_shape != stage.out_shape:
-            raise ValueError(
+            raise BadInput(
                 f"the AuxNet's piece beside stage {j} maps {piece.in_shape} to {piece.out_shape}: expected "
                 f"{stage.out_shape}, as the stage; correct aux.function"
             )
@@ -213,7 +214,7 @@ def widest(
         shares.append(aux_share(stages, pieces))
         if shares[-1] <= share:
             return pieces
-    raise ValueError(
+    raise BadInput(
         f"aux.share={share}: the narrowest AuxNet of {blocks_per_stage} blocks a stage has {shares[-1]:.4f} of the "
         f"network's cost; expected at least that; lower aux.blocks_per_stage or num_stages"
     )
@@ -271,7 +272,7 @@ def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
         expected = on_grid(piece.out_shape, grid)
         small = make_chain(piece.units, on_grid(piece.in_shape, grid))
         if small.out_shape != expected or trees(small) != trees(piece):
-            raise ValueError(
+            raise BadInput(
                 f"aux.grid={grid}: the AuxNet's piece beside stage {j} maps {small.in_shape} to {small.out_shape}: "
                 f"expected {expected} with the parameters it has on {piece.in_shape}; choose a grid that all maps can "
                 f"be averaged to, correct aux.function, or leave aux.grid unset"
@@ -319,9 +320,9 @@ def check_tail(pieces: tuple[Chain, ...], length: int | None) -> None:
                 try:
                     _stride(have, want)
                 except ValueError as error:
-                    raise ValueError(f"aux.tail={length}: {error}; or leave aux.tail unset") from error
+                    raise BadInput(f"aux.tail={length}: {error}; or leave aux.tail unset") from error
                 if have[-1] > want[-1]:
-                    raise ValueError(
+                    raise BadInput(
                         f"aux.tail={length}: from {have} to {want}: expected no fewer channels; leave aux.tail unset"
                     )
             have = piece.out_shape

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from lpjax.errors import BadInput
 from lpjax.network.aux_net import PieceUnits, as_tails, check_tail, convolutions, make_aux_net, own_positions, widest
 from lpjax.network.packing import Packing, Row
 from lpjax.network.partition import split
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, Shape, Unit, make_chain
+from lpjax.nn.schedule import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,10 @@ class Network:
     def aux_own(self) -> tuple[Chain, ...]:
         """The AuxNet's pieces that have weights of their own."""
         return self.aux_net[:-1] if self.tied else self.aux_net
+
+    def parts(self) -> list[Part]:
+        """The stages with the gradients that backprop finds of them: none of the image."""
+        return [Part(k, stage, ("input", "weights") if k > 0 else ("weights",)) for k, stage in enumerate(self.stages)]
 
     def tied_params(self, row: Row) -> tuple[PyTree, ...]:
         """Parameters of the AuxNet's last piece, from the last stage's row."""
@@ -87,7 +93,7 @@ def build(
     """
     whole = replace(make_chain(units, image_shape), dtype=dtype, remat=remat)
     if len(whole.out_shape) != 1:
-        raise ValueError(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
+        raise BadInput(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
     stages = split(whole, num_stages=num_stages, cuts=cuts, standardise=standardise)
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
     made_of: dict[str, Any] = {
