@@ -1,5 +1,7 @@
 """Data in memory: the digits' fixed split, batches of an epoch, augmentation that can be replayed."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,21 @@ def test_training_batches_and_a_restart_in_the_middle():
     for step in (3, 4):
         np.testing.assert_array_equal(next(again).index, epoch_order(1, step // 2, 1437)[step % 2 * 600 :][:600])
     assert again.corrupt == []
+
+
+def test_what_the_devices_take_for_a_batch_is_no_wait_for_data(monkeypatch):
+    """As where they have a step to finish first."""
+    make_gather = feed.make_gather
+
+    def make_slow(*args):
+        gather = make_gather(*args)
+        return lambda index: (time.sleep(0.2), gather(index))[1]
+
+    monkeypatch.setattr(feed, "make_gather", make_slow)
+    batches = make_feed(DIGITS, small_config(), make_mesh(1, 1)).train()
+    for _ in range(3):
+        next(batches)
+        assert 0 < batches.waited < 0.1
 
 
 def test_the_whole_test_split_padded():

@@ -164,9 +164,7 @@ def others(records: Sequence[Record]) -> list[Chart]:
 
 def waiting(records: Sequence[Record]) -> Chart:
     """For data, over the run."""
-    return lines(
-        "data-seconds", "Seconds until a step's batch was there", records, [Metric("data_seconds", "wait")], log=True
-    )
+    return lines("data-seconds", "Seconds a step waited for data", records, [Metric("data_seconds", "wait")], log=True)
 
 
 def lines(

@@ -173,7 +173,7 @@ def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int
 def times(records: Sequence[Record]) -> list[Chart]:
     """What a step's seconds, and a whole run's, are spent on."""
     step = {
-        "until its batch was there": [record.data_seconds for record in records],
+        "waiting for data": [record.data_seconds for record in records],
         "the rest": [_rest(record.step_seconds, record.data_seconds) for record in records],
     }
     steps = [_times_steps(record) for record in records]
@@ -190,8 +190,8 @@ def times(records: Sequence[Record]) -> list[Chart]:
 
 
 _WAIT = (
-    "A batch is asked for while the step before still computes, so on devices that are busy the time until it is there "
-    "is not of reading data alone."
+    "Waiting for data is for files to be read and decoded. It is near 0 where that keeps ahead of the steps, and for a "
+    "set that stays on the devices."
 )
 
 

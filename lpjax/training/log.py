@@ -38,7 +38,7 @@ class NonFiniteError(Error, RuntimeError):
 
 
 class Figures(NamedTuple):
-    """What a step came to.  waited: seconds until its batch was there, T_d of the speed-up formulas."""
+    """What a step came to.  waited: seconds that it waited for data (`TrainBatches`)."""
 
     step: int
     figures: dict[str, Array]

@@ -214,15 +214,13 @@ class _Session:
                     f"step {step}" if step > self.start.step + 1 else f"step {step}, which is compiled first"
                 )
                 profile.begin(step)
-                asked = time.perf_counter()
                 batch = next(batches)
-                waited = time.perf_counter() - asked
                 log.skipped(batches.corrupt)
                 state, figures = diagnosis.step(step, state, batch) if diagnosis else run.step(state, batch)
                 if pending:
                     log.step(*pending)
                     profile.end(pending.step)
-                pending = Figures(step, figures, waited)
+                pending = Figures(step, figures, batches.waited)
                 stop = self.requests.at(step)
                 if stop or run.is_eval_step(step) or run.is_checkpoint_step(step):
                     log.step(*pending)
@@ -235,7 +233,7 @@ class _Session:
                     continue
                 now = time.perf_counter()
                 log.times.steps.append(now - clock)
-                log.times.data.append(waited)
+                log.times.data.append(batches.waited)
                 clock = now
         if self.evaluation is None:  # there was no step to take: all were taken by another run, or before a signal
             self._test_and_save(run.num_steps, state, batches, save=not self.start.meta)
