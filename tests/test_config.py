@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import small_config
 
+from lpjax.config import named
 from lpjax.config.load import default_config, from_config_dict
 from lpjax.config.schema import Config
 from lpjax.cost.memory import device_bytes
@@ -58,10 +59,26 @@ def test_a_models_fields_are_its_functions_arguments():
     config = default_config()
     config.model.depth = 32
     assert from_config_dict(config.to_dict()).model.arguments == {"depth": 32, "width": 16}
-    config.model = {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 16, "widen": 4}
+    config.model = {"function": "wide_resnet", "depth": 16, "widen": 4}
     model = from_config_dict(config.to_dict()).model
-    assert model.function == "lpjax.models.preact_resnet:wide_resnet"
+    assert model.function == "wide_resnet"
     assert model.arguments == {"depth": 16, "widen": 4}
+
+
+@pytest.mark.parametrize("field", named.PROVIDED)
+def test_what_comes_with_lpjax_goes_by_its_name(field):
+    """The dotted name is understood when a configuration is read; both are of the same function."""
+    section, _, _ = field.partition(".")
+    for name, place in named.PROVIDED[field].items():
+        assert named.load(name, field) is named.load(place, field)
+        assert getattr(from_config_dict({section: {"function": place}}), section).function == name
+    assert named.canonical_name(name) == name
+    assert named.canonical_name("mine:resnet") == "mine:resnet"
+
+
+@pytest.mark.parametrize("name", ["convolutions", "own_units"])
+def test_names_of_before_are_understood(name):
+    assert from_config_dict({"aux": {"function": f"lpjax.aux_net:{name}"}}).aux.function == name
 
 
 def test_numbers_and_tuples_get_their_types():
@@ -125,7 +142,12 @@ def test_mistakes_are_refused(values, message):
             r"model: missing a required argument: 'width'; .* takes depth, width: correct",
         ),
         ({"model": {"depth": 8, "widht": 4}}, r"model: .*takes depth, width"),
-        ({"model__function": "resnet"}, r"model.function='resnet': expected 'package.module:function'"),
+        (
+            {"model__function": "resnt"},
+            r"model.function='resnt': expected one of resnet, preact_resnet, .*'package.module:function'; .* resnet\?",
+        ),
+        ({"aux__function": "resnet"}, "aux.function='resnet': expected one of convolutions, own_units, or"),
+        ({"model__function": "resnet:"}, r"model.function='resnet:': expected 'package.module:function'"),
         ({"model__function": "lpjax.nothing:resnet"}, "No module named 'lpjax.nothing'; correct the name"),
         ({"model__function": "lpjax.models.resnet:nothing"}, "has no attribute 'nothing'; correct the name"),
         (
@@ -133,7 +155,7 @@ def test_mistakes_are_refused(values, message):
             "is a float; name a function",
         ),
         (
-            {"model": {"function": "lpjax.models.imagenet_resnet:imagenet_resnet", "depth": 18}},
+            {"model": {"function": "imagenet_resnet", "depth": 18}},
             r"a map of 1x1 cannot be taken at stride 2.*use larger images",
         ),
         ({"aux__function": "lpjax.network.aux_net:nothing"}, "aux.function='lpjax.network.aux_net:nothing'"),

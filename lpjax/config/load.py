@@ -1,4 +1,4 @@
-"""From a config file and the command line to a checked `Config`.
+"""Read a configuration: from a config file and the command line to a checked `Config`.
 
 A config file (`configs/*.py`) is Python by ml_collections' convention and is executed when it is loaded.  Its
 `get_config()` starts from `default_config()`, sets fields, and returns the `ConfigDict`; `--config.field=value`
@@ -17,12 +17,17 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
+from lpjax.config import named
 from lpjax.config.check import check
 from lpjax.config.schema import Config, ModelConfig
 
 
 def default_config() -> config_dict.ConfigDict:
-    """The defaults as a `ConfigDict` that refuses unknown fields and values of another type."""
+    """Give the defaults, for a config file to start from.
+
+    Returns:
+      The defaults, locked: unknown fields and values of another type are refused.
+    """
 
     def convert(instance: Any) -> config_dict.ConfigDict:
         if isinstance(instance, ModelConfig):
@@ -30,13 +35,9 @@ def default_config() -> config_dict.ConfigDict:
         out = config_dict.ConfigDict()
         for name, hint in typing.get_type_hints(type(instance)).items():
             value = getattr(instance, name)
-            if dataclasses.is_dataclass(value):
-                out[name] = convert(value)
-            elif type(None) in typing.get_args(hint):
+            if type(None) in typing.get_args(hint):
                 out[name] = config_dict.placeholder(_optional(hint))
-                out[name] = value
-            else:
-                out[name] = value
+            out[name] = convert(value) if dataclasses.is_dataclass(value) else value
         return out
 
     return convert(Config()).lock()
@@ -48,9 +49,16 @@ def _optional(hint: Any) -> Any:
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
-    """A checked `Config` from a (nested) mapping.
+    """Type and check a configuration.
 
-    Raises ValueError naming the field, its value, what was expected and what to do.
+    Args:
+      values: Fields, and sections as mappings, such as `get_config().to_dict()`; what is left out has its default.
+
+    Returns:
+      The configuration.  Functions that come with lpjax go by their names (`named.canonical_name`).
+
+    Raises:
+      ValueError: A field is wrong; says its value, what was expected and what to do.
     """
     config = _build(Config, dict(values), "")
     check(config)
@@ -58,6 +66,7 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    """Make a section of its fields; `prefix` is what their names begin with in messages."""
     if cls is ModelConfig:  # its other fields are the arguments of its function
         function = _typed(str, values.pop("function", ModelConfig.function), f"{prefix}function")
         return ModelConfig(function, {name: _plain(value) for name, value in values.items()})
@@ -84,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the type `hint`, or ValueError."""
+    """Give `value` as the type `hint`, in a field called `name`, or raise ValueError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return None if value is None else _typed(next(arg for arg in args if arg is not type(None)), value, name)
@@ -104,4 +113,4 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{name}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-    return value
+    return named.canonical_name(value) if name in named.PROVIDED else value

@@ -69,11 +69,12 @@ class DataConfig:
 class ModelConfig:
     """The network.
 
-    function: "module:function", anything that can be imported; called with the `arguments` and `classes=`, it returns
-        the units of a chain (`chain.Unit`).  In a config file the arguments are fields of `model`, beside `function`.
+    function: "resnet", "preact_resnet", "wide_resnet", "imagenet_resnet", or "module:function", anything that can be
+        imported; called with the `arguments` and `classes=`, it returns the units of a chain (`chain.Unit`).  In a
+        config file the arguments are fields of `model`, beside `function`.
     """
 
-    function: str = "lpjax.models.resnet:resnet"
+    function: str = "resnet"
     arguments: Mapping[str, Any] = field(default_factory=lambda: {"depth": 20, "width": 16})
 
 
@@ -81,7 +82,7 @@ class ModelConfig:
 class AuxConfig:
     """The AuxNet (`aux_net`, `lagrangian` (5) and (6)); of coarse_adjoint all but the last three fields.
 
-    function: "module:function" that makes the units of a piece; see `aux_net`.
+    function: "convolutions", "own_units", or "module:function" that makes the units of a piece; see `aux_net`.
     blocks_per_stage: residual blocks of a piece besides the transition it must have.
     width: channels of a piece over those of the interface behind it.
     share: of the network's forward cost that the AuxNet may have at most; chooses `width` (unset: as it is).
@@ -97,7 +98,7 @@ class AuxConfig:
     inner_steps: optimiser steps of the fit to one correction.
     """
 
-    function: str = "lpjax.network.aux_net:convolutions"
+    function: str = "convolutions"
     blocks_per_stage: int = 1
     width: float = 1.0
     share: float | None = None
