@@ -1,6 +1,9 @@
 """The configuration: every config file builds, every mistake is refused by name, before anything compiles."""
 
 import importlib.util
+import re
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from lpjax.config.load import default_config, from_config_dict
 from lpjax.config.schema import Config
 from lpjax.cost.memory import device_bytes
 from lpjax.data import SOURCES
+from lpjax.methods import METHODS
 from lpjax.nn.count import chain_size
 from lpjax.training import run as runs
 from lpjax.training import summary
@@ -43,6 +47,28 @@ def test_every_config_builds(path):
     memory = device_bytes(network, config, spec.num_train)
     assert memory["parameters"] * config.mesh_shape[0] > 12 * sum(map(chain_size, network.stages))
     assert memory["activations"] > 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_names_its_method(path, monkeypatch):
+    """In its header, too: a change of the default changes no file.  A multiplier is set only where it is read."""
+    module = load(path)
+    config = module.get_config()
+    assert re.search(rf"\b{config.method}\b", module.__doc__)
+    assert config.method == "layer_parallel" or "config.multiplier" not in path.read_text()
+    for method in METHODS:
+        monkeypatch.setattr("lpjax.config.load.Config", partial(Config, method=method))
+        assert load(path).get_config().method == config.method
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_can_be_given_from_any_folder(path, tmp_path, monkeypatch):
+    """Where lpjax can be imported, and what is beside the file cannot."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder).resolve() != path.parent.parent])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert load(path).get_config().num_stages > 1
 
 
 def test_configs_are_found():
