@@ -316,7 +316,6 @@ DAMAGES = {
 """Ways to damage a file, each with a random generator."""
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_whatever_is_damaged_no_wrong_array_comes_back(short, tmp_path):
     """Every file of a checkpoint, in every way: it is called damaged, or nothing that is read was."""
     _, whole = short

@@ -90,9 +90,9 @@ def make_gather(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Callable[
     """A function from positions of examples, int [B], to their `Batch`.
 
     Args:
-        images: uint8 [N, H, W, C]; replicated over the mesh, once.
-        labels: int32 [N].
-        mesh: What a batch is sharded over.
+      images: uint8 [N, H, W, C]; replicated over the mesh, once.
+      labels: int32 [N].
+      mesh: What a batch is sharded over.
     """
     everywhere, split = NamedSharding(mesh, REPLICATED), NamedSharding(mesh, EXAMPLES)
     resident = from_host(images, everywhere), from_host(labels, everywhere)

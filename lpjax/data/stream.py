@@ -40,11 +40,11 @@ class _Decoder:
         """The example at a position, or None if its file is damaged.
 
         Args:
-            position: Of the split's image files.
-            rng: Draws the random resized crop; without it the image is cropped in the centre.
+          position: Of the split's image files.
+          rng: Draws the random resized crop; without it the image is cropped in the centre.
 
         Raises:
-            CorruptDataError: It is one damaged file too many.
+          CorruptDataError: It is one damaged file too many.
         """
         data = self._config
         try:
@@ -96,9 +96,9 @@ class Streamed:
         """Batches of the examples at the positions `order[batch][example]`.
 
         Args:
-            files: The split.
-            order: Batches of one size.
-            cropped: At random, as in training.
+          files: The split.
+          order: Batches of one size.
+          cropped: At random, as in training.
         """
         decoder = _Decoder(files, self._config, [])
         examples = grain.MapDataset.source(np.concatenate(order)).seed(0)
