@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpjax.config.schema import Config
 from lpjax.config.load import from_config_dict
+from lpjax.config.schema import Config
 from lpjax.data import SOURCES
 from lpjax.methods import configure
 from lpjax.training.run import Run, prepare

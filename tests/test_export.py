@@ -28,7 +28,7 @@ from lpjax.network.network import composed
 from lpjax.nn import layers
 from lpjax.nn.chain import Mode
 
-PREACT = {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 10, "widen": 1}
+PREACT = {"function": "wide_resnet", "depth": 10, "widen": 1}
 MLP = {"function": "configs.digits_mlp:residual_mlp", "blocks": 3, "width": 8}
 FILES = (model_file.PROGRAM, model_file.ARRAYS, model_file.DESCRIPTION)
 
@@ -170,7 +170,7 @@ def test_the_card_and_the_description(run, folder):
     card = (folder / model_file.CARD).read_text()
     for words in (
         "# resnet on digits",
-        "`lpjax.models.resnet:resnet(depth=8, width=4)`",
+        "`resnet(depth=8, width=4)`",
         "step 7 of a run of 2 epochs",
         "| test accuracy | 0.5000 on 360 images |",
         "| parameters | 4,934 |",
@@ -191,7 +191,7 @@ def test_the_card_and_the_description(run, folder):
     "fields",
     [
         {"model": PREACT},
-        {"model": MLP, "aux__function": "lpjax.network.aux_net:own_units", "data__crop": 0},
+        {"model": MLP, "aux__function": "own_units", "data__crop": 0},
         {"num_stages": 1},
         {"method": "serial", "standardise": False},
     ],

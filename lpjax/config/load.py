@@ -1,4 +1,4 @@
-"""From a config file and the command line to a checked `Config`.
+"""Read a configuration: from a config file and the command line to a checked `Config`.
 
 A config file (`configs/*.py`) is Python by ml_collections' convention and is executed when it is loaded.  Its
 `get_config()` starts from `default_config()`, sets fields, and returns the `ConfigDict`; `--config.field=value`
@@ -17,12 +17,17 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
+from lpjax.config import named
 from lpjax.config.schema import Config, ModelConfig
 from lpjax.errors import BadInput
 
 
 def default_config() -> config_dict.ConfigDict:
-    """The defaults as a `ConfigDict` that refuses unknown fields and values of another type."""
+    """Give the defaults, for a config file to start from.
+
+    Returns:
+      The defaults, locked: unknown fields and values of another type are refused.
+    """
 
     def convert(instance: Any) -> config_dict.ConfigDict:
         if isinstance(instance, ModelConfig):
@@ -30,13 +35,9 @@ def default_config() -> config_dict.ConfigDict:
         out = config_dict.ConfigDict()
         for name, hint in typing.get_type_hints(type(instance)).items():
             value = getattr(instance, name)
-            if dataclasses.is_dataclass(value):
-                out[name] = convert(value)
-            elif type(None) in typing.get_args(hint):
+            if type(None) in typing.get_args(hint):
                 out[name] = config_dict.placeholder(_optional(hint))
-                out[name] = value
-            else:
-                out[name] = value
+            out[name] = convert(value) if dataclasses.is_dataclass(value) else value
         return out
 
     return convert(Config()).lock()
@@ -48,15 +49,22 @@ def _optional(hint: Any) -> Any:
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
-    """A `Config` of the right types from a (nested) mapping; `lpjax.methods.resolve` fills it in and checks it.
+    """Type a configuration; `lpjax.methods.resolve` fills it in and checks it.
+
+    Args:
+      values: Fields, and sections as mappings, such as `get_config().to_dict()`; what is left out has its default.
+
+    Returns:
+      The configuration.  Functions that come with lpjax go by their names (`named.canonical_name`).
 
     Raises:
-      ValueError: Naming the field, its value, what was expected and what to do.
+      BadInput: A field does not exist or has a value of another type; says what was expected and what to do.
     """
     return _build(Config, dict(values), "")
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    """Make a section of its fields; `prefix` is what their names begin with in messages."""
     if cls is ModelConfig:  # its other fields are the arguments of its function
         function = _typed(str, values.pop("function", ModelConfig.function), f"{prefix}function")
         return ModelConfig(function, {name: _plain(value) for name, value in values.items()})
@@ -83,7 +91,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the type `hint`, or ValueError."""
+    """Give `value` as the type `hint`, in a field called `name`, or raise ValueError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return None if value is None else _typed(next(arg for arg in args if arg is not type(None)), value, name)
@@ -103,4 +111,4 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise BadInput(f"{name}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-    return value
+    return named.canonical_name(value) if name in named.PROVIDED else value

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lpjax.errors import BadInput
+
 PROVIDED: dict[str, dict[str, str]] = {
     "model.function": {
         "resnet": "lpjax.models.resnet:resnet",
@@ -52,19 +54,19 @@ def load(name: str, field: str) -> Callable[..., Any]:
     module_name, colon, attribute = PROVIDED[field].get(name, name).partition(":")
     if not colon:
         close = difflib.get_close_matches(name, PROVIDED[field], n=1)
-        raise ValueError(
+        raise BadInput(
             f"{field}={name!r}: expected one of {', '.join(PROVIDED[field])}, or 'package.module:function'"
             + (f"; did you mean {close[0]}?" if close else "")
         )
     expected = f"{field}={name!r}: expected 'package.module:function', importable from the current folder"
     if not (module_name and attribute):
-        raise ValueError(f"{expected}, such as {next(iter(PROVIDED[field].values()))}")
+        raise BadInput(f"{expected}, such as {next(iter(PROVIDED[field].values()))}")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{expected}: {error}; correct the name, or start from the folder that holds it") from error
+        raise BadInput(f"{expected}: {error}; correct the name, or start from the folder that holds it") from error
     if not callable(function):
-        raise ValueError(f"{expected}: {attribute} is a {type(function).__name__}; name a function")
+        raise BadInput(f"{expected}: {attribute} is a {type(function).__name__}; name a function")
     return function
 
 
@@ -90,5 +92,5 @@ def call(name: str, field: str, arguments: Mapping[str, Any], **given: Any) -> A
     except TypeError as error:
         takes = ", ".join(parameter for parameter in signature.parameters if parameter not in given)
         section = field.partition(".")[0]
-        raise ValueError(f"{section}: {error}; {name} takes {takes}: correct the fields of {section}") from error
+        raise BadInput(f"{section}: {error}; {name} takes {takes}: correct the fields of {section}") from error
     return function(**arguments, **given)

@@ -57,7 +57,7 @@ def total_bytes(traffic: Traffic) -> float:
     return sum(sent.bytes for sent in traffic.values())
 
 
-def _sent(kind: str, n: int, size: float) -> Traffic:
+def _sent(kind: str, n: int, size: int) -> Traffic:
     factor = {
         "psum": 2 * (n - 1) / n,
         "all_gather": n - 1,

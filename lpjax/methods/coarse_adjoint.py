@@ -272,7 +272,7 @@ class CoarseAdjoint(Method):
         for k, stage in enumerate(network.stages):
             behind = [Part(k, tails[i]) for i in aux_net.tail(K, k + 1, config.aux.tail) if tails]
             if fits(config, k):
-                behind.append(Part(k, tails[k], ("weights",)))
+                behind.append(Part(k, tails[k]))
             own = Part(k, stage, ("weights",))
             plan.local(k // slots, own, behind, "tail", micro=-k, examples=column, norm_axes=("data",))
         moving.plan_update(plan, network, config)

@@ -4,12 +4,12 @@ from dataclasses import field, fields, is_dataclass
 from typing import Any
 
 
-def at_least(minimum: float, default: Any) -> Any:
+def at_least(minimum: int, default: Any) -> Any:
     """A field with a default that may not be smaller; where it may be unset, None is allowed."""
     return field(default=default, metadata={"at_least": minimum})
 
 
-def too_small(section: Any, prefix: str = "") -> list[tuple[str, Any, float]]:
+def too_small(section: Any, prefix: str = "") -> list[tuple[str, Any, int]]:
     """Name, value and least value of each field of a section, and of those within it, that is too small."""
     found = []
     for f in fields(section):
