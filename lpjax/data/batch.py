@@ -94,7 +94,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Number of complete batches in one epoch.
 
     Raises:
-      ValueError: The training set is smaller than a batch.
+      BadInput: The training set is smaller than a batch.
     """
     if num_examples < batch_size:
         raise BadInput(f"batch_size={batch_size}: the training set has {num_examples} examples; use fewer per batch")

@@ -23,7 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per channel, of images scaled to 0..1: those that published networks are trained with."""
 
 OPEN_FILES = 4096
-"""Enough for ImageNet: 1,024 + 64 files, all open at once.  The usual limit is 1,024."""
+"""Enough for ImageNet: 1,024 + 64 files, all open at once.  The usual limit is 1,024; reading ImageNet raises it."""
 
 _CHUNK = 1000
 _TEST_SPLIT = {"cifar10": "test", "cifar100": "test", "imagenet2012": "validation"}
@@ -150,8 +150,7 @@ class _TfdsFiles:
             ) from error
 
     def __getitem__(self, position: int) -> tuple[bytes, int]:
-        image, label, _ = self._read(position)
-        return image, label
+        return self._read(position)[:2]
 
     def name(self, position: int) -> str:
         try:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Writer:
                     cleanup_tmp_directories=True,
                     save_decision_policy=policies.FixedIntervalPolicy(1),
                     preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep), best]),
-                    multiprocessing_options=_single_process(ocp.options.MultiprocessingOptions),
+                    multiprocessing_options=_single_process(),
                 ),
                 handler_registry=_handlers(),
             )
@@ -131,10 +131,12 @@ class Writer:
             self._manager.close()
 
 
-def _single_process(options: Callable[..., Any]) -> Any:
+def _single_process() -> Any:
     """orbax's options with which this process reads and writes without waiting for others."""
     me = jax.process_index()
-    return options(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}")
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
 
 
 class _ArrayHandler(ocp.type_handlers.NumpyHandler):
@@ -144,19 +146,17 @@ class _ArrayHandler(ocp.type_handlers.NumpyHandler):
     from another thread and at any later time.
     """
 
-    async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> list[np.ndarray]:
-        read = super().deserialize
-        args = args or [ocp.RestoreArgs()] * len(infos)
-        return [array for (array,) in await _all(read([info], [arg]) for info, arg in zip(infos, args, strict=True))]
+    async def deserialize(self, infos: Sequence[Any], args: Sequence[Any]) -> list[np.ndarray]:
+        return [array for (array,) in await _each(super().deserialize, infos, args)]
 
     async def _background_serialize(self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any]) -> None:
-        write = super()._background_serialize
-        await _all(write([value], [info], [arg]) for value, info, arg in zip(values, infos, args, strict=True))
+        await _each(super()._background_serialize, values, infos, args)
 
 
-async def _all(operations: Iterable[Awaitable[Any]]) -> list[Any]:
-    """The results, or the first error, when all operations have ended."""
-    results = await asyncio.gather(*operations, return_exceptions=True)
+async def _each(operation: Callable[..., Awaitable[Any]], *arguments: Sequence[Any]) -> list[Any]:
+    """What an operation on lists returns for each of their entries, or the first error, when all have ended."""
+    calls = [operation(*([entry] for entry in entries)) for entries in zip(*arguments, strict=True)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
@@ -192,8 +192,7 @@ def _without_orbax_logs() -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     """An error in a line."""
-    text = f"{type(error).__name__}: {error}"
-    line = next(iter(text.splitlines()))
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
     return line if len(line) < 300 else f"{line[:300]} .."
 
 
@@ -223,10 +222,8 @@ def read(folder: Path, step: int) -> Saved:
     items = ocp.args.Composite(state=ocp.args.PyTreeRestore(), meta=ocp.args.JsonRestore())
     try:
         with _without_orbax_logs():
-            reader = ocp.Checkpointer(
-                ocp.CompositeCheckpointHandler(handler_registry=_handlers()),
-                multiprocessing_options=_single_process(ocp.options.MultiprocessingOptions),
-            )
+            handler = ocp.CompositeCheckpointHandler(handler_registry=_handlers())
+            reader = ocp.Checkpointer(handler, multiprocessing_options=_single_process())
             found = reader.restore(folder.absolute() / str(step), args=items)
         arrays, meta = dict(found["state"]), found["meta"]
         expected, actual = meta["digest"], digest(arrays, meta)
