@@ -34,7 +34,7 @@ def apply_block(params, stats, x, mode):
 
 
 def residual_mlp(*, blocks, width, classes):
-    block = Unit("mlp-block", init_block, apply_block)  # one object, so that a row of them is compiled once
+    block = Unit("mlp-block", init_block, apply_block)  # a row of equal units is compiled once
     return [linear(width), *[block] * blocks, linear(classes)]
 
 

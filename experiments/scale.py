@@ -28,10 +28,10 @@ from lpjax.models.resnet import resnet
 from lpjax.network import network
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
-from lpjax.nn.chain import Shape, Unit, make_chain
+from lpjax.nn.chain import Shape, UnitLike, make_chain
 from lpjax.training.writers import write_json
 
-NETWORKS: dict[str, tuple[tuple[Unit, ...], Shape]] = {
+NETWORKS: dict[str, tuple[tuple[UnitLike, ...], Shape]] = {
     "ResNet-110": (resnet(depth=110, width=16, classes=10), (32, 32, 3)),
     "ResNet-1202": (resnet(depth=1202, width=16, classes=10), (32, 32, 3)),
     "WRN-28-10": (wide_resnet(depth=28, widen=10, classes=10), (32, 32, 3)),

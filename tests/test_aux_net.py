@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 from helpers import assert_close
 
-from lpjax.models.resnet import basic_block, classifier, conv_block, resnet
+from lpjax.models.resnet import BasicBlock, Classifier, ConvBlock, resnet
 from lpjax.network import aux_net
+from lpjax.network.grid_block import GridBlock
 from lpjax.network.partition import split
 from lpjax.nn import chain, layers
 from lpjax.nn.chain import Chain, Mode, make_chain
@@ -144,14 +145,14 @@ def test_details_finer_than_the_grid_pass_a_piece():
 
 def test_a_grid_block_without_blocks_is_one_convolution(x64):
     """relu(S x + U C R x), each of them by hand; of fewer channels inside, another convolution follows."""
-    unit = aux_net.grid_block(features=6, inner=6, size=(8, 8), grid=4, blocks=0)
+    unit = GridBlock(features=6, inner=6, size=(8, 8), grid=4, blocks=0)
     params, stats = unit.init(jax.random.key(0), (8, 8, 4))
     assert [leaf.shape for leaf in jax.tree.leaves(params)] == [(3, 3, 4, 6), (6,), (6,)]
     x = jax.random.normal(jax.random.key(1), (5, 8, 8, 4))
     y, _ = layers.conv_norm(params["out"], stats["out"], layers.pooled(x, (4, 4)), Mode(train=True))
     expected = jax.nn.relu(jnp.pad(x, [(0, 0)] * 3 + [(0, 2)]) + y.repeat(2, 1).repeat(2, 2))
     assert_close(unit.apply(params, stats, x, Mode(train=True))[0], expected)
-    narrow = aux_net.grid_block(features=6, inner=3, size=(8, 8), grid=4, blocks=0)
+    narrow = GridBlock(features=6, inner=3, size=(8, 8), grid=4, blocks=0)
     assert narrow.init(jax.random.key(0), (8, 8, 4))[0]["out"]["conv"]["kernel"].shape == (1, 1, 3, 6)
 
 
@@ -164,7 +165,7 @@ def test_what_a_grid_cannot_be_had_for():
         ValueError, match=r"aux.grid=4: the AuxNet's piece beside stage 1 maps \(4, 4, 8\) to \(2, 2, 16\)"
     ):
         aux_net.as_tails(plain, 4)
-    bottle = make_chain([conv_block(8, 1, 3), conv_block(4, 1, 3), classifier(2)], (8, 8, 1))
+    bottle = make_chain([ConvBlock(8, 1, 3), ConvBlock(4, 1, 3), Classifier(2)], (8, 8, 1))
     with pytest.raises(ValueError, match=r"features=4 after 8 channels.*choose other cuts"):
         aux_net.make_aux_net(split(bottle, num_stages=3, cuts=(1, 2)), blocks_per_stage=1, width=1.0, grid=4)
 
@@ -186,7 +187,7 @@ def test_bad_sizes(blocks, width):
 
 def test_a_map_no_strided_convolution_makes():
     crop = chain.Unit("crop", lambda key, shape: ({}, {}), lambda params, stats, x, mode: (x[:, :5, :8], stats))
-    network = make_chain([conv_block(4, 1, 3), crop, basic_block(4, 1), classifier(2)], (8, 8, 1))
+    network = make_chain([ConvBlock(4, 1, 3), crop, BasicBlock(4, 1), Classifier(2)], (8, 8, 1))
     with pytest.raises(ValueError, match=r"beside stage 0: from \(8, 8, 1\) to \(5, 8, 4\)"):
         aux_net.make_aux_net(split(network, num_stages=2, cuts=(2,)), blocks_per_stage=1, width=1.0)
 
@@ -197,7 +198,7 @@ def test_own_units_are_those_that_change_the_shape_and_the_first_of_the_others()
     names = [[unit.name for unit in piece.units] for piece in pieces]
     assert names[0] == ["conv3-8", "block-8", "standardise"]
     assert names[1] == ["block-8", "block-16/2", "standardise"]
-    assert names[2] == ["block-16", "block-32/2", "classifier-10"]
+    assert names[2] == ["block-16", "block-32/2", "Classifier-10"]
     with pytest.raises(
         ValueError, match=r"piece beside stage 0: aux.width=0.5, aux.grid=None: expected 1 and none with"
     ):
@@ -216,7 +217,7 @@ def test_a_function_of_ones_own():
     assert asked == [(2, 0.3, None)] * 2
     assert [unit.name for unit in pieces[0].units] == ["conv3-8", "standardise"]
     with pytest.raises(ValueError, match=r"beside stage 0 maps \(16, 16, 3\) to \(10,\): expected \(16, 16, 8\)"):
-        aux_net.make_aux_net(stages, function=lambda stage, **_: [classifier(10)], blocks_per_stage=1, width=1.0)
+        aux_net.make_aux_net(stages, function=lambda stage, **_: [Classifier(10)], blocks_per_stage=1, width=1.0)
 
 
 def test_pieces_compute_as_their_stages_do():

@@ -8,7 +8,7 @@ from helpers import assert_close
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from lpjax.models.resnet import conv_block, resnet
+from lpjax.models.resnet import ConvBlock, resnet
 from lpjax.nn import conv_cpu, layers, winograd
 from lpjax.nn.chain import Mode, make_chain
 from lpjax.nn.conv import conv
@@ -74,7 +74,7 @@ def test_which_convolutions_are_winograds(shape, dtype, direct):
 def test_a_network_is_cut_at_the_same_places_on_every_platform(monkeypatch):
     """Operations are counted in the direct form."""
     monkeypatch.setattr(conv_cpu, "_training_conv", None)
-    unit_flops.__wrapped__(conv_block(64, 1, 3), (8, 8, 64))
+    unit_flops.__wrapped__(ConvBlock(64, 1, 3), (8, 8, 64))
     with pytest.raises(TypeError, match="NoneType"):
         jax.vjp(lambda x: conv(x, jnp.zeros((3, 3, 2, 2)), 1), jnp.zeros((1, 4, 4, 2)))
 
@@ -106,7 +106,7 @@ def test_a_winograd_convolution_is_as_exact_as_the_direct_one():
 
 def test_standardise_gives_mean_zero_and_variance_one():
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (16, 4, 4, 5))
-    y, stats = layers.standardise(x, layers.init_stats(5), Mode(train=True))
+    y, stats = layers.STANDARDISE.apply({}, layers.init_stats(5), x, Mode(train=True))
     assert_close(stats, {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))})
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-12)
     np.testing.assert_allclose(y.var((0, 1, 2)), 1, rtol=1e-4)  # epsilon is 1e-5 of a variance of 4
@@ -115,7 +115,7 @@ def test_standardise_gives_mean_zero_and_variance_one():
 def test_a_constant_channel_stays_finite():
     """One-pass variance may come out below zero."""
     x = jnp.full((8, 4, 4, 1), 1e4 + 0.1, jnp.float32)
-    y, stats = layers.standardise(x, layers.init_stats(1), Mode(train=True))
+    y, stats = layers.STANDARDISE.apply({}, layers.init_stats(1), x, Mode(train=True))
     assert np.isfinite(y).all()
     assert float(stats["var"][0]) >= 0
 

@@ -22,7 +22,7 @@ from lpjax.cost.machine import (
 from lpjax.cost.memory import device_bytes
 from lpjax.cost.model import memory_bytes, step_seconds
 from lpjax.cost.traffic import exchanged_bytes
-from lpjax.models.resnet import basic_block, conv_block, resnet
+from lpjax.models.resnet import BasicBlock, ConvBlock, resnet
 from lpjax.network import network
 from lpjax.nn.count import unit_flops
 from lpjax.nn.layers import STANDARDISE
@@ -84,12 +84,12 @@ def test_groups_in_and_between_nodes():
 
 
 def test_layers_of_a_block():
-    found = layers(basic_block(16, 2), (8, 8, 8))
+    found = layers(BasicBlock(16, 2), (8, 8, 8))
     assert (found.kernels, found.params, found.norms) == (2, 9 * 16 * (8 + 16) + 4 * 16, (16, 16))
 
 
 def test_roofline_by_hand():
-    unit, shape = conv_block(16, 1, 3), (8, 8, 16)
+    unit, shape = ConvBlock(16, 1, 3), (8, 8, 16)
     flops, kept, params = unit_flops(unit, shape), kept_bytes(unit, shape, None), 9 * 16 * 16 + 2 * 16
     assert 2 * 4 * 8 * 8 * 16 < kept < 3 * 4 * 8 * 8 * 16, "input and output of the convolution, a mask"
 
@@ -297,8 +297,8 @@ def test_memory_with_recomputation_is_of_the_units_inputs(monkeypatch):
 def test_memory_of_classifiers():
     """Beside the tables' count: a block and the head, their parameters three times and what they keep."""
     head, shape = UNITS[-1], (8, 8, 4)
-    kept = kept_bytes(basic_block(4, 1), shape, None) + kept_bytes(head, shape, None)
-    params = layers(basic_block(16, 1), (2, 2, 16)).params + layers(head, (2, 2, 16)).params
+    kept = kept_bytes(BasicBlock(4, 1), shape, None) + kept_bytes(head, shape, None)
+    params = layers(BasicBlock(16, 1), (2, 2, 16)).params + layers(head, (2, 2, 16)).params
     expected = sum(device_bytes(STAGES, config("local"), 0).values()) + 7 * B * kept + 3 * 4 * params
     assert memory_bytes("local", STAGES, batch=7 * B, stage=7, data=1) == pytest.approx(expected, rel=0.05)
 
@@ -308,7 +308,7 @@ def test_memory_of_tails():
         memory_bytes("layer_parallel", STAGES, batch=7 * B, stage=7, data=1, tail=tail, policy=policy)
         for tail, policy in ((None, "coarse_tail"), (1, "coarse_tail"), (None, "none"))
     )
-    pieces = [basic_block(4, 1), conv_block(8, 2, 3), basic_block(8, 1), basic_block(8, 1)]  # behind stage 0, of two
+    pieces = [BasicBlock(4, 1), ConvBlock(8, 2, 3), BasicBlock(8, 1), BasicBlock(8, 1)]  # behind stage 0, of two
     shapes = [(8, 8, 4), (8, 8, 4), (4, 4, 8), (4, 4, 8)]
     assert full > short > none
     assert full - none > 7 * B * sum(kept_bytes(unit, shape, None) for unit, shape in zip(pieces, shapes, strict=True))

@@ -35,7 +35,7 @@ from lpjax.data.source import Spec
 from lpjax.methods import METHODS
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
-from lpjax.nn.chain import Chain, Shape, Unit
+from lpjax.nn.chain import Chain, Shape, UnitLike
 from lpjax.parallel import platform
 from lpjax.training import run as runs
 from lpjax.training import writers
@@ -48,7 +48,7 @@ _ROUNDS = flags.DEFINE_integer(
     "rounds", 3, "Cuts whose stages are compiled and measured; 0: units alone.", lower_bound=0
 )
 
-Cost = Callable[[Unit, Shape], Seconds]
+Cost = Callable[[UnitLike, Shape], Seconds]
 
 FACTOR, OWN_SHARE, SCATTER = 0.2, 0.02, 0.1
 """Standard deviations that `factors` goes by: of a kind's factor from 1, of a stage's own share from none, both before

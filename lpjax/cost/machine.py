@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import jax
 
 from lpjax.network import packing
-from lpjax.nn.chain import Shape, Unit, make_chain
+from lpjax.nn.chain import Shape, UnitLike, make_chain
 from lpjax.nn.count import activation_bytes, unit_flops
 
-UnitSeconds = Callable[[Unit, Shape, int], tuple[float, float]]
+UnitSeconds = Callable[[UnitLike, Shape, int], tuple[float, float]]
 """(unit, in_shape, examples) -> seconds of its forward and of its backward pass."""
 
 Number = float | int
@@ -119,7 +119,7 @@ class Layers:
 
 
 @functools.cache
-def layers(unit: Unit, in_shape: Shape) -> Layers:
+def layers(unit: UnitLike, in_shape: Shape) -> Layers:
     """The layers of a unit, from its parameters and statistics."""
     params, stats = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
     named = jax.tree.leaves_with_path(params)
@@ -131,7 +131,7 @@ def layers(unit: Unit, in_shape: Shape) -> Layers:
 
 
 @functools.cache
-def kept_bytes(unit: Unit, in_shape: Shape, dtype: str | None) -> float:
+def kept_bytes(unit: UnitLike, in_shape: Shape, dtype: str | None) -> float:
     """What a unit keeps of an example for its backward pass, activations in `dtype`: `partition.activation_bytes`, of
     three of them in a row if it keeps the shape, as it runs in a stage."""
     count = 3 if make_chain([unit], in_shape).out_shape == in_shape else 1
@@ -159,7 +159,7 @@ def roofline(
         raise ValueError(f"efficiency={efficiency}: expected a share of the peak, 0 < efficiency <= 1; correct it")
 
     @functools.cache
-    def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
+    def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:
         own = layers(unit, in_shape)
         work = examples * unit_flops(unit, in_shape) / (efficiency * peak_flops)
         moved = (2 * examples * kept_bytes(unit, in_shape, dtype) + WIDTH * own.params) / memory_bandwidth

@@ -122,10 +122,11 @@ class _Case:
         """
         seconds = np.zeros((len(chains), 2, 2))
         for own, chain in zip(seconds, chains, strict=True):
-            for run in chain.runs:
-                own[:, 0] += run.count * np.array(self.machine.unit_seconds(run.unit, run.in_shape, examples))
-                norms = layers(run.unit, run.in_shape).norms if self.synchronised else ()
-                own[:, 1] += run.count * sum(group.all_reduce(2 * WIDTH * channels) for channels in norms)
+            for repeat in chain.repeats:
+                unit, in_shape, count = repeat.unit, repeat.in_shape, repeat.count
+                own[:, 0] += count * np.array(self.machine.unit_seconds(unit, in_shape, examples))
+                norms = layers(unit, in_shape).norms if self.synchronised else ()
+                own[:, 1] += count * sum(group.all_reduce(2 * WIDTH * channels) for channels in norms)
             if chain.remat:
                 own[1] += own[0]
         if chains and not input_gradient:
@@ -280,7 +281,8 @@ def _layer_parallel(case: _Case) -> StepSeconds:
 
 def _values(chains: Sequence[Chain]) -> int:
     """Their parameters."""
-    return sum(run.count * layers(run.unit, run.in_shape).params for chain in chains for run in chain.runs)
+    repeats = (repeat for chain in chains for repeat in chain.repeats)
+    return sum(repeat.count * layers(repeat.unit, repeat.in_shape).params for repeat in repeats)
 
 
 STEPS: dict[str, Callable[[_Case], StepSeconds]] = {

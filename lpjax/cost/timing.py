@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from lpjax.nn import chain
-from lpjax.nn.chain import Mode, Shape, Unit, make_chain
+from lpjax.nn.chain import Mode, Shape, UnitLike, make_chain
 
 
 def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> list[float]:
@@ -65,15 +65,15 @@ class UnitTimer:
     dtype: str | None = None
     remat: bool = False
     row: int = 3
-    known: dict[tuple[Unit, Shape], Seconds] = field(default_factory=dict, compare=False)
+    known: dict[tuple[UnitLike, Shape], Seconds] = field(default_factory=dict, compare=False)
     first: list[tuple[Callable[[], Any], float]] = field(default_factory=list, compare=False)
 
-    def __call__(self, unit: Unit, in_shape: Shape) -> Seconds:
+    def __call__(self, unit: UnitLike, in_shape: Shape) -> Seconds:
         if (unit, in_shape) not in self.known:
             self.known[unit, in_shape] = self._measured(unit, in_shape)
         return self.known[unit, in_shape]
 
-    def _measured(self, unit: Unit, in_shape: Shape) -> Seconds:
+    def _measured(self, unit: UnitLike, in_shape: Shape) -> Seconds:
         one = make_chain([unit], in_shape)
         count = self.row if one.out_shape == in_shape else 1
         units = replace(make_chain([unit] * count, in_shape), dtype=self.dtype, remat=self.remat)

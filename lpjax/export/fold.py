@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 
 from lpjax.network import packing
 from lpjax.network.network import Network
-from lpjax.nn.chain import Mode, Shape, Unit
+from lpjax.nn.chain import Mode, Shape, UnitLike
 from lpjax.nn.layers import BATCH_NORM_EPSILON
 
 Path = tuple[str, ...]
@@ -43,15 +43,15 @@ def fold(
     params, stats = jax.tree.map(np.array, (params, stats))
     count = 0
     for stage, stage_params, stage_stats in zip(network.stages, params, stats, strict=True):
-        for run, run_params, run_stats in zip(stage.runs, stage_params, stage_stats, strict=True):
-            for pair in pairs(run.unit, run.in_shape):
-                _fold(run_params, run_stats, pair)
-                count += run.count
+        for repeat, repeat_params, repeat_stats in zip(stage.repeats, stage_params, stage_stats, strict=True):
+            for pair in pairs(repeat.unit, repeat.in_shape):
+                _fold(repeat_params, repeat_stats, pair)
+                count += repeat.count
     return params, stats, count
 
 
 @functools.cache
-def pairs(unit: Unit, in_shape: Shape) -> tuple[Pair, ...]:
+def pairs(unit: UnitLike, in_shape: Shape) -> tuple[Pair, ...]:
     """What can be folded in a unit."""
     rng = np.random.default_rng(0)
 
@@ -100,7 +100,7 @@ def _nodes(tree: PyTree, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, A
 
 
 def _fold(params: PyTree, stats: PyTree, pair: Pair) -> None:
-    """Fold one pair in place; leaves may have a leading axis of a run's units."""
+    """Fold one pair in place; leaves may have a leading axis of a repeat's units."""
     kernel, norm, moments = (functools.reduce(lambda tree, name: tree[name], path, tree)
                              for path, tree in zip(pair, (params, params, stats), strict=True))  # fmt: skip
     factor = norm["scale"] / np.sqrt(moments["var"] + BATCH_NORM_EPSILON)

@@ -14,8 +14,7 @@ A piece ends like its stage: with the standardisation if that does.
 
 With a `grid` a piece computes on maps of at most grid x grid pixels, whatever the interfaces have, and adds what it
 finds there to its input (`grid_block`).  A tail pools a stage's output to the grid and stays there to the head, with
-the same parameters: its cost is that of a few small maps.  (Coarsening in space, as parareal's coarse propagators do:
-Ruprecht 2014, arXiv:1401.7829.)
+the same parameters: its cost is that of a few small maps.
 
 The last piece may be made of the last stage's own units and weights (`config.aux.tied`, `own_positions`), which then
 learn from all tails.
@@ -24,25 +23,24 @@ A tail may be cut short (`config.aux.tail`): after so many pieces it goes on wit
 between being passed over by the shortcut of ResNets, without parameters.  Its cost then does not grow with K.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
-from jax import nn
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from lpjax.models.resnet import basic_block, conv_block
+from lpjax.models.resnet import BasicBlock, ConvBlock
+from lpjax.network.grid_block import GridBlock, on_grid
 from lpjax.nn import chain, layers
-from lpjax.nn.chain import Chain, Mode, Shape, Unit, make_chain
+from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
 from lpjax.nn.count import chain_flops
 from lpjax.nn.layers import STANDARDISE
 from lpjax.nn.losses import Interface
 
-PieceUnits = Callable[..., Sequence[Unit]]
+PieceUnits = Callable[..., Sequence[UnitLike]]
 
 
-def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[Unit]:
+def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[UnitLike]:
     """Convolution to the resolution behind the stage where it must be, then `blocks` residual blocks, all of `width`
     times the channels there, and a 1x1 convolution to these.  The last piece has the network's head for its own, and
     "behind" is before the head.  With a `grid`: a `grid_block`, in the first piece behind a convolution.
@@ -55,51 +53,13 @@ def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = 
     features = max(1, round(width * channels))
     head = [stage.units[-1]] if last else []
     if grid is not None:
-        image = [conv_block(channels, stride, 3)] if stage.offset == 0 else []
-        return [*image, grid_block(channels, features, out_shape[:2], grid, blocks), *head]
-    units = [] if (stage.in_shape[-1], stride) == (features, 1) else [conv_block(features, stride, 3)]
-    units += [basic_block(features, 1)] * blocks
+        image = [ConvBlock(channels, stride, 3)] if stage.offset == 0 else []
+        return [*image, GridBlock(channels, features, out_shape[:2], grid, blocks), *head]
+    units: list[UnitLike] = [] if (stage.in_shape[-1], stride) == (features, 1) else [ConvBlock(features, stride, 3)]
+    units += [BasicBlock(features, 1)] * blocks
     if features != channels:
-        units.append(conv_block(channels, 1, 1))
+        units.append(ConvBlock(channels, 1, 1))
     return [*units, *head]
-
-
-@functools.cache
-def grid_block(features: int, inner: int, size: tuple[int, ...], grid: int, blocks: int) -> Unit:
-    """relu(S x + U C R x): [b, H, W, C] -> [b, h, w, features], (h, w) = `size` or what x has, if that is smaller.
-
-    R averages over windows to at most grid x grid pixels, C is a 3x3 convolution, `blocks` residual blocks, both of
-    `inner` channels, and a 1x1 convolution, U repeats pixels over the windows again.  S averages to `size` and adds
-    channels of zeros, so that details pass.  On a map that is on the grid already R and U do nothing.  Without blocks
-    and with as many channels inside, C is a 3x3 convolution and nothing else.
-    """
-    units = [conv_block(inner, 1, 3), *[basic_block(inner, 1)] * blocks] if blocks or inner != features else []
-    kernel = 1 if units else 3
-
-    def inside(in_shape: Shape) -> Chain:
-        small = *(min(have, want) for have, want in zip(in_shape, size, strict=False)), in_shape[-1]
-        return make_chain(units, on_grid(small, grid))
-
-    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
-        if features < in_shape[-1]:
-            raise ValueError(
-                f"features={features} after {in_shape[-1]} channels: a parameter-free shortcut can only add channels; "
-                f"choose other cuts"
-            )
-        first, last = jax.random.split(key)
-        made = inside(in_shape)
-        params, stats = chain.init(made, first)
-        out, out_stats = layers.init_conv_norm(last, kernel, made.out_shape[-1], features)
-        return {"units": params, "out": out}, {"units": stats, "out": out_stats}
-
-    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
-        made = inside(x.shape[1:])
-        y, unit_stats = chain.apply(made, params["units"], stats["units"], layers.pooled(x, made.in_shape[:2]), mode)
-        y, out_stats = layers.conv_norm(params["out"], stats["out"], y, mode)
-        x = layers.padded(layers.pooled(x, size), features)
-        return nn.relu(x + layers.spread(y, x.shape[1:3])), {"units": unit_stats, "out": out_stats}
-
-    return Unit(f"grid{grid}-{features}({inner})x{blocks}", init, apply)
 
 
 def _stride(in_shape: Shape, out_shape: Shape) -> int:
@@ -113,7 +73,7 @@ def _stride(in_shape: Shape, out_shape: Shape) -> int:
     )
 
 
-def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[Unit]:
+def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[UnitLike]:
     """Those of the stage's own units that change the shape, and the first `blocks` of the others.
 
     Raises ValueError for a `width` other than 1, or a `grid`: units cannot be changed from outside.
@@ -246,13 +206,6 @@ def apply(
             x = x + shifts[j]
             lam.append(x)
     return tuple(lam), x, tuple(new_stats)
-
-
-def on_grid(shape: Shape, grid: int) -> Shape:
-    """The shape of a map [H, W, C] averaged over the smallest windows that leave at most grid x grid pixels."""
-    if len(shape) != 3:
-        return shape
-    return *(-(-size // -(-size // grid)) for size in shape[:2]), shape[2]
 
 
 def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:

@@ -12,7 +12,7 @@ from lpjax.network.aux_net import PieceUnits, as_tails, check_tail, convolutions
 from lpjax.network.packing import Packing, Row
 from lpjax.network.partition import split
 from lpjax.nn import chain
-from lpjax.nn.chain import Chain, Mode, Shape, Unit, make_chain
+from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Network:
 
 
 def build(
-    units: Sequence[Unit],
+    units: Sequence[UnitLike],
     image_shape: Shape,
     *,
     num_stages: int,

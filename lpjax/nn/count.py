@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from lpjax.nn.chain import Chain, Mode, Shape, Unit, apply, init
+from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, apply, init
 
 
 @functools.cache
-def unit_flops(unit: Unit, in_shape: Shape) -> float:
+def unit_flops(unit: UnitLike, in_shape: Shape) -> float:
     """Floating-point operations of one unit's forward pass on one example, as XLA counts them before optimising."""
 
     def initialise(key: jax.Array) -> object:
@@ -35,9 +35,16 @@ def chain_size(chain: Chain) -> int:
 
 
 def activation_bytes(chain: Chain, batch: int) -> int:
-    """Memory of what a chain's forward pass on `batch` examples keeps for the backward pass, parameters left out.
+    """Memory of what a chain's forward pass keeps for the backward pass, parameters left out.
 
     Counted from the residuals of `jax.vjp`, nothing is computed: what XLA then fuses or computes again is less.
+
+    Args:
+      chain: the chain.
+      batch: number of examples.
+
+    Returns:
+      Bytes.
     """
 
     def forward(params: PyTree, stats: PyTree, x: Array) -> PyTree:

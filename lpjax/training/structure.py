@@ -12,8 +12,8 @@ from lpjax.nn.count import chain_flops, chain_size
 
 
 def units(chain: Chain) -> str:
-    """Units in short: runs as "n x name"."""
-    return ", ".join((f"{run.count} x " if run.count > 1 else "") + run.unit.name for run in chain.runs)
+    """Units in short: repeats as "n x name"."""
+    return ", ".join((f"{repeat.count} x " if repeat.count > 1 else "") + repeat.unit.name for repeat in chain.repeats)
 
 
 def beside(network: Network, config: Config) -> list[list[Chain]]:
