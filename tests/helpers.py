@@ -9,6 +9,7 @@ import numpy as np
 from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.data import SOURCES
+from lpjax.network.network import Network, build
 from lpjax.training.run import Run, prepare
 
 SMALL = {
@@ -35,6 +36,11 @@ def small_config(**fields) -> Config:
 
 def small_run(**fields) -> Run:
     return prepare(small_config(**fields))
+
+
+def cut_network(units, image_shape, **fields) -> Network:
+    """The network of these units, cut as a configuration of these fields says."""
+    return build(units, image_shape, Config(**fields))
 
 
 def plain_sgd(rate: float = 1.0) -> dict:

@@ -26,11 +26,12 @@ between being passed over by the shortcut of ResNets, without parameters.  Its c
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from lpjax.config import named
+from lpjax.config.schema import AuxConfig
 from lpjax.models.resnet import BasicBlock, ConvBlock
-from lpjax.network.grid_block import GridBlock, on_grid
+from lpjax.network.grid_block import GridBlock
 from lpjax.nn import chain, layers
 from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
 from lpjax.nn.count import chain_flops
@@ -41,15 +42,26 @@ PieceUnits = Callable[..., Sequence[UnitLike]]
 
 
 def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[UnitLike]:
-    """Convolution to the resolution behind the stage where it must be, then `blocks` residual blocks, all of `width`
-    times the channels there, and a 1x1 convolution to these.  The last piece has the network's head for its own, and
-    "behind" is before the head.  With a `grid`: a `grid_block`, in the first piece behind a convolution.
+    """Make a piece of convolutions, for stages that map images to images.
 
-    Raises ValueError where a stage does not map [H, W, C] to a map that a strided convolution reaches.
+    A convolution to the resolution behind the stage where it must be, then residual blocks, and a 1x1 convolution to
+    the channels there.  The last piece has the network's head for its own, and "behind" is before the head.
+
+    Args:
+      stage: the stage beside the piece.
+      blocks: number of residual blocks.
+      width: channels of the blocks, over those behind the stage.
+      grid: if set, a `GridBlock`, in the first piece behind a convolution.
+
+    Returns:
+      The units of the piece.
+
+    Raises:
+      ValueError: the stage does not map [H, W, C] to a map that a strided convolution reaches.
     """
     last = len(stage.out_shape) == 1
     out_shape = stage.shapes[-2] if last else stage.out_shape
-    stride, channels = _stride(stage.in_shape, out_shape), out_shape[-1]
+    stride, channels = conv_stride(stage.in_shape, out_shape), out_shape[-1]
     features = max(1, round(width * channels))
     head = [stage.units[-1]] if last else []
     if grid is not None:
@@ -62,7 +74,12 @@ def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = 
     return [*units, *head]
 
 
-def _stride(in_shape: Shape, out_shape: Shape) -> int:
+def conv_stride(in_shape: Shape, out_shape: Shape) -> int:
+    """The stride at which a convolution makes one map [H, W, C] of another.
+
+    Raises:
+      ValueError: there is none.
+    """
     if len(in_shape) == len(out_shape) == 3:
         stride = -(-in_shape[0] // out_shape[0])
         if tuple(-(-size // stride) for size in in_shape[:2]) == out_shape[:2]:
@@ -74,9 +91,19 @@ def _stride(in_shape: Shape, out_shape: Shape) -> int:
 
 
 def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[UnitLike]:
-    """Those of the stage's own units that change the shape, and the first `blocks` of the others.
+    """Make a piece of some of the stage's own units, for any network.
 
-    Raises ValueError for a `width` other than 1, or a `grid`: units cannot be changed from outside.
+    Args:
+      stage: the stage beside the piece.
+      blocks: how many of the units that keep the shape, besides all that change it.
+      width: 1.
+      grid: None.
+
+    Returns:
+      The units of the piece.
+
+    Raises:
+      ValueError: another `width`, or a `grid`: units cannot be changed from outside.
     """
     if width != 1 or grid is not None:
         raise ValueError(
@@ -87,7 +114,7 @@ def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = Non
 
 
 def own_positions(stage: Chain, blocks: int) -> list[int]:
-    """Of the stage's units that change the shape, and of the first `blocks` others."""
+    """Positions in a stage of the units that change the shape, and of the first `blocks` others."""
     positions = []
     for i, (unit, before, after) in enumerate(zip(stage.units, stage.shapes[:-1], stage.shapes[1:], strict=True)):
         if before != after:
@@ -98,41 +125,38 @@ def own_positions(stage: Chain, blocks: int) -> list[int]:
     return positions
 
 
-def make_aux_net(
-    stages: tuple[Chain, ...],
-    *,
-    function: PieceUnits = convolutions,
-    blocks_per_stage: int,
-    width: float,
-    grid: int | None = None,
-    tied: bool = False,
-) -> tuple[Chain, ...]:
-    """The K pieces of the AuxNet of a network cut into `stages`; none for K = 1, where no stage needs an input.
+def make_aux_net(stages: tuple[Chain, ...], aux: AuxConfig) -> tuple[Chain, ...]:
+    """Derive the AuxNet of a network.
 
     Args:
       stages: the stages of the network, as `partition.split` returns them.
-      function: makes the units of a piece, see above.
-      blocks_per_stage: residual blocks of each piece, >= 0.
-      width: channels of a piece over those of the interface behind it, > 0.
-      grid: side of the maps it computes on, see above.
-      tied: whether the last piece is made of the last stage's units.
+      aux: `function`, `blocks_per_stage`, `width` or `share`, `grid` and `tied` are read.
+
+    Returns:
+      Its K pieces; none for K = 1, where no stage needs an input.
+
     Raises:
-      ValueError: an argument out of range, or units that do not map a stage's input to its output.
+      ValueError: a field out of range, units that do not map a stage's input to its output, or no AuxNet of so small a
+        share.
     """
-    if blocks_per_stage < 0 or width <= 0:
+    if aux.share is not None and len(stages) > 1:
+        return _widest(stages, aux, aux.share)
+    if aux.blocks_per_stage < 0 or aux.width <= 0:
         raise ValueError(
-            f"aux.blocks_per_stage={blocks_per_stage}, aux.width={width}: expected blocks_per_stage >= 0 and width > 0"
+            f"aux.blocks_per_stage={aux.blocks_per_stage}, aux.width={aux.width}: expected blocks_per_stage >= 0 and "
+            f"width > 0"
         )
+    function: PieceUnits = named.load(aux.function, "aux.function")
     if len(stages) == 1:
         return ()
     pieces: list[Chain] = []
     offset = 0
     for j, stage in enumerate(stages):
         try:
-            if tied and j == len(stages) - 1:
-                units = own_units(stage, blocks=blocks_per_stage, width=1.0)
+            if aux.tied and j == len(stages) - 1:
+                units = own_units(stage, blocks=aux.blocks_per_stage, width=1.0)
             else:
-                units = list(function(stage, blocks=blocks_per_stage, width=width, grid=grid))
+                units = list(function(stage, blocks=aux.blocks_per_stage, width=aux.width, grid=aux.grid))
             piece = make_chain([*units, *([STANDARDISE] if stage.units[-1] == STANDARDISE else [])], stage.in_shape)
         except ValueError as error:
             raise ValueError(f"the AuxNet's piece beside stage {j}: {error}") from error
@@ -151,30 +175,15 @@ def aux_share(stages: tuple[Chain, ...], aux_net: tuple[Chain, ...]) -> float:
     return sum(map(chain_flops, aux_net)) / sum(map(chain_flops, stages))
 
 
-def widest(
-    stages: tuple[Chain, ...],
-    *,
-    function: PieceUnits,
-    blocks_per_stage: int,
-    share: float,
-    grid: int | None = None,
-    tied: bool = False,
-) -> tuple[Chain, ...]:
-    """The widest AuxNet, of a multiple of 1/16 of the stages' channels, with at most this `share` of their cost.
-
-    Raises ValueError where the narrowest has more, or `make_aux_net` does.
-    """
-    shares = []
+def _widest(stages: tuple[Chain, ...], aux: AuxConfig, share: float) -> tuple[Chain, ...]:
+    """The widest AuxNet, of a multiple of 1/16 of the stages' channels, of at most this share of their cost."""
     for sixteenths in range(16, 0, -1):
-        width = sixteenths / 16
-        pieces = make_aux_net(
-            stages, function=function, blocks_per_stage=blocks_per_stage, width=width, grid=grid, tied=tied
-        )
-        shares.append(aux_share(stages, pieces))
-        if shares[-1] <= share:
+        pieces = make_aux_net(stages, replace(aux, width=sixteenths / 16, share=None))
+        found = aux_share(stages, pieces)
+        if found <= share:
             return pieces
     raise ValueError(
-        f"aux.share={share}: the narrowest AuxNet of {blocks_per_stage} blocks a stage has {shares[-1]:.4f} of the "
+        f"aux.share={share}: the narrowest AuxNet of {aux.blocks_per_stage} blocks a stage has {found:.4f} of the "
         f"network's cost; expected at least that; lower aux.blocks_per_stage or num_stages"
     )
 
@@ -193,10 +202,19 @@ def apply(
     shifts: tuple[Interface, ...],
     mode: Mode,
 ) -> tuple[tuple[Interface, ...], Float[Array, "b classes"], tuple[PyTree, ...]]:
-    """The auxiliary variables (lambda_1, .., lambda_{K-1}), the logits of the AuxNet's own head, and its statistics.
+    """Forward pass of the AuxNet.
 
-    `shifts[j-1]` is added to lambda_j before the rest of the AuxNet sees it: zeros whose gradient is the AuxNet's
-    adjoint at interface j.
+    Args:
+      pieces: the K pieces.
+      params: one tree a piece.
+      stats: likewise.
+      x: images [b, H, W, C].
+      shifts: `shifts[j-1]` is added to lambda_j before the rest of the AuxNet sees it: zeros, whose gradient is the
+        AuxNet's adjoint at interface j.
+      mode: training or not.
+
+    Returns:
+      The auxiliary variables (lambda_1, .., lambda_{K-1}), the logits of the AuxNet's own head, and its statistics.
     """
     lam, new_stats = [], []
     for j, piece in enumerate(pieces):
@@ -208,31 +226,6 @@ def apply(
     return tuple(lam), x, tuple(new_stats)
 
 
-def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
-    """The pieces as tails run them: on the grid, if there is one.
-
-    Raises ValueError where a piece does not run there with the parameters that it has.
-    """
-    if grid is None:
-        return pieces
-
-    def trees(piece: Chain) -> PyTree:
-        return jax.eval_shape(lambda: chain.init(piece, jax.random.key(0)))
-
-    tails = list(pieces[:1])  # no tail begins at the image
-    for j, piece in enumerate(pieces[1:], 1):
-        expected = on_grid(piece.out_shape, grid)
-        small = make_chain(piece.units, on_grid(piece.in_shape, grid))
-        if small.out_shape != expected or trees(small) != trees(piece):
-            raise ValueError(
-                f"aux.grid={grid}: the AuxNet's piece beside stage {j} maps {small.in_shape} to {small.out_shape}: "
-                f"expected {expected} with the parameters it has on {piece.in_shape}; choose a grid that all maps can "
-                f"be averaged to, correct aux.function, or leave aux.grid unset"
-            )
-        tails.append(replace(piece, shapes=small.shapes))
-    return tuple(tails)
-
-
 def tail_logits(
     tails: tuple[Chain, ...],
     params: tuple[PyTree, ...],
@@ -242,15 +235,36 @@ def tail_logits(
     mode: Mode,
     length: int | None,
 ) -> Float[Array, "b classes"]:
-    """Logits of the AuxNet's tail at x, an input of interface j: of its pieces (`as_tails`) those of `tail`."""
+    """Logits of the AuxNet's tail.
+
+    Args:
+      tails: the K pieces, from `coarse_tails.as_tails`.
+      params: one tree a piece.
+      stats: likewise.
+      j: the interface where the tail begins, 1..K.
+      x: of that interface, [b, ..].
+      mode: training or not.
+      length: see `tail`.
+
+    Returns:
+      What the head of the AuxNet makes of x.
+    """
     for i in tail(len(tails), j, length):
         x, _ = chain.apply(tails[i], params[i], stats[i], skip(x, tails[i].in_shape), mode)
     return x
 
 
 def tail(num_stages: int, j: int, length: int | None) -> list[int]:
-    """The pieces a tail from interface j runs through: G_j .. G_{K-1}, or the first `length` of them and G_{K-1}; none
-    for j = K, behind the last stage."""
+    """The pieces a tail runs through.
+
+    Args:
+      num_stages: K.
+      j: the interface where the tail begins, 1..K.
+      length: how many pieces there are before G_{K-1}; None: all.
+
+    Returns:
+      j .. K-1, or the first `length` of them and K-1; none for j = K, behind the last stage.
+    """
     if j == num_stages:
         return []
     stop = num_stages if length is None else min(j + length, num_stages)
@@ -258,23 +272,5 @@ def tail(num_stages: int, j: int, length: int | None) -> list[int]:
 
 
 def skip(x: Interface, shape: Shape) -> Interface:
-    """x as a map of `shape`, on a grid or at a later interface, without parameters; see `check_tail`."""
+    """x as a map of `shape`, on a grid or at a later interface, without parameters; see `coarse_tails.check_tail`."""
     return x if x.shape[1:] == shape else layers.padded(layers.pooled(x, shape[:2]), shape[-1])
-
-
-def check_tail(pieces: tuple[Chain, ...], length: int | None) -> None:
-    """Raises ValueError where a tail of `length` pieces cannot pass over those before the last one."""
-    for j in range(1, len(pieces)):
-        have = pieces[j].in_shape
-        for piece in (pieces[i] for i in tail(len(pieces), j, length)):
-            want = piece.in_shape
-            if have != want:
-                try:
-                    _stride(have, want)
-                except ValueError as error:
-                    raise ValueError(f"aux.tail={length}: {error}; or leave aux.tail unset") from error
-                if have[-1] > want[-1]:
-                    raise ValueError(
-                        f"aux.tail={length}: from {have} to {want}: expected no fewer channels; leave aux.tail unset"
-                    )
-            have = piece.out_shape
