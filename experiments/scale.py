@@ -2,10 +2,10 @@
 
     python -m experiments.scale [--kernels=1] [--out=experiments/results/scale.json]
 
-Predictions of `lpjax.cost.model`, nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D,
-K = S) of each method that fits into a device's memory; layer_parallel with the full coarse tail and three widths of
-the AuxNet, on the stages' maps or on a grid, coarse_adjoint with these on the grid, the pipeline with its best number
-of micro-batches.  Speed alone: accuracy is another table.
+Predictions of `lpjax.cost.model`, nothing is run.  For each network, batch and number of devices: the fastest mesh
+(S x D, K = S) of each method that fits into a device's memory; layer_parallel with the full coarse tail and three
+widths of the AuxNet, on the stages' maps or on a grid, coarse_adjoint with these on the grid, the pipeline with its
+best number of micro-batches.  Speed alone: accuracy is another table.
 Twice: batch norm of all examples, as in lpjax, and of each device's own, as is more common in data parallelism.
 A batch is the whole machine's: 128 images give at most 128 devices one each.  Some minutes on one core.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.provenance import provenance
+from lpjax.config.schema import AuxConfig, Config
 from lpjax.cost.machine import Link, Machine, roofline
 from lpjax.cost.model import StepSeconds, memory_bytes, step_seconds
 from lpjax.models.imagenet_resnet import imagenet_resnet
@@ -28,10 +29,10 @@ from lpjax.models.resnet import resnet
 from lpjax.network import network
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
-from lpjax.nn.chain import Shape, Unit, make_chain
+from lpjax.nn.chain import Shape, UnitLike, make_chain
 from lpjax.training.writers import write_json
 
-NETWORKS: dict[str, tuple[tuple[Unit, ...], Shape]] = {
+NETWORKS: dict[str, tuple[tuple[UnitLike, ...], Shape]] = {
     "ResNet-110": (resnet(depth=110, width=16, classes=10), (32, 32, 3)),
     "ResNet-1202": (resnet(depth=1202, width=16, classes=10), (32, 32, 3)),
     "WRN-28-10": (wide_resnet(depth=28, widen=10, classes=10), (32, 32, 3)),
@@ -125,8 +126,8 @@ def build(name: str, num_stages: int, width: float = WIDTHS[0], grid: int | None
     units, shape = NETWORKS[name]
     unit_seconds, shapes = h100(1).unit_seconds, make_chain(units, shape).shapes[:-1]
     cuts = even_cuts([sum(unit_seconds(*unit, PER_DEVICE)) for unit in zip(units, shapes, strict=True)], num_stages)
-    aux: dict[str, Any] = {"aux_blocks": 1, "aux_width": width, "aux_grid": grid}
-    return network.build(units, shape, num_stages=num_stages, cuts=cuts, dtype="bfloat16", **aux)
+    aux = AuxConfig(width=width, grid=grid)
+    return network.build(units, shape, Config(num_stages=num_stages, cuts=cuts, bfloat16=True, aux=aux))
 
 
 @dataclass(frozen=True)

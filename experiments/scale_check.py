@@ -26,7 +26,7 @@ from lpjax.config.schema import Config
 from lpjax.cost.machine import Link, Machine, UnitSeconds
 from lpjax.cost.model import step_seconds
 from lpjax.cost.timing import UnitTimer, stopwatch
-from lpjax.nn.chain import Shape, Unit
+from lpjax.nn.chain import Shape, UnitLike
 from lpjax.training import run as runs
 from lpjax.training.writers import write_json
 
@@ -46,7 +46,7 @@ def measured_units(repeats: int) -> UnitSeconds:
     timers: dict[int, UnitTimer] = {}
     first: list[Any] = []
 
-    def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
+    def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:
         timer = timers.setdefault(examples, UnitTimer(examples, repeats, first=first))
         taken = timer(unit, in_shape)
         return taken.forward, max(0.0, taken.both - taken.forward)
@@ -63,7 +63,7 @@ def memory_bandwidth() -> float:
 def slower(units: UnitSeconds, factor: float) -> UnitSeconds:
     """Units on devices that hinder each other."""
 
-    def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
+    def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:
         forward, backward = units(unit, in_shape, examples)
         return factor * forward, factor * backward
 

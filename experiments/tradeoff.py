@@ -36,7 +36,7 @@ from lpjax.config.schema import Config
 from lpjax.cost import balance
 from lpjax.cost.machine import Link, Machine, UnitSeconds
 from lpjax.cost.timing import Seconds
-from lpjax.nn.chain import Shape, Unit
+from lpjax.nn.chain import Shape, UnitLike
 from lpjax.training.writers import write_json
 
 BELOW = 0.005
@@ -138,7 +138,7 @@ class Model:
         """Of fields of a row, on this network."""
         return load(self._path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
 
-    def _cost(self, examples: int, unit: Unit, in_shape: Shape) -> Seconds:
+    def _cost(self, examples: int, unit: UnitLike, in_shape: Shape) -> Seconds:
         forward, backward = self._units(unit, in_shape, examples)
         return Seconds(forward, forward + backward, forward + backward / 2)
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from lpjax.nn.chain import Chain, Mode, Shape, Unit, apply, init
+from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, apply, init
 
 
 @functools.cache
-def unit_flops(unit: Unit, in_shape: Shape) -> float:
+def unit_flops(unit: UnitLike, in_shape: Shape) -> float:
     """Floating-point operations of one unit's forward pass on one example, as XLA counts them before optimising."""
 
     def initialise(key: jax.Array) -> object:
@@ -47,7 +47,7 @@ class Layers:
 
 
 @functools.cache
-def layers(unit: Unit, in_shape: Shape) -> Layers:
+def layers(unit: UnitLike, in_shape: Shape) -> Layers:
     """The layers of a unit, from its parameters and statistics."""
     params, stats = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
     named = jax.tree.leaves_with_path(params)
@@ -60,8 +60,8 @@ def layers(unit: Unit, in_shape: Shape) -> Layers:
 
 
 def chain_layers(chain: Chain) -> Iterator[tuple[int, Layers]]:
-    """Of each run of equal units how many there are, and the layers of one."""
-    return ((run.count, layers(run.unit, run.in_shape)) for run in chain.runs)
+    """Of each repeat how many units it has, and the layers of one."""
+    return ((repeat.count, layers(repeat.unit, repeat.in_shape)) for repeat in chain.repeats)
 
 
 def chain_size(chain: Chain) -> int:
