@@ -46,6 +46,7 @@ from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
 from lpjax.methods import moving
 from lpjax.methods.base import UPDATE, WIDTH, Age, Method, StageProgram, StepFunction, check_stages
+from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses

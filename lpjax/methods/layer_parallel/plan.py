@@ -6,6 +6,7 @@ from lpjax.config.schema import Config
 from lpjax.methods import moving
 from lpjax.methods.base import UPDATE, WIDTH
 from lpjax.methods.layer_parallel.step import make_exchange
+from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.nn.count import chain_arrays, chain_size
 from lpjax.nn.losses import features

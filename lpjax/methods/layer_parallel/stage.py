@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from lpjax.config.schema import Config
 from lpjax.methods.layer_parallel import lagrangian
 from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
+from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
