@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from experiments import docs_tables, draw_method
-from lpjax.config.load import default_config, from_config_dict
+from lpjax.config.load import default_config
+from lpjax.methods import configure
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -112,7 +113,7 @@ def set_field(name, value):
         values[section] = values.get(section, {}) | {inner: parsed}
     else:
         values[section] = parsed
-    from_config_dict(values)
+    configure(values)
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name_of)

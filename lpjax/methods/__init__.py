@@ -46,7 +46,7 @@ def resolve(config: Config) -> Config:
       BadInput: See `configure`.
     """
     config = filled_in(config)
-    check(config)
+    check(config, staged=any(METHODS[name].staged for name in config.all_methods))
     for name in config.all_methods:
         METHODS[name].check(config)
     return config

@@ -43,9 +43,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.data.source import Spec
 from lpjax.methods import moving
-from lpjax.methods.base import UPDATE, WIDTH, Age, Method, StageProgram, StepFunction, check_stages
+from lpjax.methods.base import UPDATE, WIDTH, Age, Method, StageProgram, StepFunction
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
@@ -236,10 +235,6 @@ class CoarseAdjoint(Method):
         """beta, where `penalty.aux` is None, is that of stages with a coarse tail."""
         initial = 0.1 if config.penalty.initial is None else config.penalty.initial
         return replace(config, penalty=replace(config.penalty, initial=initial))
-
-    def check(self, config: Config, data: Spec | None = None) -> None:
-        """See `Method`."""
-        check_stages(config)
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
         """The jitted step.
