@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.compare import load
+from experiments.processes import IN_TURNS
 from experiments.provenance import provenance
-from experiments.speedup import IN_TURNS
 from lpjax.config.schema import Config
 from lpjax.cost.machine import Link, Machine, UnitSeconds
 from lpjax.cost.model import step_seconds
@@ -85,7 +85,7 @@ def contention(predictions: list[dict[str, Any]], stages: int) -> float:
     """By how much longer a stage takes when all work: median over the rows that were taken apart at this K."""
     found = [max(1.0, row["contention"]) for row in predictions if row["stages"] == stages and "contention" in row]
     if not found:
-        raise SystemExit(f"no row was taken apart at K = {stages}: one of `speedup.TAKEN_APART` must be in --methods")
+        raise SystemExit(f"no row was taken apart at K = {stages}: --methods must have one with `Method.stage_program`")
     return statistics.median(found)
 
 
