@@ -114,12 +114,12 @@ def sending(sent: Sequence[Sequence[float]], link: Json | None) -> list[float]:
     return [link["latency"] * number + size / link["bandwidth"] if link else 0.0 for number, size in sent]
 
 
-def eq27(parts: Json, terms: dict[str, float]) -> tuple[float, float]:
+def eq27(parts: Json, terms: dict[str, float], num_stages: int) -> tuple[float, float]:
     """rho(K) by Eq. 27 of the paper, and its bound."""
     own, data = parts["serial"], parts["serial_data"]
     rest = sum(terms.get(label, 0.0) for label in ("pack", "exchange", "update"))
     waited = data + rest + parts["serial_aux_all"]
-    return own / (waited + (own - data) / len(parts["stages"])), own / waited
+    return own / (waited + (own - data) / num_stages), own / waited
 
 
 def prediction(schedule: Json, parts: Json, link: Json | None) -> Json:
@@ -149,7 +149,7 @@ def prediction(schedule: Json, parts: Json, link: Json | None) -> Json:
         if isinstance(item, Work) and item.stage is not None and item.kind != "aux":
             stage += computed[position]
     total = sum(terms.values())
-    rho27, bound = eq27(parts, terms) if "serial_aux_all" in parts else (None, None)
+    rho27, bound = eq27(parts, terms, len(parts["stages"])) if "serial_aux_all" in parts else (None, None)
     return {
         "terms": {label: seconds for label, seconds in terms.items() if seconds},
         "seconds": total,
