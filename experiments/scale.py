@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.provenance import provenance
-from lpjax.config.schema import Config, DelayedConfig, MeshConfig, PipelineConfig
+from lpjax.config.schema import AuxConfig, Config, DelayedConfig, MeshConfig, PipelineConfig
 from lpjax.cost.machine import Link, Machine, roofline
 from lpjax.cost.memory import device_bytes
 from lpjax.cost.model import StepSeconds, step_seconds

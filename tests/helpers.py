@@ -11,7 +11,7 @@ from lpjax.config.schema import Config
 from lpjax.data import SOURCES
 from lpjax.methods import configure, filled_in
 from lpjax.network.network import Network, build
-from lpjax.training.run import Run, prepare
+from lpjax.training.run import Run, build_network, prepare
 
 SMALL = {
     "num_stages": 4,
@@ -42,6 +42,12 @@ def small_values(**fields) -> dict:
 
 def small_run(**fields) -> Run:
     return prepare(from_config_dict(small_values(**fields)))
+
+
+def built(**fields) -> tuple[Network, Config]:
+    """The network of a small configuration, and that."""
+    config = small_config(**fields)
+    return build_network(config, SOURCES[config.data.name].describe(config.data)), config
 
 
 def cut_network(units, image_shape, **fields) -> Network:

@@ -21,6 +21,7 @@ from lpjax.cost.machine import (
 from lpjax.cost.memory import device_bytes
 from lpjax.cost.model import step_seconds
 from lpjax.cost.traffic import exchanged_bytes
+from lpjax.methods.local import classifiers
 from lpjax.models.resnet import BasicBlock, ConvBlock, resnet
 from lpjax.nn.count import activation_bytes, layers, unit_flops
 from lpjax.nn.layers import STANDARDISE
@@ -192,7 +193,7 @@ def test_delayed_and_local():
 
 
 def test_rounds_of_a_pipeline_end_for_all_devices_together():
-    """Stages of two, one and two units, four micro-batches.  Each of the 4 + 1 forward rounds, of the first two devices,
+    """Stages of two, one and two units, four micro-batches.  Each of the 4 + 1 forward rounds, of two devices,
     takes as long as its slowest device, so does each of the 4 + 2 backward rounds, where a unit takes f + b = 3; only
     the first stage spares the gradient of its input."""
     uneven = cut_network(resnet(depth=8, width=4, classes=10), (8, 8, 3), num_stages=3, cuts=(2, 3))
@@ -232,7 +233,7 @@ def test_batch_norm_waits_for_two_collectives_a_layer():
         ("layer_parallel", 2, 2, "coarse_tail", 1e-12),
         ("layer_parallel", 4, 2, "adjoint", 1e-12),
         ("data_parallel", 1, 4, "none", 0.001),
-        ("pipeline", 2, 2, "none", 0.01),
+        ("pipeline", 2, 2, "none", 0.02),
         ("fdg", 4, 2, "none", 0.01),
         ("ddg", 2, 2, "none", 0.01),
         ("local", 4, 2, "none", 0.01),
@@ -296,20 +297,21 @@ def test_memory_with_recomputation_is_of_the_units_inputs():
     """Four bytes a value of each unit's input, and what one unit keeps at a time."""
     again = cut_network(UNITS, (8, 8, 3), num_stages=1, remat=True)
     inputs = sum(math.prod(shape) for shape in again.chain.shapes[:-1])
-    pairs = zip(again.chain.units, again.chain.shapes[:-1], strict=True)
-    expected = 4 * inputs + max(kept_bytes(unit, shape, None) for unit, shape in pairs)
-    assert memory("serial", again, stage=1)["activations"] == pytest.approx(7 * B * expected, rel=0.05)
+    pieces = [replace(again.chain.piece(i, i + 1), remat=False) for i in range(len(again.chain.units))]
+    expected = 4 * 7 * B * inputs + max(activation_bytes(piece, 7 * B) for piece in pieces)
+    assert memory("serial", again, stage=1)["activations"] == pytest.approx(expected, rel=0.01)
 
 
 def test_memory_of_classifiers():
     """A block and the head: their parameters, momentum and gradients, and what they keep beside the stage."""
-    head, shape = UNITS[-1], (8, 8, 4)
-    kept = kept_bytes(BasicBlock(4, 1), shape, None) + kept_bytes(head, shape, None)
+    head = UNITS[-1]
     params = layers(BasicBlock(16, 1), (2, 2, 16)).params + layers(head, (2, 2, 16)).params
     found, bare = memory("local"), memory("pipeline")
     assert found["parameters"] - bare["parameters"] == 4 * params == found["gradients"] - bare["gradients"]
-    stage = activation_bytes(STAGES.stages[0], 7 * B)
-    assert found["activations"] == pytest.approx(stage + 7 * B * kept, rel=0.05)
+    own = classifiers(STAGES, 1).chains
+    assert own[0].units == (BasicBlock(4, 1), head)
+    kept = [sum(activation_bytes(chain, 7 * B) for chain in both) for both in zip(STAGES.stages, own, strict=True)]
+    assert found["activations"] == max(kept)
 
 
 def test_memory_of_tails():
