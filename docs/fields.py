@@ -9,7 +9,7 @@ import re
 import griffe
 
 FIELD = re.compile(r"([a-z]\w*(?:, \w+)*)(\([^)]*\))?(?:: | {2,})(?=\S)")
-SECTIONS = ("Args", "Arguments", "Raises", "Returns", "References")
+SECTIONS = ("Args", "Arguments", "Attributes", "Raises", "Returns", "References")
 
 
 def as_markdown(text: str) -> str:

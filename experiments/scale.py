@@ -15,12 +15,12 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.provenance import provenance
-from lpjax.config.schema import Config, DelayedConfig, MeshConfig, PipelineConfig
+from lpjax.config.schema import AuxConfig, Config, DelayedConfig, MeshConfig, PipelineConfig
 from lpjax.cost.machine import Link, Machine, roofline
 from lpjax.cost.memory import device_bytes
 from lpjax.cost.model import StepSeconds, step_seconds
@@ -31,10 +31,10 @@ from lpjax.models.resnet import resnet
 from lpjax.network import network
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
-from lpjax.nn.chain import Shape, Unit, make_chain
+from lpjax.nn.chain import Shape, UnitLike, make_chain
 from lpjax.training.writers import write_json
 
-NETWORKS: dict[str, tuple[tuple[Unit, ...], Shape]] = {
+NETWORKS: dict[str, tuple[tuple[UnitLike, ...], Shape]] = {
     "ResNet-110": (resnet(depth=110, width=16, classes=10), (32, 32, 3)),
     "ResNet-1202": (resnet(depth=1202, width=16, classes=10), (32, 32, 3)),
     "WRN-28-10": (wide_resnet(depth=28, widen=10, classes=10), (32, 32, 3)),
@@ -128,8 +128,8 @@ def build(name: str, num_stages: int, width: float = WIDTHS[0], grid: int | None
     units, shape = NETWORKS[name]
     unit_seconds, shapes = h100(1).unit_seconds, make_chain(units, shape).shapes[:-1]
     cuts = even_cuts([sum(unit_seconds(*unit, PER_DEVICE)) for unit in zip(units, shapes, strict=True)], num_stages)
-    aux: dict[str, Any] = {"aux_blocks": 1, "aux_width": width, "aux_grid": grid}
-    return network.build(units, shape, num_stages=num_stages, cuts=cuts, dtype="bfloat16", **aux)
+    cut = Config(num_stages=num_stages, cuts=cuts, standardise=True, bfloat16=True)
+    return network.build(units, shape, replace(cut, aux=AuxConfig(width=width, grid=grid)))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from lpjax.config.schema import Config
 from lpjax.cost.machine import Link, Machine, UnitSeconds
 from lpjax.cost.model import step_seconds
 from lpjax.cost.timing import UnitTimer, stopwatch
-from lpjax.nn.chain import Shape, Unit
+from lpjax.nn.chain import Shape, UnitLike
 from lpjax.training import run as runs
 from lpjax.training.writers import write_json
 
@@ -45,7 +45,7 @@ def measured_units(repeats: int) -> UnitSeconds:
     """Seconds of units as measured here, all beside the same first one."""
     timer = UnitTimer(repeats)
 
-    def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
+    def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:
         taken = timer(unit, in_shape, examples)
         return taken.forward, max(0.0, taken.both - taken.forward)
 
@@ -61,7 +61,7 @@ def memory_bandwidth() -> float:
 def slower(units: UnitSeconds, factor: float) -> UnitSeconds:
     """Units on devices that hinder each other."""
 
-    def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
+    def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:
         forward, backward = units(unit, in_shape, examples)
         return factor * forward, factor * backward
 

@@ -35,7 +35,7 @@ from lpjax.config.schema import Config
 from lpjax.cost import balance
 from lpjax.cost.machine import Link, Machine, UnitSeconds
 from lpjax.cost.timing import Seconds
-from lpjax.nn.chain import Shape, Unit
+from lpjax.nn.chain import Shape, UnitLike
 from lpjax.training.writers import write_json
 
 BELOW = 0.005
@@ -137,7 +137,7 @@ class Model:
         """Of fields of a row, on this network."""
         return load(self._path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
 
-    def _cost(self, unit: Unit, in_shape: Shape, examples: int) -> Seconds:
+    def _cost(self, unit: UnitLike, in_shape: Shape, examples: int) -> Seconds:
         forward, backward = self._units(unit, in_shape, examples)
         return Seconds(forward, forward + backward, forward + backward / 2)
 

@@ -10,6 +10,7 @@ from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.data import SOURCES
 from lpjax.methods import configure
+from lpjax.network.network import Network, build
 from lpjax.training.run import Run, prepare
 
 SMALL = {
@@ -41,6 +42,11 @@ def small_values(**fields) -> dict:
 
 def small_run(**fields) -> Run:
     return prepare(from_config_dict(small_values(**fields)))
+
+
+def cut_network(units, image_shape, **fields) -> Network:
+    """The network of these units, cut as a configuration of these fields says."""
+    return build(units, image_shape, Config(**fields))
 
 
 def plain_sgd(rate: float = 1.0) -> dict:

@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import pytest
 from helpers import assert_close
 
-from lpjax.models.resnet import basic_block, classifier, conv_block, resnet
+from lpjax.config.schema import AuxConfig
+from lpjax.models.resnet import BasicBlock, Classifier, ConvBlock, resnet
 from lpjax.network import aux_net
+from lpjax.network.coarse_tails import as_tails, check_tail
+from lpjax.network.grid_block import GridBlock
 from lpjax.network.partition import split
 from lpjax.nn import chain, layers
 from lpjax.nn.chain import Chain, Mode, make_chain
 from lpjax.nn.layers import STANDARDISE
 
+OWN_UNITS = "lpjax.network.aux_net:own_units"
 NETWORK = make_chain(resnet(depth=20, width=8, classes=10), (16, 16, 3))
 
 
@@ -22,20 +26,20 @@ NETWORK = make_chain(resnet(depth=20, width=8, classes=10), (16, 16, 3))
 @pytest.mark.parametrize("blocks, width", [(0, 1.0), (1, 1.0), (2, 0.5), (1, 1.5)])
 def test_pieces_map_interface_to_interface(num_stages, blocks, width):
     stages = split(NETWORK, num_stages=num_stages)
-    pieces = aux_net.make_aux_net(stages, blocks_per_stage=blocks, width=width)
+    pieces = aux_net.make_aux_net(stages, AuxConfig(blocks_per_stage=blocks, width=width))
     assert [(p.in_shape, p.out_shape) for p in pieces] == [(s.in_shape, s.out_shape) for s in stages]
     assert all(piece.units[-1] == STANDARDISE for piece in pieces[:-1])
     assert all(sum(unit.name.startswith("block") for unit in piece.units) == blocks for piece in pieces)
 
 
 def test_one_stage_needs_none():
-    assert aux_net.make_aux_net(split(NETWORK, num_stages=1), blocks_per_stage=1, width=1.0) == ()
+    assert aux_net.make_aux_net(split(NETWORK, num_stages=1), AuxConfig()) == ()
 
 
 def test_share_is_below_one_and_grows_with_capacity():
     stages = split(NETWORK, num_stages=2)
     shares = [
-        aux_net.aux_share(stages, aux_net.make_aux_net(stages, blocks_per_stage=b, width=w))
+        aux_net.aux_share(stages, aux_net.make_aux_net(stages, AuxConfig(blocks_per_stage=b, width=w)))
         for b, w in ((0, 1.0), (1, 0.5), (1, 1.0), (2, 1.0))
     ]
     assert 0 < shares[0] < shares[2] < shares[3] < 1
@@ -46,11 +50,11 @@ def test_the_widest_auxnet_of_a_share():
     stages = split(NETWORK, num_stages=2)
 
     def share(sixteenths):
-        pieces = aux_net.make_aux_net(stages, blocks_per_stage=1, width=sixteenths / 16)
+        pieces = aux_net.make_aux_net(stages, AuxConfig(width=sixteenths / 16))
         return aux_net.aux_share(stages, pieces)
 
     def chosen(bound):
-        pieces = aux_net.widest(stages, function=aux_net.convolutions, blocks_per_stage=1, share=bound)
+        pieces = aux_net.make_aux_net(stages, AuxConfig(share=bound))
         return aux_net.aux_share(stages, pieces)
 
     assert chosen(1.0) == share(16), "no wider than the stages"
@@ -72,18 +76,18 @@ def test_a_tail_that_cannot_skip_is_refused():
     def pieces(*shapes):
         return tuple(Chain((), pair) for pair in itertools.pairwise([(8, 8, 1), *shapes, (10,)]))
 
-    aux_net.check_tail(pieces((8, 8, 4), (8, 8, 8), (4, 4, 16)), 0)
-    aux_net.check_tail(pieces((8, 8, 4), (8, 8, 8), (8, 8, 2)), None)  # nothing is skipped
+    check_tail(pieces((8, 8, 4), (8, 8, 8), (4, 4, 16)), 0)
+    check_tail(pieces((8, 8, 4), (8, 8, 8), (8, 8, 2)), None)  # nothing is skipped
     with pytest.raises(ValueError, match=r"aux.tail=0: from \(8, 8, 4\) to \(8, 8, 2\): expected no fewer channels"):
-        aux_net.check_tail(pieces((8, 8, 4), (8, 8, 4), (8, 8, 2)), 0)
+        check_tail(pieces((8, 8, 4), (8, 8, 4), (8, 8, 2)), 0)
     with pytest.raises(ValueError, match=r"aux.tail=0: from \(8, 8, 4\) to \(9, 9, 4\).*leave aux.tail unset"):
-        aux_net.check_tail(pieces((8, 8, 4), (8, 8, 4), (9, 9, 4)), 0)
+        check_tail(pieces((8, 8, 4), (8, 8, 4), (9, 9, 4)), 0)
 
 
 def test_gradient_of_a_shift_is_the_adjoint(x64):
     """Of the head's loss at lambda_j, by the tail alone."""
     stages = split(NETWORK, num_stages=4)
-    pieces = aux_net.make_aux_net(stages, blocks_per_stage=1, width=1.0)
+    pieces = aux_net.make_aux_net(stages, AuxConfig())
     params, stats = aux_net.init(pieces, jax.random.key(0))
     x, mode = jax.random.normal(jax.random.key(1), (4, 16, 16, 3)), Mode(train=True)
     no_shift = tuple(jnp.zeros((4, *piece.out_shape)) for piece in pieces[:-1])
@@ -103,23 +107,23 @@ def test_gradient_of_a_shift_is_the_adjoint(x64):
 
 def grid_pieces(num_stages, grid, width=1.0):
     stages = split(NETWORK, num_stages=num_stages, standardise=False)
-    return stages, aux_net.make_aux_net(stages, blocks_per_stage=1, width=width, grid=grid)
+    return stages, aux_net.make_aux_net(stages, AuxConfig(width=width, grid=grid))
 
 
 @pytest.mark.parametrize("grid, side", [(2, 2), (5, 4), (8, 8)])
 def test_on_a_grid_pieces_map_interface_to_interface_and_tails_stay_on_it(grid, side):
     stages, pieces = grid_pieces(4, grid)
     assert [(p.in_shape, p.out_shape) for p in pieces] == [(s.in_shape, s.out_shape) for s in stages]
-    tails = aux_net.as_tails(pieces, grid)
+    tails = as_tails(pieces, grid)
     assert max(size for tail in tails[1:] for shape in tail.shapes for size in shape[:2] if len(shape) == 3) == side
     assert aux_net.aux_share(stages[2:], tails[2:]) <= aux_net.aux_share(stages[2:], pieces[2:])
-    assert aux_net.as_tails(pieces, None) == pieces
+    assert as_tails(pieces, None) == pieces
 
 
 def test_a_tail_on_the_grid_is_the_auxnet_restricted_to_it(x64):
     """On maps that are constant over the windows the piece itself gives what the tail does, spread over them."""
     _, pieces = grid_pieces(3, 4)
-    tails = aux_net.as_tails(pieces, 4)
+    tails = as_tails(pieces, 4)
     params, stats = aux_net.init(pieces, jax.random.key(0))
     small = jax.random.normal(jax.random.key(1), (4, *tails[1].in_shape))
     large = layers.spread(small, pieces[1].in_shape)
@@ -144,34 +148,34 @@ def test_details_finer_than_the_grid_pass_a_piece():
 
 def test_a_grid_block_without_blocks_is_one_convolution(x64):
     """relu(S x + U C R x), each of them by hand; of fewer channels inside, another convolution follows."""
-    unit = aux_net.grid_block(features=6, inner=6, size=(8, 8), grid=4, blocks=0)
+    unit = GridBlock(features=6, inner=6, size=(8, 8), grid=4, blocks=0)
     params, stats = unit.init(jax.random.key(0), (8, 8, 4))
     assert [leaf.shape for leaf in jax.tree.leaves(params)] == [(3, 3, 4, 6), (6,), (6,)]
     x = jax.random.normal(jax.random.key(1), (5, 8, 8, 4))
     y, _ = layers.conv_norm(params["out"], stats["out"], layers.pooled(x, (4, 4)), Mode(train=True))
     expected = jax.nn.relu(jnp.pad(x, [(0, 0)] * 3 + [(0, 2)]) + y.repeat(2, 1).repeat(2, 2))
     assert_close(unit.apply(params, stats, x, Mode(train=True))[0], expected)
-    narrow = aux_net.grid_block(features=6, inner=3, size=(8, 8), grid=4, blocks=0)
+    narrow = GridBlock(features=6, inner=3, size=(8, 8), grid=4, blocks=0)
     assert narrow.init(jax.random.key(0), (8, 8, 4))[0]["out"]["conv"]["kernel"].shape == (1, 1, 3, 6)
 
 
 def test_what_a_grid_cannot_be_had_for():
     stages = split(NETWORK, num_stages=3, cuts=(3, 6))
     with pytest.raises(ValueError, match=r"aux.width=1.0, aux.grid=4: expected 1 and none"):
-        aux_net.make_aux_net(stages, function=aux_net.own_units, blocks_per_stage=1, width=1.0, grid=4)
-    plain = aux_net.make_aux_net(stages, blocks_per_stage=1, width=1.0)
+        aux_net.make_aux_net(stages, AuxConfig(OWN_UNITS, grid=4))
+    plain = aux_net.make_aux_net(stages, AuxConfig())
     with pytest.raises(
         ValueError, match=r"aux.grid=4: the AuxNet's piece beside stage 1 maps \(4, 4, 8\) to \(2, 2, 16\)"
     ):
-        aux_net.as_tails(plain, 4)
-    bottle = make_chain([conv_block(8, 1, 3), conv_block(4, 1, 3), classifier(2)], (8, 8, 1))
+        as_tails(plain, 4)
+    bottle = make_chain([ConvBlock(8, 1, 3), ConvBlock(4, 1, 3), Classifier(2)], (8, 8, 1))
     with pytest.raises(ValueError, match=r"features=4 after 8 channels.*choose other cuts"):
-        aux_net.make_aux_net(split(bottle, num_stages=3, cuts=(1, 2)), blocks_per_stage=1, width=1.0, grid=4)
+        aux_net.make_aux_net(split(bottle, num_stages=3, cuts=(1, 2)), AuxConfig(grid=4))
 
 
 def test_pieces_are_initialised_unlike_each_other():
     stages = split(NETWORK, num_stages=11)
-    pieces = aux_net.make_aux_net(stages, blocks_per_stage=1, width=1.0)
+    pieces = aux_net.make_aux_net(stages, AuxConfig())
     params, _ = aux_net.init(pieces, jax.random.key(0))
     a, b = (params[j][0]["first"]["conv"]["kernel"] for j in (1, 2))
     assert a.shape == b.shape
@@ -181,19 +185,19 @@ def test_pieces_are_initialised_unlike_each_other():
 @pytest.mark.parametrize("blocks, width", [(-1, 1.0), (1, 0.0)])
 def test_bad_sizes(blocks, width):
     with pytest.raises(ValueError, match=rf"aux.blocks_per_stage={blocks}, aux.width={width}"):
-        aux_net.make_aux_net(split(NETWORK, num_stages=2), blocks_per_stage=blocks, width=width)
+        aux_net.make_aux_net(split(NETWORK, num_stages=2), AuxConfig(blocks_per_stage=blocks, width=width))
 
 
 def test_a_map_no_strided_convolution_makes():
     crop = chain.Unit("crop", lambda key, shape: ({}, {}), lambda params, stats, x, mode: (x[:, :5, :8], stats))
-    network = make_chain([conv_block(4, 1, 3), crop, basic_block(4, 1), classifier(2)], (8, 8, 1))
+    network = make_chain([ConvBlock(4, 1, 3), crop, BasicBlock(4, 1), Classifier(2)], (8, 8, 1))
     with pytest.raises(ValueError, match=r"beside stage 0: from \(8, 8, 1\) to \(5, 8, 4\)"):
-        aux_net.make_aux_net(split(network, num_stages=2, cuts=(2,)), blocks_per_stage=1, width=1.0)
+        aux_net.make_aux_net(split(network, num_stages=2, cuts=(2,)), AuxConfig())
 
 
 def test_own_units_are_those_that_change_the_shape_and_the_first_of_the_others():
     stages = split(NETWORK, num_stages=3, cuts=(3, 6))
-    pieces = aux_net.make_aux_net(stages, function=aux_net.own_units, blocks_per_stage=1, width=1.0)
+    pieces = aux_net.make_aux_net(stages, AuxConfig(OWN_UNITS))
     names = [[unit.name for unit in piece.units] for piece in pieces]
     assert names[0] == ["conv3-8", "block-8", "standardise"]
     assert names[1] == ["block-8", "block-16/2", "standardise"]
@@ -201,25 +205,35 @@ def test_own_units_are_those_that_change_the_shape_and_the_first_of_the_others()
     with pytest.raises(
         ValueError, match=r"piece beside stage 0: aux.width=0.5, aux.grid=None: expected 1 and none with"
     ):
-        aux_net.make_aux_net(stages, function=aux_net.own_units, blocks_per_stage=1, width=0.5)
+        aux_net.make_aux_net(stages, AuxConfig(OWN_UNITS, width=0.5))
+
+
+ASKED = []
+
+
+def first_or_last(stage, *, blocks, width, grid):
+    """A piece of one unit of the stage."""
+    ASKED.append((blocks, width, grid))
+    return [stage.units[0]] if len(stage.out_shape) == 3 else [stage.units[-1]]
+
+
+def head_alone(stage, **_):
+    """A piece that maps everything to logits."""
+    return [Classifier(10)]
 
 
 def test_a_function_of_ones_own():
     stages = split(NETWORK, num_stages=2, cuts=(3,))
-    asked = []
-
-    def units(stage, *, blocks, width, grid):
-        asked.append((blocks, width, grid))
-        return [stage.units[0]] if len(stage.out_shape) == 3 else [stage.units[-1]]
-
-    pieces = aux_net.make_aux_net(stages, function=units, blocks_per_stage=2, width=0.3)
-    assert asked == [(2, 0.3, None)] * 2
+    ASKED.clear()
+    config = AuxConfig(f"{__name__}:first_or_last", blocks_per_stage=2, width=0.3)
+    pieces = aux_net.make_aux_net(stages, config)
+    assert ASKED == [(2, 0.3, None)] * 2
     assert [unit.name for unit in pieces[0].units] == ["conv3-8", "standardise"]
     with pytest.raises(ValueError, match=r"beside stage 0 maps \(16, 16, 3\) to \(10,\): expected \(16, 16, 8\)"):
-        aux_net.make_aux_net(stages, function=lambda stage, **_: [classifier(10)], blocks_per_stage=1, width=1.0)
+        aux_net.make_aux_net(stages, AuxConfig(f"{__name__}:head_alone"))
 
 
 def test_pieces_compute_as_their_stages_do():
     whole = replace(NETWORK, dtype="bfloat16", remat=True)
-    pieces = aux_net.make_aux_net(split(whole, num_stages=3), blocks_per_stage=1, width=1.0)
+    pieces = aux_net.make_aux_net(split(whole, num_stages=3), AuxConfig())
     assert {(piece.dtype, piece.remat) for piece in pieces} == {("bfloat16", True)}

@@ -15,16 +15,16 @@ from lpjax.config.schema import AuxConfig, Config, DelayedConfig, MeshConfig
 from lpjax.cost import balance
 from lpjax.cost.timing import Seconds, UnitTimer, in_turns, stopwatch
 from lpjax.models.resnet import resnet
-from lpjax.network.network import Network, build
+from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
 from lpjax.nn.chain import Chain, Unit
-from tests.helpers import small_config
+from tests.helpers import cut_network, small_config
 
 UNITS = resnet(depth=20, width=4, classes=10)  # 11 units: stem, nine blocks, head
 
 
 def network(cuts: tuple[int, ...] | None, tail: int | None = None) -> Network:
-    return build(UNITS, (8, 8, 1), num_stages=3, cuts=cuts, aux_blocks=1, aux_tail=tail)
+    return cut_network(UNITS, (8, 8, 1), num_stages=3, cuts=cuts, aux=AuxConfig(tail=tail))
 
 
 def one_each(unit, in_shape) -> Seconds:
@@ -160,7 +160,7 @@ def test_cuts_do_not_follow_the_scatter_of_measurements():
         return Seconds(*(factor[in_shape[0]] * part for part in one_each(unit, in_shape)))
 
     def cut(cuts: tuple[int, ...] | None) -> Network:
-        return build(units, (8, 8, 1), num_stages=5, cuts=cuts, aux_blocks=1)
+        return cut_network(units, (8, 8, 1), num_stages=5, cuts=cuts)
 
     def excess(seed: int) -> float:
         rng = np.random.default_rng(seed)

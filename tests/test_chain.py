@@ -1,4 +1,4 @@
-"""Chains: runs, scanning, shapes, initialisation by position."""
+"""Chains: repeats, scanning, shapes, initialisation by position."""
 
 from dataclasses import replace
 
@@ -7,37 +7,95 @@ import jax.numpy as jnp
 import pytest
 from helpers import assert_close
 
-from lpjax.models.preact_resnet import wide_resnet
-from lpjax.models.resnet import basic_block, conv_block, resnet
+from lpjax.models.imagenet_resnet import PostActivationBlock
+from lpjax.models.preact_resnet import PreActivationBlock, PreActivationHead, Stem, wide_resnet
+from lpjax.models.resnet import BasicBlock, Classifier, ConvBlock, resnet
+from lpjax.network.grid_block import GridBlock
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, Unit, make_chain
-from lpjax.nn.count import activation_bytes
+from lpjax.nn.count import activation_bytes, unit_flops
+from lpjax.nn.layers import Standardise
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def test_resnet_110_is_seven_runs():
+def test_resnet_110_is_seven_repeats():
     network = make_chain(resnet(depth=110, width=16, classes=10), (32, 32, 3))
-    assert [run.count for run in network.runs] == [1, 18, 1, 17, 1, 17, 1]
+    assert [repeat.count for repeat in network.repeats] == [1, 18, 1, 17, 1, 17, 1]
     assert len(network.units) == 56
     assert network.shapes[-2:] == ((8, 8, 64), (10,))
 
 
-def test_equal_units_that_change_the_shape_are_not_one_run():
-    down = basic_block(8, 2)
-    network = make_chain([conv_block(8, 1, 3), down, down, basic_block(8, 1)], (8, 8, 1))
-    assert [run.count for run in network.runs] == [1, 1, 1, 1]
+def test_equal_units_that_change_the_shape_are_not_one_repeat():
+    down = BasicBlock(8, 2)
+    network = make_chain([ConvBlock(8, 1, 3), down, down, BasicBlock(8, 1)], (8, 8, 1))
+    assert [repeat.count for repeat in network.repeats] == [1, 1, 1, 1]
+
+
+UNITS = {
+    "conv": (ConvBlock, (4, 1, 3), (4, 1, 1)),
+    "block": (BasicBlock, (4, 1), (8, 1)),
+    "classifier": (Classifier, (4,), (5,)),
+    "post-activation": (PostActivationBlock, ("basic", 4, 1, False), ("basic", 4, 1, True)),
+    "pre-activation": (PreActivationBlock, ("basic", 4, 1, 0.0), ("bottleneck", 4, 1, 0.0)),
+    "stem": (Stem, (4,), (5,)),
+    "head": (PreActivationHead, (4,), (5,)),
+    "grid": (GridBlock, (4, 4, (8, 8), 4, 1), (4, 4, (4, 4), 4, 1)),
+}
+
+
+@pytest.mark.parametrize("kind, settings, other", UNITS.values(), ids=UNITS)
+def test_units_are_equal_when_their_class_and_settings_are(kind, settings, other):
+    assert (kind(*settings), hash(kind(*settings))) == (kind(*settings), hash(kind(*settings)))
+    assert kind(*settings) != kind(*other)
+    assert [k for k, own, _ in UNITS.values() if k(*own) == kind(*settings)] == [kind]
+
+
+MADE = {
+    "block": lambda: BasicBlock(4, 1),
+    "grid": lambda: GridBlock(4, 4, (8, 8), 4, 1),
+    "standardise": Standardise,
+    "functions": lambda: Unit("same", no_parameters, identity),
+}
+
+
+@pytest.mark.parametrize("unit", MADE.values(), ids=MADE)
+def test_equal_units_made_apart_are_one_repeat(unit):
+    network = make_chain([unit(), unit(), ConvBlock(4, 1, 3), unit()], (8, 8, 4))
+    assert [repeat.count for repeat in network.repeats] == [2, 1, 1]
+
+
+def no_parameters(key, in_shape):
+    return {}, {}
+
+
+def identity(params, stats, x, mode):
+    return x, stats
+
+
+def test_units_with_other_settings_or_functions_are_not_one_repeat():
+    blocks = [PreActivationBlock("basic", 4, 1, rate) for rate in (0.0, 0.3)]
+    zero = Unit("same", no_parameters, lambda params, stats, x, mode: (0 * x, stats))
+    network = make_chain([*blocks, Unit("same", no_parameters, identity), zero], (8, 8, 4))
+    assert [repeat.count for repeat in network.repeats] == [1, 1, 1, 1]
+
+
+def test_what_is_counted_of_a_unit_is_counted_once():
+    first = unit_flops(ConvBlock(7, 1, 3), (5, 5, 2))
+    misses = unit_flops.cache_info().misses
+    assert unit_flops(ConvBlock(7, 1, 3), (5, 5, 2)) == first
+    assert unit_flops.cache_info().misses == misses
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_a_scanned_run_equals_its_units_one_by_one(train):
+def test_a_scanned_repeat_equals_its_units_one_by_one(train):
     """Values and gradients: the same parameters in a chain whose equal units are told apart."""
-    block = basic_block(4, 1)
+    block = BasicBlock(4, 1)
     scanned = make_chain([block] * 3, (6, 6, 4))
     different = [Unit(f"{block.name}-{i}", block.init, block.apply) for i in range(3)]
     unrolled = make_chain(different, (6, 6, 4))
-    assert len(scanned.runs) == 1
-    assert len(unrolled.runs) == 3
+    assert len(scanned.repeats) == 1
+    assert len(unrolled.repeats) == 3
     key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (2, 6, 6, 4))
 
     def loss(chain_: Chain, params):
@@ -66,7 +124,7 @@ def test_cutting_does_not_change_the_initialisation():
 
 
 def test_statistics_are_the_batchs_in_training_and_the_given_ones_otherwise():
-    network = make_chain([conv_block(3, 1, 3)], (5, 5, 2))
+    network = make_chain([ConvBlock(3, 1, 3)], (5, 5, 2))
     params, stats = chain.init(network, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (7, 5, 5, 2))
     _, batch = chain.apply(network, params, stats, x, Mode(train=True))
@@ -77,15 +135,15 @@ def test_statistics_are_the_batchs_in_training_and_the_given_ones_otherwise():
 
 
 def test_a_unit_that_does_not_fit_is_named():
-    units = [conv_block(8, 1, 3), basic_block(4, 1)]
+    units = [ConvBlock(8, 1, 3), BasicBlock(4, 1)]
     with pytest.raises(ValueError, match=r"unit 1 \(block-4\).*\(8, 8, 8\).*features=4 after 8 channels"):
         make_chain(units, (8, 8, 1))
 
 
 def test_then_continues_a_chain():
-    first = make_chain([conv_block(4, 1, 3)], (8, 8, 1))
-    both = first.then(basic_block(8, 2))
-    assert both == make_chain([conv_block(4, 1, 3), basic_block(8, 2)], (8, 8, 1))
+    first = make_chain([ConvBlock(4, 1, 3)], (8, 8, 1))
+    both = first.then(BasicBlock(8, 2))
+    assert both == make_chain([ConvBlock(4, 1, 3), BasicBlock(8, 2)], (8, 8, 1))
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_the_named_arrays_are_the_whole_network(run, folder):
     x, mode = jnp.asarray(x, jnp.float32), Mode(train=False)
     for position, unit in enumerate(run.network.chain.units):
         if stats := tree["interfaces"].get(str(position)):
-            x, _ = layers.standardise(x, stats, mode)
+            x, _ = layers.STANDARDISE.apply({}, stats, x, mode)
         params = tree["units"][str(position)]
         x, _ = unit.apply(params, params.pop("stats", {}), x, mode)
     assert sorted(tree["interfaces"]) == [str(cut) for cut in run.network.cuts]
@@ -244,8 +244,9 @@ def test_folding_changes_nothing_and_saves_work(model, norms, optimised):
     close(cheap(images(run, 4)), plain(images(run, 4)))
     assert cheap.cost_analysis()["flops"] < plain.cost_analysis()["flops"]
     multiplies = [len(re.findall(r" multiply\(", compiled.as_text())) for compiled in (plain, cheap)]
-    runs = [run for stage in run.network.stages for run in stage.runs]  # each is compiled once
-    assert multiplies[0] - multiplies[1] >= sum(len(fold.foldable_pairs(run.unit, run.in_shape)) for run in runs)
+    repeats = [repeat for stage in run.network.stages for repeat in stage.repeats]  # each is compiled once
+    pairs = [fold.foldable_pairs(repeat.unit, repeat.in_shape) for repeat in repeats]
+    assert multiplies[0] - multiplies[1] >= sum(map(len, pairs))
 
 
 def test_a_folded_model_says_so(run, tmp_path):
@@ -270,21 +271,21 @@ def between(first, second):
 @pytest.mark.parametrize(
     "unit, shape, expected",
     [
-        (resnet.conv_block(6, 1, 3), (8, 8, 6), {(("conv", "kernel"), ("norm",), ())}),
-        (resnet.basic_block(6, 1), (8, 8, 6), convs("first", "second")),
+        (resnet.ConvBlock(6, 1, 3), (8, 8, 6), {(("conv", "kernel"), ("norm",), ())}),
+        (resnet.BasicBlock(6, 1), (8, 8, 6), convs("first", "second")),
         (
-            imagenet_resnet.block(imagenet_resnet.bottleneck, 6, 2, True),
+            imagenet_resnet.PostActivationBlock("bottleneck", 6, 2, True),
             (8, 8, 24),
             convs("first", "second", "third", "shortcut"),
         ),
         # All have six channels, so that only what they do tells a norm before a convolution from one after it.
-        (preact_resnet.block(imagenet_resnet.basic, 6, 1, 0.3), (8, 8, 6), {between("first", "second")}),
+        (preact_resnet.PreActivationBlock("basic", 6, 1, 0.3), (8, 8, 6), {between("first", "second")}),
         (
-            preact_resnet.block(imagenet_resnet.bottleneck, 6, 2, 0.0),
+            preact_resnet.PreActivationBlock("bottleneck", 6, 2, 0.0),
             (8, 8, 24),
             {between("first", "second"), between("second", "third")},
         ),
-        (preact_resnet.head(6), (8, 8, 6), set()),
+        (preact_resnet.PreActivationHead(6), (8, 8, 6), set()),
         (layers.STANDARDISE, (8, 8, 6), set()),
     ],
     ids=lambda value: getattr(value, "name", ""),

@@ -118,7 +118,7 @@ def test_batch_statistics():
     def means(tree):
         return [leaf for path, leaf in jax.tree.leaves_with_path(tree) if path[-1].key == "mean"]
 
-    assert len(means(stats)) == 13  # 18 blocks of two norms in 6 runs, and the head's
+    assert len(means(stats)) == 13  # 18 blocks of two norms in 6 repeats, and the head's
     assert_close(means(stats), means(theirs))
 
 

@@ -8,9 +8,10 @@ from helpers import assert_close
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from lpjax.models.resnet import conv_block, resnet
-from lpjax.nn import conv, layers, winograd
+from lpjax.models.resnet import ConvBlock, resnet
+from lpjax.nn import conv_cpu, layers, winograd
 from lpjax.nn.chain import Mode, make_chain
+from lpjax.nn.conv import conv
 from lpjax.nn.count import unit_flops
 from lpjax.parallel.mesh import ALL_AXES, EXAMPLES, make_mesh
 
@@ -20,22 +21,22 @@ pytestmark = pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (4, 9)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (7, 5)])
-@pytest.mark.parametrize("chunk_bytes", [conv.CHUNK_BYTES, 0])
+@pytest.mark.parametrize("chunk_bytes", [conv_cpu.CHUNK_BYTES, 0])
 def test_gradients_are_autodiffs(size, stride, kernel, chunk_bytes, monkeypatch):
     """All examples of the kernel's gradient at once, and one at a time."""
-    monkeypatch.setattr(conv, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(conv_cpu, "CHUNK_BYTES", chunk_bytes)
     assert_is_a_convolution(size, stride, kernel)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 6), (4, 9)])
-@pytest.mark.parametrize("chunk_bytes", [conv.CHUNK_BYTES, 0])
+@pytest.mark.parametrize("chunk_bytes", [conv_cpu.CHUNK_BYTES, 0])
 @pytest.mark.parametrize("winograd_channels, features", [(1, 0), (64, 0), (64, 8), (64, 32)])
 def test_every_form_for_cpus_is_a_convolution(size, chunk_bytes, winograd_channels, features, monkeypatch):
     """Winograd's, the direct one, two columns at once and four; all images at once, and one at a time."""
-    monkeypatch.setattr(conv, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(conv, "FEATURES", features)
-    monkeypatch.setattr(conv, "WINOGRAD_CHANNELS", winograd_channels)
-    monkeypatch.setattr(conv, "WINOGRAD_GRADIENT_CHANNELS", winograd_channels)
+    monkeypatch.setattr(conv_cpu, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(conv_cpu, "FEATURES", features)
+    monkeypatch.setattr(conv_cpu, "WINOGRAD_CHANNELS", winograd_channels)
+    monkeypatch.setattr(conv_cpu, "WINOGRAD_GRADIENT_CHANNELS", winograd_channels)
     assert_is_a_convolution(size, 1, (3, 3))
 
 
@@ -48,7 +49,7 @@ def assert_is_a_convolution(size, stride, kernel):
         pads = [(n // 2, n // 2) for n in kernel]
         return lax.conv_general_dilated(x, w, (stride,) * 2, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    y, pullback = jax.vjp(lambda x, w: conv.conv(x, w, stride), x, w)
+    y, pullback = jax.vjp(lambda x, w: conv(x, w, stride), x, w)
     y2, pullback2 = jax.vjp(plain, x, w)
     g = jax.random.normal(keys[2], y.shape)
     assert_close((y, pullback(g)), (y2, pullback2(g)))
@@ -61,7 +62,7 @@ def test_which_convolutions_are_winograds(shape, dtype, direct):
     x, kernel = jnp.zeros((2, 8, 8, shape[2]), dtype), jnp.zeros(shape, dtype)
 
     def forward(x, kernel):
-        return conv.conv(x, kernel, 1)
+        return conv(x, kernel, 1)
 
     def convolutions(function):
         return jax.jit(function).lower(x, kernel).as_text().count("stablehlo.convolution")
@@ -72,10 +73,10 @@ def test_which_convolutions_are_winograds(shape, dtype, direct):
 
 def test_a_network_is_cut_at_the_same_places_on_every_platform(monkeypatch):
     """Operations are counted in the direct form."""
-    monkeypatch.setattr(conv, "_cpu_conv", None)
-    unit_flops.__wrapped__(conv_block(64, 1, 3), (8, 8, 64))
+    monkeypatch.setattr(conv_cpu, "_training_conv", None)
+    unit_flops.__wrapped__(ConvBlock(64, 1, 3), (8, 8, 64))
     with pytest.raises(TypeError, match="NoneType"):
-        jax.vjp(lambda x: conv.conv(x, jnp.zeros((3, 3, 2, 2)), 1), jnp.zeros((1, 4, 4, 2)))
+        jax.vjp(lambda x: conv(x, jnp.zeros((3, 3, 2, 2)), 1), jnp.zeros((1, 4, 4, 2)))
 
 
 def test_columns_at_once_are_features():
@@ -83,7 +84,7 @@ def test_columns_at_once_are_features():
     for width, features in ((8, 32), (6, 16), (5, 8)):
         x, kernel = jnp.zeros((2, 8, width, 4)), jnp.zeros((3, 3, 4, 8))
         convolutions = [
-            eqn for eqn in jax.make_jaxpr(lambda x, k: conv._cpu_conv(x, k, 1))(x, kernel).eqns
+            eqn for eqn in jax.make_jaxpr(lambda x, k: conv_cpu._training_conv.__wrapped__(x, k, 1))(x, kernel).eqns
             if eqn.primitive is lax.conv_general_dilated_p
         ]  # fmt: skip
         assert [eqn.outvars[0].aval.shape[-1] for eqn in convolutions] == [features]
@@ -94,18 +95,18 @@ def test_a_winograd_convolution_is_as_exact_as_the_direct_one():
     keys = jax.random.split(jax.random.key(0), 2)
     x, kernel = jax.random.normal(keys[0], (2, 8, 8, 256)), jax.random.normal(keys[1], (3, 3, 256, 64))
     x32, kernel32 = x.astype(jnp.float32), kernel.astype(jnp.float32)
-    exact = conv._plain_conv(x32.astype(x.dtype), kernel32.astype(x.dtype), 1)
+    exact = conv_cpu.direct(x32.astype(x.dtype), kernel32.astype(x.dtype), 1)
 
     def error(y):
         assert y.dtype == jnp.float32
         return float(jnp.abs(y.astype(exact.dtype) - exact).max() / jnp.abs(exact).max())
 
-    assert error(winograd.convolution(x32, kernel32, 1)) < 4 * max(error(conv._plain_conv(x32, kernel32, 1)), 2**-24)
+    assert error(winograd.convolution(x32, kernel32, 1)) < 4 * max(error(conv_cpu.direct(x32, kernel32, 1)), 2**-24)
 
 
 def test_standardise_gives_mean_zero_and_variance_one():
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (16, 4, 4, 5))
-    y, stats = layers.standardise(x, layers.init_stats(5), Mode(train=True))
+    y, stats = layers.STANDARDISE.apply({}, layers.init_stats(5), x, Mode(train=True))
     assert_close(stats, {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))})
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-12)
     np.testing.assert_allclose(y.var((0, 1, 2)), 1, rtol=1e-4)  # epsilon is 1e-5 of a variance of 4
@@ -114,7 +115,7 @@ def test_standardise_gives_mean_zero_and_variance_one():
 def test_a_constant_channel_stays_finite():
     """One-pass variance may come out below zero."""
     x = jnp.full((8, 4, 4, 1), 1e4 + 0.1, jnp.float32)
-    y, stats = layers.standardise(x, layers.init_stats(1), Mode(train=True))
+    y, stats = layers.STANDARDISE.apply({}, layers.init_stats(1), x, Mode(train=True))
     assert np.isfinite(y).all()
     assert float(stats["var"][0]) >= 0
 

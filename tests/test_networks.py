@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from lpjax.models import preact_resnet as preact
-from lpjax.models.imagenet_resnet import basic, imagenet_resnet
-from lpjax.models.preact_resnet import preact_resnet, wide_resnet
+from lpjax.models.imagenet_resnet import imagenet_resnet
+from lpjax.models.preact_resnet import PreActivationBlock, preact_resnet, wide_resnet
 from lpjax.models.resnet import resnet
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, make_chain
@@ -129,7 +128,7 @@ def test_sizes_of_imagenet_resnets(depth, size):
     assert chain_size(make_chain(imagenet_resnet(depth=depth, classes=1000), IMAGENET)) == size
 
 
-# ---------------------------------------------------------------- shapes and runs
+# ---------------------------------------------------------------- shapes and repeats
 
 
 @pytest.mark.parametrize(
@@ -141,9 +140,9 @@ def test_sizes_of_imagenet_resnets(depth, size):
         (lambda: make_chain(imagenet_resnet(depth=152, classes=1000), IMAGENET), [1, 1, 1, 2, 1, 7, 1, 35, 1, 2, 1]),
     ],
 )
-def test_depth_adds_no_runs(build, counts):
-    """Programs are as long as there are runs."""
-    assert [run.count for run in build().runs] == counts
+def test_depth_adds_no_repeats(build, counts):
+    """Programs are as long as there are repeats."""
+    assert [repeat.count for repeat in build().repeats] == counts
 
 
 def test_shapes_of_imagenet_resnets():
@@ -163,7 +162,7 @@ def test_shapes_of_preact_resnets():
 
 def parts_with_a_shortcut(network: Chain) -> list[int]:
     params, _ = jax.eval_shape(lambda key: chain.init(network, key), jax.random.key(0))
-    return [run.first for run, tree in zip(network.runs, params, strict=True) if "shortcut" in tree]
+    return [repeat.first for repeat, tree in zip(network.repeats, params, strict=True) if "shortcut" in tree]
 
 
 def test_only_changes_of_shape_are_projected():
@@ -171,7 +170,7 @@ def test_only_changes_of_shape_are_projected():
     assert parts_with_a_shortcut(wrn(28, 10)) == [1, 5, 9]
     assert parts_with_a_shortcut(make_chain(imagenet_resnet(depth=34, classes=10), IMAGENET)) == [5, 9, 15]
     assert parts_with_a_shortcut(make_chain(imagenet_resnet(depth=50, classes=10), IMAGENET)) == [2, 5, 9, 15]
-    halved = make_chain([preact.block(basic, 4, 2, 0.0)], (8, 8, 4))  # of as many channels as before
+    halved = make_chain([PreActivationBlock("basic", 4, 2, 0.0)], (8, 8, 4))  # of as many channels as before
     assert parts_with_a_shortcut(halved) == [0]
 
 
@@ -213,7 +212,7 @@ def mask_chain(count: int = 1, offset: int = 0, rate: float = RATE):
 
     The norm before dropout returns 1 whatever it gets, the convolution after it is the identity.
     """
-    network = make_chain([preact.block(basic, 4, 1, rate)] * count, (16, 16, 4))
+    network = make_chain([PreActivationBlock("basic", 4, 1, rate)] * count, (16, 16, 4))
     network = Chain(network.units, network.shapes, offset)
     params, stats = chain.init(network, jax.random.key(0))
     second = params[0]["second"]
@@ -262,7 +261,7 @@ def test_the_mask_belongs_to_the_example(x, keys):
 
 
 def test_the_mask_belongs_to_the_position_in_the_network(x, keys):
-    """Each unit of a run has its own, the one it has where a cut makes it the first of a stage."""
+    """Each unit of a repeat has its own, the one it has where a cut makes it the first of a stage."""
     first, second = masks(x, keys, offset=5), masks(x, keys, offset=6)
     assert not np.allclose(first, second)
     assert_close(masks(x, keys, count=2, offset=5), first + second)
@@ -271,7 +270,9 @@ def test_the_mask_belongs_to_the_position_in_the_network(x, keys):
 def test_wide_resnets_drop_out_in_every_block():
     network = make_chain(wide_resnet(depth=16, widen=1, classes=10, dropout=RATE), (8, 8, 3))
     blocks = [(16, 1), (16, 1), (32, 2), (32, 1), (64, 2), (64, 1)]
-    assert list(network.units[1:-1]) == [preact.block(basic, features, stride, RATE) for features, stride in blocks]
+    assert list(network.units[1:-1]) == [
+        PreActivationBlock("basic", features, stride, RATE) for features, stride in blocks
+    ]
 
 
 # ---------------------------------------------------------------- what is refused

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpjax.models.resnet import conv_block, resnet
+from lpjax.models.resnet import ConvBlock, resnet
 from lpjax.network.partition import even_cuts, split
 from lpjax.nn.chain import Mode, apply, init, make_chain
 from lpjax.nn.count import activation_bytes, chain_flops, chain_size, unit_flops
@@ -34,7 +34,7 @@ def test_even_cuts_are_optimal(num_stages):
 
 def test_flops_of_a_convolution():
     """2 multiply-adds' worth a kernel weight and output, fewer at the border; batch norm and ReLU on top."""
-    measured = unit_flops(conv_block(16, 1, 3), (32, 32, 8))
+    measured = unit_flops(ConvBlock(16, 1, 3), (32, 32, 8))
     inner, whole = 30 * 30, 32 * 32
     assert 2 * inner * 9 * 8 * 16 < measured < 2 * whole * 9 * 8 * 16 + 20 * whole * 16
 
@@ -75,7 +75,7 @@ def test_bad_cuts(cuts):
 def test_activation_bytes_of_a_convolution():
     """conv, batch norm, ReLU: kept are the input and its statistics' residuals, never the parameters; twice the batch
     is twice the memory."""
-    chain_ = make_chain([conv_block(16, 1, 3)], (32, 32, 8))
+    chain_ = make_chain([ConvBlock(16, 1, 3)], (32, 32, 8))
     image, output = 32 * 32 * 8 * 4, 32 * 32 * 16 * 4
     assert image + output < activation_bytes(chain_, 1) < image + 4 * output
     fixed = 2 * activation_bytes(chain_, 4) - activation_bytes(chain_, 8)

@@ -22,19 +22,18 @@ from lpjax.cost.machine import (
 from lpjax.cost.memory import device_bytes
 from lpjax.cost.model import memory_bytes, step_seconds
 from lpjax.cost.traffic import exchanged_bytes
-from lpjax.models.resnet import basic_block, conv_block, resnet
-from lpjax.network import network
+from lpjax.models.resnet import BasicBlock, ConvBlock, resnet
 from lpjax.nn.count import unit_flops
 from lpjax.nn.layers import STANDARDISE
 from lpjax.training import run as runs
-from tests.helpers import small_config
+from tests.helpers import cut_network, small_config
 
 B = 64
 FREE = Link(0.0, math.inf)
 LINK = Link(latency=3.0, bandwidth=2.0)
 UNITS = resnet(depth=26, width=4, classes=10)  # stem, 3 x 4 blocks, head
-STAGES = network.build(UNITS, (8, 8, 3), num_stages=7, cuts=(2, 4, 6, 8, 10, 12))  # two units each
-WHOLE = network.build(UNITS, (8, 8, 3), num_stages=1)
+STAGES = cut_network(UNITS, (8, 8, 3), num_stages=7, cuts=(2, 4, 6, 8, 10, 12))  # two units each
+WHOLE = cut_network(UNITS, (8, 8, 3), num_stages=1)
 
 
 def unit_time(unit, in_shape, examples):
@@ -84,12 +83,12 @@ def test_groups_in_and_between_nodes():
 
 
 def test_layers_of_a_block():
-    found = layers(basic_block(16, 2), (8, 8, 8))
+    found = layers(BasicBlock(16, 2), (8, 8, 8))
     assert (found.kernels, found.params, found.norms) == (2, 9 * 16 * (8 + 16) + 4 * 16, (16, 16))
 
 
 def test_roofline_by_hand():
-    unit, shape = conv_block(16, 1, 3), (8, 8, 16)
+    unit, shape = ConvBlock(16, 1, 3), (8, 8, 16)
     flops, kept, params = unit_flops(unit, shape), kept_bytes(unit, shape, None), 9 * 16 * 16 + 2 * 16
     assert 2 * 4 * 8 * 8 * 16 < kept < 3 * 4 * 8 * 8 * 16, "input and output of the convolution, a mask"
 
@@ -175,7 +174,7 @@ def test_delayed_and_local():
     """FDG: two forward passes and one backward pass of two units.  DDG: six forward passes in turn, then f + b.  Local:
     no gradient of the input (-1), a classifier of a block and the head."""
     assert step("fdg").stages == (2 * 2 + 2 * 2) * 7 * B
-    uneven = network.build(UNITS, (8, 8, 3), num_stages=2, cuts=(2,))  # two units and twelve
+    uneven = cut_network(UNITS, (8, 8, 3), num_stages=2, cuts=(2,))  # two units and twelve
     assert step("fdg", net=uneven, stage=2).stages == 3 * 12 * 7 * B, "the last stage has one forward pass"
     assert step("ddg").stages == (6 * 2 + 2 + 2 * 2) * 7 * B
     assert step("local").stages == (3 * 2 - 1 + 3 * 2) * 7 * B
@@ -189,7 +188,7 @@ def test_coarse_adjoint():
 
 
 def test_recomputation_is_one_more_forward_pass():
-    again = network.build(UNITS, (8, 8, 3), num_stages=1, remat=True)
+    again = cut_network(UNITS, (8, 8, 3), num_stages=1, remat=True)
     assert step("serial", net=again, stage=1).stages == (41 + 14) * 7 * B
 
 
@@ -251,7 +250,7 @@ def test_half_the_bytes_of_an_exchange():
 def test_next_to_each_other():
     """Two columns of four stages on nodes of four: only one of the axes is inside a node."""
     machine = replace(IDEAL, devices_per_node=4, between=Link(1.0, math.inf))
-    net = network.build(UNITS, (8, 8, 3), num_stages=4)
+    net = cut_network(UNITS, (8, 8, 3), num_stages=4)
     columns = step("layer_parallel", machine, net, stage=4, data=2, batch=B, adjacent="stage")
     rows = step("layer_parallel", machine, net, stage=4, data=2, batch=B)
     assert (columns.exchange, rows.exchange) == (0, 3 * 3), "two all_to_alls and an all_gather of three messages"
@@ -284,7 +283,7 @@ def test_memory_is_that_of_the_tables(method, net):
 
 def test_memory_with_recomputation_is_of_the_units_inputs(monkeypatch):
     """Four bytes a value of each unit's input, and what one unit keeps at a time."""
-    again = network.build(UNITS, (8, 8, 3), num_stages=1, remat=True)
+    again = cut_network(UNITS, (8, 8, 3), num_stages=1, remat=True)
     found = memory_bytes("serial", again, batch=7 * B, stage=1, data=1)
     monkeypatch.setattr("lpjax.cost.model._kept", lambda chain: 0.0)
     inputs = sum(math.prod(shape) for shape in again.chain.shapes[:-1])
@@ -297,8 +296,8 @@ def test_memory_with_recomputation_is_of_the_units_inputs(monkeypatch):
 def test_memory_of_classifiers():
     """Beside the tables' count: a block and the head, their parameters three times and what they keep."""
     head, shape = UNITS[-1], (8, 8, 4)
-    kept = kept_bytes(basic_block(4, 1), shape, None) + kept_bytes(head, shape, None)
-    params = layers(basic_block(16, 1), (2, 2, 16)).params + layers(head, (2, 2, 16)).params
+    kept = kept_bytes(BasicBlock(4, 1), shape, None) + kept_bytes(head, shape, None)
+    params = layers(BasicBlock(16, 1), (2, 2, 16)).params + layers(head, (2, 2, 16)).params
     expected = sum(device_bytes(STAGES, config("local"), 0).values()) + 7 * B * kept + 3 * 4 * params
     assert memory_bytes("local", STAGES, batch=7 * B, stage=7, data=1) == pytest.approx(expected, rel=0.05)
 
@@ -308,7 +307,7 @@ def test_memory_of_tails():
         memory_bytes("layer_parallel", STAGES, batch=7 * B, stage=7, data=1, tail=tail, policy=policy)
         for tail, policy in ((None, "coarse_tail"), (1, "coarse_tail"), (None, "none"))
     )
-    pieces = [basic_block(4, 1), conv_block(8, 2, 3), basic_block(8, 1), basic_block(8, 1)]  # behind stage 0, of two
+    pieces = [BasicBlock(4, 1), ConvBlock(8, 2, 3), BasicBlock(8, 1), BasicBlock(8, 1)]  # behind stage 0, of two
     shapes = [(8, 8, 4), (8, 8, 4), (4, 4, 8), (4, 4, 8)]
     assert full > short > none
     assert full - none > 7 * B * sum(kept_bytes(unit, shape, None) for unit, shape in zip(pieces, shapes, strict=True))

@@ -23,12 +23,12 @@ from lpjax.data.source import Spec
 from lpjax.methods import METHODS
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
-from lpjax.nn.chain import Shape, Unit
+from lpjax.nn.chain import Shape, UnitLike
 from lpjax.nn.schedule import Item, Work
 from lpjax.parallel import platform
 from lpjax.training import run as runs
 
-Cost = Callable[[Unit, Shape, int], Seconds]
+Cost = Callable[[UnitLike, Shape, int], Seconds]
 """(unit, in_shape, examples) -> what it takes."""
 
 FACTOR, OWN_SHARE, SCATTER = 0.2, 0.02, 0.1

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lpjax.errors import BadInput
-from lpjax.nn.chain import Shape, Unit, make_chain
+from lpjax.nn.chain import Shape, UnitLike, make_chain
 from lpjax.nn.count import activation_bytes, layers, unit_flops
 
-UnitSeconds = Callable[[Unit, Shape, int], tuple[float, float]]
+UnitSeconds = Callable[[UnitLike, Shape, int], tuple[float, float]]
 """(unit, in_shape, examples) -> seconds of its forward and of its backward pass."""
 
 Number = float | int
@@ -126,7 +126,7 @@ class Group:
 
 
 @functools.cache
-def kept_bytes(unit: Unit, in_shape: Shape, dtype: str | None) -> float:
+def kept_bytes(unit: UnitLike, in_shape: Shape, dtype: str | None) -> float:
     """What a unit keeps of an example for its backward pass, activations in `dtype`: `partition.activation_bytes`, of
     three of them in a row if it keeps the shape, as it runs in a stage."""
     count = 3 if make_chain([unit], in_shape).out_shape == in_shape else 1
@@ -154,7 +154,7 @@ def roofline(
         raise BadInput(f"efficiency={efficiency}: expected a share of the peak, 0 < efficiency <= 1; correct it")
 
     @functools.cache
-    def seconds(unit: Unit, in_shape: Shape, examples: int) -> tuple[float, float]:
+    def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:
         own = layers(unit, in_shape)
         work = examples * unit_flops(unit, in_shape) / (efficiency * peak_flops)
         moved = (2 * examples * kept_bytes(unit, in_shape, dtype) + WIDTH * own.params) / memory_bandwidth

@@ -93,8 +93,8 @@ def item_seconds(item: Item, machine: Machine, groups: Groups, synchronised: boo
         return Seconds(WIDTH * item.accesses / machine.memory_bandwidth)
     forward = backward = norms = 0.0
     group = groups.get(item.norm_axes)
-    for run, (count, own) in zip(item.chain.runs, chain_layers(item.chain), strict=True):
-        once = machine.unit_seconds(run.unit, run.in_shape, item.examples)
+    for repeat, (count, own) in zip(item.chain.repeats, chain_layers(item.chain), strict=True):
+        once = machine.unit_seconds(repeat.unit, repeat.in_shape, item.examples)
         forward, backward = forward + count * once[0], backward + count * once[1]
         if group and synchronised:
             norms += count * sum(group.seconds("psum", 2 * WIDTH * channels) for channels in own.norms)

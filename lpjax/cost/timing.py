@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from lpjax.nn import chain
-from lpjax.nn.chain import Mode, Shape, Unit, make_chain
+from lpjax.nn.chain import Mode, Shape, UnitLike, make_chain
 
 
 def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> list[float]:
@@ -69,16 +69,16 @@ class UnitTimer:
     dtype: str | None = None
     remat: bool = False
     row: int = 3
-    known: dict[tuple[Unit, Shape, int], Seconds] = field(default_factory=dict, compare=False)
+    known: dict[tuple[UnitLike, Shape, int], Seconds] = field(default_factory=dict, compare=False)
     first: list[tuple[Callable[[], Any], float]] = field(default_factory=list, compare=False)
 
-    def __call__(self, unit: Unit, in_shape: Shape, examples: int) -> Seconds:
+    def __call__(self, unit: UnitLike, in_shape: Shape, examples: int) -> Seconds:
         key = unit, in_shape, examples
         if key not in self.known:
             self.known[key] = self._measured(*key)
         return self.known[key]
 
-    def _measured(self, unit: Unit, in_shape: Shape, examples: int) -> Seconds:
+    def _measured(self, unit: UnitLike, in_shape: Shape, examples: int) -> Seconds:
         one = make_chain([unit], in_shape)
         count = self.row if one.out_shape == in_shape else 1
         units = replace(make_chain([unit] * count, in_shape), dtype=self.dtype, remat=self.remat)

@@ -172,11 +172,6 @@ def stage_values(network: Network, config: Config) -> int:
     return network.num_stages // config.mesh_shape[0] * sum(network.params.lengths.values())
 
 
-def stats_values(network: Network, config: Config) -> int:
-    """Values of the packed batch-norm statistics of a device's stages."""
-    return network.num_stages // config.mesh_shape[0] * sum(network.stats.lengths.values())
-
-
 def parameters(method: Method, network: Network, config: Config) -> int:
     """Values of the parameters that a device trains: of its stages, or all, and of the AuxNet."""
     stages = sum(network.params.lengths.values()) * network.num_stages

@@ -51,7 +51,7 @@ from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
-from lpjax.nn.count import chain_size
+from lpjax.nn.count import chain_arrays, chain_size
 from lpjax.nn.schedule import Item, Part
 from lpjax.parallel import exchange
 from lpjax.parallel import mesh as meshes
@@ -268,7 +268,7 @@ class CoarseAdjoint(Method):
         values = sum(map(chain_size, network.aux_own))
         tied = sum(map(chain_size, network.aux_net)) - values
         if tied:
-            plan.message("psum", "stage", WIDTH * tied, "gradients")
+            plan.message("psum", "stage", WIDTH * tied, "gradients", count=chain_arrays(network.aux_net[-1]))
         for k, stage in enumerate(network.stages):
             behind = [Part(k, tails[i]) for i in aux_net.tail(K, k + 1, config.aux.tail) if tails]
             if fits(config, k):
@@ -277,7 +277,8 @@ class CoarseAdjoint(Method):
             plan.local(k // slots, own, behind, "tail", micro=-k, examples=column, norm_axes=("data",))
         moving.plan_update(plan, network, config)
         if network.aux_net:
-            plan.message("psum", meshes.ALL_AXES, WIDTH * (values + tied), "gradients")
+            arrays = sum(map(chain_arrays, network.aux_net))
+            plan.message("psum", meshes.ALL_AXES, WIDTH * (values + tied), "gradients", count=arrays)
             for d in range(S):
                 plan.work(d, "update", accesses=UPDATE * values)
         moving.plan_shift(plan, network, config, column)

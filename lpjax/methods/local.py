@@ -250,8 +250,7 @@ class Local(Method):
                 examples=column,
                 norm_axes=("data",),
             )
-        values, stats = (slots * sum(packing.lengths.values()) for packing in (own.params, own.stats))
-        moving.plan_update(plan, network, config, values=values, stats=stats)
+        moving.plan_update(plan, network, config, beside=(own.params, own.stats))
         moving.plan_shift(plan, network, config, column)
         moving.plan_tags(plan, config)
         plan.message("psum", meshes.ALL_AXES, 3 * WIDTH * K, "metrics")

@@ -28,12 +28,16 @@ _LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "runni
 def from_torch(
     chain: Chain, state_dict: Mapping[str, Any], names: Names
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
-    """Parameters and statistics of `chain` as `lpjax.nn.chain.init` lays them out, with the values of `state_dict`.
+    """Take over weights from PyTorch.
 
     Args:
       chain: a whole network, not a stage of one.
       state_dict: torch tensors or numpy arrays by name; "num_batches_tracked" is not read.
       names: how the modules of `state_dict` are called, such as `torchvision_resnet_names`.
+
+    Returns:
+      Parameters and statistics of `chain` as `lpjax.nn.chain.init` lays them out.
+
     Raises:
       ValueError: a key is missing, left over or of another shape, or `names` does not fit the chain.
     """
@@ -68,8 +72,8 @@ def from_torch(
         return np.moveaxis(value, (0, 1), (-1, -2)) if leaf == "kernel" else value
 
     def stack(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Array:
-        run, keys = chain.runs[path[1].idx], [entry.key for entry in path[2:]]
-        values = [take(run.first + i, keys, leaf.shape[1:]) for i in range(run.count)]
+        repeat, keys = chain.repeats[path[1].idx], [entry.key for entry in path[2:]]
+        values = [take(repeat.first + i, keys, leaf.shape[1:]) for i in range(repeat.count)]
         return jnp.asarray(np.stack(values), leaf.dtype)
 
     trees = jax.tree.map_with_path(stack, jax.eval_shape(lambda key: init(chain, key), jax.random.key(0)))

@@ -5,8 +5,9 @@ s/32, global average pooling and a linear classifier.  A bottleneck takes its st
 torchvision's networks do ("v1.5"), and blocks may start as identities: their last scale is 0 (arXiv:1706.02677).
 """
 
-import functools
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,86 +15,115 @@ from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
 from lpjax.errors import BadInput
-from lpjax.models.resnet import check_sizes, classifier, conv_block, groups
+from lpjax.models.resnet import Classifier, ConvBlock, check_sizes, groups, with_stride
 from lpjax.nn import layers
-from lpjax.nn.chain import Mode, Shape, Unit
+from lpjax.nn.chain import Mode, Shape, UnitLike
 
 PARTS = ("first", "second", "third")
 """What the convolutions of a block are called in its parameters."""
 
-Convs = tuple[tuple[int, int, int], ...]
-"""The convolutions of a block, in order: kernel size, features, stride."""
-
-Kind = Callable[[int, int], Convs]
-
-
-def basic(features: int, stride: int) -> Convs:
-    """Two 3x3 convolutions, the first with the stride."""
-    return (3, features, stride), (3, features, 1)
-
-
-def bottleneck(features: int, stride: int) -> Convs:
-    """1x1 to `features`, 3x3 with the stride, 1x1 to four times as many."""
-    return (1, features, 1), (3, features, stride), (1, 4 * features, 1)
-
+Kind = Literal["basic", "bottleneck"]
 
 GROUPS: dict[int, tuple[Kind, tuple[int, ...]]] = {
-    18: (basic, (2, 2, 2, 2)),
-    34: (basic, (3, 4, 6, 3)),
-    50: (bottleneck, (3, 4, 6, 3)),
-    101: (bottleneck, (3, 4, 23, 3)),
-    152: (bottleneck, (3, 8, 36, 3)),
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
 }
 """By depth: the kind of block and how many of them each group has."""
 
 
-@functools.cache
-def block(kind: Kind, features: int, stride: int, zero_init: bool) -> Unit:
-    """relu(shortcut(x) + bn(conv(... relu(bn(conv(x)))))); the shortcut is a 1x1 conv_norm where the shape changes."""
-    convs = kind(features, stride)
-    out = convs[-1][1]
+def convolutions(kind: Kind, features: int, stride: int) -> tuple[tuple[int, int, int], ...]:
+    """What a block is made of.
 
-    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
-        layers.check_stride(in_shape, stride)
+    Args:
+      kind: "basic": two 3x3 convolutions, the first with the stride.  "bottleneck": 1x1 to `features`, 3x3 with the
+        stride, 1x1 to four times as many.
+      features: channels inside.
+      stride: in pixels.
+
+    Returns:
+      Its convolutions, in order: (kernel size, features, stride).
+    """
+    if kind == "basic":
+        return (3, features, stride), (3, features, 1)
+    return (1, features, 1), (3, features, stride), (1, 4 * features, 1)
+
+
+@dataclass(frozen=True)
+class PostActivationBlock:
+    """Residual block with batch norm and ReLU after each convolution, and after the sum.
+
+    Attributes:
+      kind: see `convolutions`.
+      features: likewise.
+      stride: likewise.
+      zero_init: the last batch norm begins with scale 0, so that the block begins as its shortcut.
+    """
+
+    kind: Kind
+    features: int
+    stride: int
+    zero_init: bool
+    name = property(lambda self: with_stride(f"{self.kind}-{self.features}", self.stride))
+
+    def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        """Those of a `layers.conv_norm` for each of `PARTS`, and of a 1x1 "shortcut" where the shape changes."""
+        layers.check_stride(in_shape, self.stride)
+        convs = convolutions(self.kind, self.features, self.stride)
         *keys, shortcut = jax.random.split(key, len(convs) + 1)
         params, stats, channels = {}, {}, in_shape[-1]
         for part, part_key, (size, filters, _) in zip(PARTS, keys, convs, strict=False):
             params[part], stats[part] = layers.init_conv_norm(part_key, size, channels, filters)
             channels = filters
-        if zero_init:
-            params[part]["norm"]["scale"] = jnp.zeros(out)
-        if (in_shape[-1], stride) != (out, 1):
-            params["shortcut"], stats["shortcut"] = layers.init_conv_norm(shortcut, 1, in_shape[-1], out)
+        if self.zero_init:
+            params[part]["norm"]["scale"] = jnp.zeros(channels)
+        if (in_shape[-1], self.stride) != (channels, 1):
+            params["shortcut"], stats["shortcut"] = layers.init_conv_norm(shortcut, 1, in_shape[-1], channels)
         return params, stats
 
-    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+    def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+        """relu(shortcut(x) + bn(conv(... relu(bn(conv(x))))))."""
         y, new = x, {}
-        for part, (_, _, part_stride) in zip(PARTS, convs, strict=False):
+        for part, (_, _, stride) in zip(PARTS, convolutions(self.kind, self.features, self.stride), strict=False):
             y = y if part == "first" else nn.relu(y)
-            y, new[part] = layers.conv_norm(params[part], stats[part], y, mode, part_stride)
+            y, new[part] = layers.conv_norm(params[part], stats[part], y, mode, stride)
         if "shortcut" in params:
-            x, new["shortcut"] = layers.conv_norm(params["shortcut"], stats["shortcut"], x, mode, stride)
+            x, new["shortcut"] = layers.conv_norm(params["shortcut"], stats["shortcut"], x, mode, self.stride)
         return nn.relu(x + y), new
 
-    return Unit(f"{kind.__name__}-{features}" + (f"/{stride}" if stride > 1 else ""), init, apply)
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Maximum over 3x3 windows at stride 2, see `layers.max_pool`."""
+
+    name = "max_pool/2"
+
+    def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        """No parameters."""
+        layers.check_stride(in_shape, 2)
+        return {}, {}
+
+    def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+        """The maxima."""
+        return layers.max_pool(x), stats
 
 
-def _init_max_pool(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
-    layers.check_stride(in_shape, 2)
-    return {}, {}
+def imagenet_resnet(*, depth: int, classes: int, width: int = 64, zero_init: bool = True) -> tuple[UnitLike, ...]:
+    """Units of a ResNet for images of 17 pixels or more.
 
+    Args:
+      depth: 18 or 34 layers (basic blocks), 50, 101 or 152 (bottlenecks).
+      classes: of the images.
+      width: channels of the first group.
+      zero_init: see `PostActivationBlock`.
 
-def _apply_max_pool(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
-    return layers.max_pool(x), stats
+    Returns:
+      The units, stem to classifier.
 
-
-MAX_POOL = Unit("max_pool/2", _init_max_pool, _apply_max_pool)
-
-
-def imagenet_resnet(*, depth: int, classes: int, width: int = 64, zero_init: bool = True) -> tuple[Unit, ...]:
-    """Units of a ResNet of 18, 34 (basic blocks), 50, 101 or 152 layers (bottlenecks); images of 17 pixels or more.
-
-    Raises ValueError for another depth, or for a width or number of classes below 1.
+    Raises:
+      BadInput: another depth, or a width or number of classes below 1.
     """
     if depth not in GROUPS:
         raise BadInput(
@@ -101,5 +131,5 @@ def imagenet_resnet(*, depth: int, classes: int, width: int = 64, zero_init: boo
         )
     check_sizes("width", width, classes)
     kind, counts = GROUPS[depth]
-    blocks = groups(lambda features, stride: block(kind, features, stride, zero_init), width, counts)
-    return (conv_block(width, 2, 7), MAX_POOL, *blocks, classifier(classes))
+    blocks = groups(partial(PostActivationBlock, kind, zero_init=zero_init), width, counts)
+    return (ConvBlock(width, 2, 7), MaxPool(), *blocks, Classifier(classes))

@@ -4,8 +4,8 @@ A 3x3 stem, three groups of n post-activation blocks of widths w, 2w, 4w on maps
 pooling and a linear classifier.  Shortcuts are free of parameters (option A: subsample, pad the new channels with 0).
 """
 
-import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 from jax import nn
@@ -13,63 +13,103 @@ from jaxtyping import Array, PRNGKeyArray
 
 from lpjax.errors import BadInput
 from lpjax.nn import layers
-from lpjax.nn.chain import Mode, Shape, Unit
+from lpjax.nn.chain import Mode, Shape, UnitLike
 
 
-@functools.cache  # equal arguments give the same unit, which is what makes a run (so no defaults: they would differ)
-def conv_block(features: int, stride: int, size: int) -> Unit:
-    """size x size convolution, batch norm, ReLU: [b, H, W, C] -> [b, ceil(H/stride), ceil(W/stride), features]."""
+@dataclass(frozen=True)
+class ConvBlock:
+    """Convolution, batch norm, ReLU: [b, H, W, C] -> [b, ceil(H/stride), ceil(W/stride), features].
 
-    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
-        layers.check_stride(in_shape, stride)
-        return layers.init_conv_norm(key, size, in_shape[-1], features)
+    Attributes:
+      features: channels of the output.
+      stride: in pixels.
+      size: side of the kernel, odd.
+    """
 
-    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
-        x, stats = layers.conv_norm(params, stats, x, mode, stride)
+    features: int
+    stride: int
+    size: int
+    name = property(lambda self: with_stride(f"conv{self.size}-{self.features}", self.stride))
+
+    def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        """Those of `layers.conv_norm`."""
+        layers.check_stride(in_shape, self.stride)
+        return layers.init_conv_norm(key, self.size, in_shape[-1], self.features)
+
+    def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+        """relu(bn(conv(x)))."""
+        x, stats = layers.conv_norm(params, stats, x, mode, self.stride)
         return nn.relu(x), stats
 
-    return Unit(f"conv{size}-{features}" + (f"/{stride}" if stride > 1 else ""), init, apply)
 
+@dataclass(frozen=True)
+class BasicBlock:
+    """Residual block of two 3x3 convolutions, the first with the stride.
 
-@functools.cache
-def basic_block(features: int, stride: int) -> Unit:
-    """relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))), both convolutions 3x3, the first with the stride."""
+    Attributes:
+      features: channels of the output, not fewer than of the input.
+      stride: in pixels.
+    """
 
-    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
-        if features < in_shape[-1]:
-            raise BadInput(
-                f"features={features} after {in_shape[-1]} channels: a parameter-free shortcut can only add channels; "
-                f"use features >= {in_shape[-1]}"
-            )
-        layers.check_stride(in_shape, stride)
+    features: int
+    stride: int
+    name = property(lambda self: with_stride(f"block-{self.features}", self.stride))
+
+    def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        """Those of two `layers.conv_norm`, "first" and "second"."""
+        check_channels(self.features, in_shape[-1], f"use features >= {in_shape[-1]}")
+        layers.check_stride(in_shape, self.stride)
         first, second = jax.random.split(key)
-        params1, stats1 = layers.init_conv_norm(first, 3, in_shape[-1], features)
-        params2, stats2 = layers.init_conv_norm(second, 3, features, features)
+        params1, stats1 = layers.init_conv_norm(first, 3, in_shape[-1], self.features)
+        params2, stats2 = layers.init_conv_norm(second, 3, self.features, self.features)
         return {"first": params1, "second": params2}, {"first": stats1, "second": stats2}
 
-    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
-        y, first = layers.conv_norm(params["first"], stats["first"], x, mode, stride)
+    def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+        """relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))."""
+        y, first = layers.conv_norm(params["first"], stats["first"], x, mode, self.stride)
         y, second = layers.conv_norm(params["second"], stats["second"], nn.relu(y), mode)
-        return nn.relu(layers.shortcut(x, features, stride) + y), {"first": first, "second": second}
-
-    return Unit(f"block-{features}" + (f"/{stride}" if stride > 1 else ""), init, apply)
+        return nn.relu(layers.shortcut(x, self.features, self.stride) + y), {"first": first, "second": second}
 
 
-@functools.cache
-def classifier(classes: int) -> Unit:
+@dataclass(frozen=True)
+class Classifier:
     """Global average pooling and a linear layer: [b, H, W, C] -> logits [b, classes]."""
 
-    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
-        return layers.init_linear(key, in_shape[-1], classes), {}
+    classes: int
+    name = property(lambda self: f"classifier-{self.classes}")
 
-    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
-        return layers.linear(params, layers.wide(x).mean((1, 2))), stats
+    def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
+        """Those of `layers.linear`."""
+        return layers.init_linear(key, in_shape[-1], self.classes), {}
 
-    return Unit(f"classifier-{classes}", init, apply)
+    def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
+        """Logits, in single precision at least."""
+        return layers.linear(params, layers.at_least_float32(x).mean((1, 2))), stats
+
+
+def with_stride(name: str, stride: int) -> str:
+    """The name of a unit, followed by its stride where that is not 1."""
+    return f"{name}/{stride}" if stride > 1 else name
+
+
+def check_channels(features: int, channels: int, remedy: str) -> None:
+    """Refuse a parameter-free shortcut to fewer features than there are channels.
+
+    Raises:
+      BadInput: there are fewer; what to do is `remedy`.
+    """
+    if features < channels:
+        raise BadInput(
+            f"features={features} after {channels} channels: a parameter-free shortcut can only add channels; {remedy}"
+        )
 
 
 def blocks_per_group(depth: int, size: int, others: int) -> int:
-    """n of a depth of `size` n + `others` layers."""
+    """n of a depth of `size` n + `others` layers.
+
+    Raises:
+      BadInput: no n >= 1 gives this depth.
+    """
     blocks, rest = divmod(depth - others, size)
     if rest or blocks < 1:
         near = max(round((depth - others) / size), 1) * size + others
@@ -78,25 +118,47 @@ def blocks_per_group(depth: int, size: int, others: int) -> int:
 
 
 def check_sizes(name: str, size: int, classes: int) -> None:
-    """Raises ValueError for a width (called `name`) or number of classes below 1."""
+    """Refuse a width (called `name`) or number of classes below 1.
+
+    Raises:
+      BadInput: one of them is.
+    """
     if size < 1 or classes < 1:
         raise BadInput(f"model.{name}={size} with {classes} classes: both must be at least 1")
 
 
-def groups(block: Callable[[int, int], Unit], width: int, counts: Sequence[int]) -> list[Unit]:
-    """`block(features, stride)` in groups of `counts`: a group has twice the features and half the map of the last."""
-    units: list[Unit] = []
+def groups(block: Callable[[int, int], UnitLike], width: int, counts: Sequence[int]) -> list[UnitLike]:
+    """Groups of blocks, each of twice the features and half the map of the one before.
+
+    Args:
+      block: (features, stride) -> a block.
+      width: features of the first group.
+      counts: blocks of each group.
+
+    Returns:
+      The blocks, in order.
+    """
+    units: list[UnitLike] = []
     for group, count in enumerate(counts):
         features = width * 2**group
         units += [block(features, 1 if group == 0 else 2)] + [block(features, 1)] * (count - 1)
     return units
 
 
-def resnet(*, depth: int, width: int, classes: int) -> tuple[Unit, ...]:
-    """Units of a ResNet of `depth` = 6n+2 layers, `width` channels in its first group; any input size and channels.
+def resnet(*, depth: int, width: int, classes: int) -> tuple[UnitLike, ...]:
+    """Units of a ResNet for images of any size and number of channels.
 
-    Raises ValueError for another depth, or for a width or number of classes below 1.
+    Args:
+      depth: layers, 6n+2.
+      width: channels of the first group.
+      classes: of the images.
+
+    Returns:
+      The units, stem to classifier.
+
+    Raises:
+      BadInput: another depth, or a width or number of classes below 1.
     """
     blocks = blocks_per_group(depth, 6, 2)
     check_sizes("width", width, classes)
-    return (conv_block(width, 1, 3), *groups(basic_block, width, [blocks] * 3), classifier(classes))
+    return (ConvBlock(width, 1, 3), *groups(BasicBlock, width, [blocks] * 3), Classifier(classes))

@@ -14,8 +14,7 @@ A piece ends like its stage: with the standardisation if that does.
 
 With a `grid` a piece computes on maps of at most grid x grid pixels, whatever the interfaces have, and adds what it
 finds there to its input (`grid_block`).  A tail pools a stage's output to the grid and stays there to the head, with
-the same parameters: its cost is that of a few small maps.  (Coarsening in space, as parareal's coarse propagators do:
-Ruprecht 2014, arXiv:1401.7829.)
+the same parameters: its cost is that of a few small maps.
 
 The last piece may be made of the last stage's own units and weights (`config.aux.tied`, `own_positions`), which then
 learn from all tails.
@@ -24,86 +23,64 @@ A tail may be cut short (`config.aux.tail`): after so many pieces it goes on wit
 between being passed over by the shortcut of ResNets, without parameters.  Its cost then does not grow with K.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import jax
-from jax import nn
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from lpjax.config import named
+from lpjax.config.schema import AuxConfig
 from lpjax.errors import BadInput
-from lpjax.models.resnet import basic_block, conv_block
+from lpjax.models.resnet import BasicBlock, ConvBlock
+from lpjax.network.grid_block import GridBlock
 from lpjax.nn import chain, layers
-from lpjax.nn.chain import Chain, Mode, Shape, Unit, make_chain
+from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
 from lpjax.nn.count import chain_flops
 from lpjax.nn.layers import STANDARDISE
 from lpjax.nn.losses import Interface
 
-PieceUnits = Callable[..., Sequence[Unit]]
+PieceUnits = Callable[..., Sequence[UnitLike]]
 
 
-def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[Unit]:
-    """Convolution to the resolution behind the stage where it must be, then `blocks` residual blocks, all of `width`
-    times the channels there, and a 1x1 convolution to these.  The last piece has the network's head for its own, and
-    "behind" is before the head.  With a `grid`: a `grid_block`, in the first piece behind a convolution.
+def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[UnitLike]:
+    """Make a piece of convolutions, for stages that map images to images.
 
-    Raises ValueError where a stage does not map [H, W, C] to a map that a strided convolution reaches.
+    A convolution to the resolution behind the stage where it must be, then residual blocks, and a 1x1 convolution to
+    the channels there.  The last piece has the network's head for its own, and "behind" is before the head.
+
+    Args:
+      stage: the stage beside the piece.
+      blocks: number of residual blocks.
+      width: channels of the blocks, over those behind the stage.
+      grid: if set, a `GridBlock`, in the first piece behind a convolution.
+
+    Returns:
+      The units of the piece.
+
+    Raises:
+      BadInput: the stage does not map [H, W, C] to a map that a strided convolution reaches.
     """
     last = len(stage.out_shape) == 1
     out_shape = stage.shapes[-2] if last else stage.out_shape
-    stride, channels = _stride(stage.in_shape, out_shape), out_shape[-1]
+    stride, channels = conv_stride(stage.in_shape, out_shape), out_shape[-1]
     features = max(1, round(width * channels))
     head = [stage.units[-1]] if last else []
     if grid is not None:
-        image = [conv_block(channels, stride, 3)] if stage.offset == 0 else []
-        return [*image, grid_block(channels, features, out_shape[:2], grid, blocks), *head]
-    units = [] if (stage.in_shape[-1], stride) == (features, 1) else [conv_block(features, stride, 3)]
-    units += [basic_block(features, 1)] * blocks
+        image = [ConvBlock(channels, stride, 3)] if stage.offset == 0 else []
+        return [*image, GridBlock(channels, features, out_shape[:2], grid, blocks), *head]
+    units: list[UnitLike] = [] if (stage.in_shape[-1], stride) == (features, 1) else [ConvBlock(features, stride, 3)]
+    units += [BasicBlock(features, 1)] * blocks
     if features != channels:
-        units.append(conv_block(channels, 1, 1))
+        units.append(ConvBlock(channels, 1, 1))
     return [*units, *head]
 
 
-@functools.cache
-def grid_block(features: int, inner: int, size: tuple[int, ...], grid: int, blocks: int) -> Unit:
-    """relu(S x + U C R x): [b, H, W, C] -> [b, h, w, features], (h, w) = `size` or what x has, if that is smaller.
+def conv_stride(in_shape: Shape, out_shape: Shape) -> int:
+    """The stride at which a convolution makes one map [H, W, C] of another.
 
-    R averages over windows to at most grid x grid pixels, C is a 3x3 convolution, `blocks` residual blocks, both of
-    `inner` channels, and a 1x1 convolution, U repeats pixels over the windows again.  S averages to `size` and adds
-    channels of zeros, so that details pass.  On a map that is on the grid already R and U do nothing.  Without blocks
-    and with as many channels inside, C is a 3x3 convolution and nothing else.
+    Raises:
+      BadInput: there is none.
     """
-    units = [conv_block(inner, 1, 3), *[basic_block(inner, 1)] * blocks] if blocks or inner != features else []
-    kernel = 1 if units else 3
-
-    def inside(in_shape: Shape) -> Chain:
-        small = *(min(have, want) for have, want in zip(in_shape, size, strict=False)), in_shape[-1]
-        return make_chain(units, on_grid(small, grid))
-
-    def init(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
-        if features < in_shape[-1]:
-            raise BadInput(
-                f"features={features} after {in_shape[-1]} channels: a parameter-free shortcut can only add channels; "
-                f"choose other cuts"
-            )
-        first, last = jax.random.split(key)
-        made = inside(in_shape)
-        params, stats = chain.init(made, first)
-        out, out_stats = layers.init_conv_norm(last, kernel, made.out_shape[-1], features)
-        return {"units": params, "out": out}, {"units": stats, "out": out_stats}
-
-    def apply(params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
-        made = inside(x.shape[1:])
-        y, unit_stats = chain.apply(made, params["units"], stats["units"], layers.pooled(x, made.in_shape[:2]), mode)
-        y, out_stats = layers.conv_norm(params["out"], stats["out"], y, mode)
-        x = layers.padded(layers.pooled(x, size), features)
-        return nn.relu(x + layers.spread(y, x.shape[1:3])), {"units": unit_stats, "out": out_stats}
-
-    return Unit(f"grid{grid}-{features}({inner})x{blocks}", init, apply)
-
-
-def _stride(in_shape: Shape, out_shape: Shape) -> int:
     if len(in_shape) == len(out_shape) == 3:
         stride = -(-in_shape[0] // out_shape[0])
         if tuple(-(-size // stride) for size in in_shape[:2]) == out_shape[:2]:
@@ -114,21 +91,31 @@ def _stride(in_shape: Shape, out_shape: Shape) -> int:
     )
 
 
-def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[Unit]:
-    """Those of the stage's own units that change the shape, and the first `blocks` of the others.
+def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[UnitLike]:
+    """Make a piece of some of the stage's own units, for any network.
 
-    Raises ValueError for a `width` other than 1, or a `grid`: units cannot be changed from outside.
+    Args:
+      stage: the stage beside the piece.
+      blocks: how many of the units that keep the shape, besides all that change it.
+      width: 1.
+      grid: None.
+
+    Returns:
+      The units of the piece.
+
+    Raises:
+      BadInput: another `width`, or a `grid`: units cannot be changed from outside.
     """
     if width != 1 or grid is not None:
         raise BadInput(
-            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function=own_units, "
-            f"which takes the stage's units as they are; leave both unset"
+            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function="
+            f"lpjax.network.aux_net:own_units, which takes the stage's units as they are; leave both unset"
         )
     return [stage.units[i] for i in own_positions(stage, blocks)]
 
 
 def own_positions(stage: Chain, blocks: int) -> list[int]:
-    """Of the stage's units that change the shape, and of the first `blocks` others."""
+    """Positions in a stage of the units that change the shape, and of the first `blocks` others."""
     positions = []
     for i, (unit, before, after) in enumerate(zip(stage.units, stage.shapes[:-1], stage.shapes[1:], strict=True)):
         if before != after:
@@ -139,41 +126,38 @@ def own_positions(stage: Chain, blocks: int) -> list[int]:
     return positions
 
 
-def make_aux_net(
-    stages: tuple[Chain, ...],
-    *,
-    function: PieceUnits = convolutions,
-    blocks_per_stage: int,
-    width: float,
-    grid: int | None = None,
-    tied: bool = False,
-) -> tuple[Chain, ...]:
-    """The K pieces of the AuxNet of a network cut into `stages`; none for K = 1, where no stage needs an input.
+def make_aux_net(stages: tuple[Chain, ...], aux: AuxConfig) -> tuple[Chain, ...]:
+    """Derive the AuxNet of a network.
 
     Args:
       stages: the stages of the network, as `partition.split` returns them.
-      function: makes the units of a piece, see above.
-      blocks_per_stage: residual blocks of each piece, >= 0.
-      width: channels of a piece over those of the interface behind it, > 0.
-      grid: side of the maps it computes on, see above.
-      tied: whether the last piece is made of the last stage's units.
+      aux: `function`, `blocks_per_stage`, `width` or `share`, `grid` and `tied` are read.
+
+    Returns:
+      Its K pieces; none for K = 1, where no stage needs an input.
+
     Raises:
-      ValueError: an argument out of range, or units that do not map a stage's input to its output.
+      BadInput: a field out of range, units that do not map a stage's input to its output, or no AuxNet of so small a
+        share.
     """
-    if blocks_per_stage < 0 or width <= 0:
+    if aux.share is not None and len(stages) > 1:
+        return _widest(stages, aux, aux.share)
+    if aux.blocks_per_stage < 0 or aux.width <= 0:
         raise BadInput(
-            f"aux.blocks_per_stage={blocks_per_stage}, aux.width={width}: expected blocks_per_stage >= 0 and width > 0"
+            f"aux.blocks_per_stage={aux.blocks_per_stage}, aux.width={aux.width}: expected blocks_per_stage >= 0 and "
+            f"width > 0"
         )
+    function: PieceUnits = named.load(aux.function, "aux.function")
     if len(stages) == 1:
         return ()
     pieces: list[Chain] = []
     offset = 0
     for j, stage in enumerate(stages):
         try:
-            if tied and j == len(stages) - 1:
-                units = own_units(stage, blocks=blocks_per_stage, width=1.0)
+            if aux.tied and j == len(stages) - 1:
+                units = own_units(stage, blocks=aux.blocks_per_stage, width=1.0)
             else:
-                units = list(function(stage, blocks=blocks_per_stage, width=width, grid=grid))
+                units = list(function(stage, blocks=aux.blocks_per_stage, width=aux.width, grid=aux.grid))
             piece = make_chain([*units, *([STANDARDISE] if stage.units[-1] == STANDARDISE else [])], stage.in_shape)
         except ValueError as error:
             raise BadInput(f"the AuxNet's piece beside stage {j}: {error}") from error
@@ -192,30 +176,15 @@ def aux_share(stages: tuple[Chain, ...], aux_net: tuple[Chain, ...]) -> float:
     return sum(map(chain_flops, aux_net)) / sum(map(chain_flops, stages))
 
 
-def widest(
-    stages: tuple[Chain, ...],
-    *,
-    function: PieceUnits,
-    blocks_per_stage: int,
-    share: float,
-    grid: int | None = None,
-    tied: bool = False,
-) -> tuple[Chain, ...]:
-    """The widest AuxNet, of a multiple of 1/16 of the stages' channels, with at most this `share` of their cost.
-
-    Raises ValueError where the narrowest has more, or `make_aux_net` does.
-    """
-    shares = []
+def _widest(stages: tuple[Chain, ...], aux: AuxConfig, share: float) -> tuple[Chain, ...]:
+    """The widest AuxNet, of a multiple of 1/16 of the stages' channels, of at most this share of their cost."""
     for sixteenths in range(16, 0, -1):
-        width = sixteenths / 16
-        pieces = make_aux_net(
-            stages, function=function, blocks_per_stage=blocks_per_stage, width=width, grid=grid, tied=tied
-        )
-        shares.append(aux_share(stages, pieces))
-        if shares[-1] <= share:
+        pieces = make_aux_net(stages, replace(aux, width=sixteenths / 16, share=None))
+        found = aux_share(stages, pieces)
+        if found <= share:
             return pieces
     raise BadInput(
-        f"aux.share={share}: the narrowest AuxNet of {blocks_per_stage} blocks a stage has {shares[-1]:.4f} of the "
+        f"aux.share={share}: the narrowest AuxNet of {aux.blocks_per_stage} blocks a stage has {found:.4f} of the "
         f"network's cost; expected at least that; lower aux.blocks_per_stage or num_stages"
     )
 
@@ -234,10 +203,19 @@ def apply(
     shifts: tuple[Interface, ...],
     mode: Mode,
 ) -> tuple[tuple[Interface, ...], Float[Array, "b classes"], tuple[PyTree, ...]]:
-    """The auxiliary variables (lambda_1, .., lambda_{K-1}), the logits of the AuxNet's own head, and its statistics.
+    """Forward pass of the AuxNet.
 
-    `shifts[j-1]` is added to lambda_j before the rest of the AuxNet sees it: zeros whose gradient is the AuxNet's
-    adjoint at interface j.
+    Args:
+      pieces: the K pieces.
+      params: one tree a piece.
+      stats: likewise.
+      x: images [b, H, W, C].
+      shifts: `shifts[j-1]` is added to lambda_j before the rest of the AuxNet sees it: zeros, whose gradient is the
+        AuxNet's adjoint at interface j.
+      mode: training or not.
+
+    Returns:
+      The auxiliary variables (lambda_1, .., lambda_{K-1}), the logits of the AuxNet's own head, and its statistics.
     """
     lam, new_stats = [], []
     for j, piece in enumerate(pieces):
@@ -249,38 +227,6 @@ def apply(
     return tuple(lam), x, tuple(new_stats)
 
 
-def on_grid(shape: Shape, grid: int) -> Shape:
-    """The shape of a map [H, W, C] averaged over the smallest windows that leave at most grid x grid pixels."""
-    if len(shape) != 3:
-        return shape
-    return *(-(-size // -(-size // grid)) for size in shape[:2]), shape[2]
-
-
-def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
-    """The pieces as tails run them: on the grid, if there is one.
-
-    Raises ValueError where a piece does not run there with the parameters that it has.
-    """
-    if grid is None:
-        return pieces
-
-    def trees(piece: Chain) -> PyTree:
-        return jax.eval_shape(lambda: chain.init(piece, jax.random.key(0)))
-
-    tails = list(pieces[:1])  # no tail begins at the image
-    for j, piece in enumerate(pieces[1:], 1):
-        expected = on_grid(piece.out_shape, grid)
-        small = make_chain(piece.units, on_grid(piece.in_shape, grid))
-        if small.out_shape != expected or trees(small) != trees(piece):
-            raise BadInput(
-                f"aux.grid={grid}: the AuxNet's piece beside stage {j} maps {small.in_shape} to {small.out_shape}: "
-                f"expected {expected} with the parameters it has on {piece.in_shape}; choose a grid that all maps can "
-                f"be averaged to, correct aux.function, or leave aux.grid unset"
-            )
-        tails.append(replace(piece, shapes=small.shapes))
-    return tuple(tails)
-
-
 def tail_logits(
     tails: tuple[Chain, ...],
     params: tuple[PyTree, ...],
@@ -290,15 +236,36 @@ def tail_logits(
     mode: Mode,
     length: int | None,
 ) -> Float[Array, "b classes"]:
-    """Logits of the AuxNet's tail at x, an input of interface j: of its pieces (`as_tails`) those of `tail`."""
+    """Logits of the AuxNet's tail.
+
+    Args:
+      tails: the K pieces, from `coarse_tails.as_tails`.
+      params: one tree a piece.
+      stats: likewise.
+      j: the interface where the tail begins, 1..K.
+      x: of that interface, [b, ..].
+      mode: training or not.
+      length: see `tail`.
+
+    Returns:
+      What the head of the AuxNet makes of x.
+    """
     for i in tail(len(tails), j, length):
         x, _ = chain.apply(tails[i], params[i], stats[i], skip(x, tails[i].in_shape), mode)
     return x
 
 
 def tail(num_stages: int, j: int, length: int | None) -> list[int]:
-    """The pieces a tail from interface j runs through: G_j .. G_{K-1}, or the first `length` of them and G_{K-1}; none
-    for j = K, behind the last stage."""
+    """The pieces a tail runs through.
+
+    Args:
+      num_stages: K.
+      j: the interface where the tail begins, 1..K.
+      length: how many pieces there are before G_{K-1}; None: all.
+
+    Returns:
+      j .. K-1, or the first `length` of them and K-1; none for j = K, behind the last stage.
+    """
     if j == num_stages:
         return []
     stop = num_stages if length is None else min(j + length, num_stages)
@@ -306,23 +273,5 @@ def tail(num_stages: int, j: int, length: int | None) -> list[int]:
 
 
 def skip(x: Interface, shape: Shape) -> Interface:
-    """x as a map of `shape`, on a grid or at a later interface, without parameters; see `check_tail`."""
+    """x as a map of `shape`, on a grid or at a later interface, without parameters; see `coarse_tails.check_tail`."""
     return x if x.shape[1:] == shape else layers.padded(layers.pooled(x, shape[:2]), shape[-1])
-
-
-def check_tail(pieces: tuple[Chain, ...], length: int | None) -> None:
-    """Raises ValueError where a tail of `length` pieces cannot pass over those before the last one."""
-    for j in range(1, len(pieces)):
-        have = pieces[j].in_shape
-        for piece in (pieces[i] for i in tail(len(pieces), j, length)):
-            want = piece.in_shape
-            if have != want:
-                try:
-                    _stride(have, want)
-                except ValueError as error:
-                    raise BadInput(f"aux.tail={length}: {error}; or leave aux.tail unset") from error
-                if have[-1] > want[-1]:
-                    raise BadInput(
-                        f"aux.tail={length}: from {have} to {want}: expected no fewer channels; leave aux.tail unset"
-                    )
-            have = piece.out_shape

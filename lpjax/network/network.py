@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from lpjax.config.schema import Config
 from lpjax.errors import BadInput
-from lpjax.network.aux_net import PieceUnits, as_tails, check_tail, convolutions, make_aux_net, own_positions, widest
+from lpjax.network.aux_net import make_aux_net, own_positions
+from lpjax.network.coarse_tails import as_tails, check_tail
 from lpjax.network.packing import Packing, Row
 from lpjax.network.partition import split
 from lpjax.nn import chain
-from lpjax.nn.chain import Chain, Mode, Shape, Unit, make_chain
+from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
 from lpjax.nn.schedule import Part
 
 
@@ -21,13 +22,15 @@ from lpjax.nn.schedule import Part
 class Network:
     """A network cut into K stages, with its AuxNet.
 
-    chain: the network, uncut.
-    stages: the K stages; composed, they are the network, but for the standardisation at the interfaces.
-    aux_net: its K pieces; empty when K = 1.
-    aux_tails: the same as coarse tails run them, see `aux_net.as_tails`.
-    tied: positions in the last stage of the units that the AuxNet's last piece is made of, with their weights; ():
+    Attributes:
+      chain: the network, uncut.
+      stages: the K stages; composed, they are the network, but for the standardisation at the interfaces.
+      aux_net: its K pieces; empty when K = 1.
+      aux_tails: the same as coarse tails run them, see `coarse_tails.as_tails`.
+      tied: positions in the last stage of the units that the AuxNet's last piece is made of, with their weights; ():
         pieces have weights of their own.
-    params, stats: how the stages' parameters and batch-norm statistics are packed into rows.
+      params: how the stages' parameters are packed into rows.
+      stats: how their batch-norm statistics are.
     """
 
     chain: Chain
@@ -68,51 +71,35 @@ class Network:
         return tuple(stage.in_shape for stage in self.stages)
 
 
-def build(
-    units: Sequence[Unit],
-    image_shape: Shape,
-    *,
-    num_stages: int,
-    cuts: tuple[int, ...] | None = None,
-    standardise: bool = True,
-    dtype: str | None = None,
-    remat: bool = False,
-    aux_function: PieceUnits = convolutions,
-    aux_blocks: int = 1,
-    aux_width: float = 1.0,
-    aux_share: float | None = None,
-    aux_grid: int | None = None,
-    aux_tail: int | None = None,
-    aux_tied: bool = False,
-) -> Network:
-    """Cut the chain of `units` on images of `image_shape` [H, W, C] and derive its AuxNet.
+def build(units: Sequence[UnitLike], image_shape: Shape, config: Config) -> Network:
+    """Cut a network into stages and derive its AuxNet.
 
-    dtype, remat: see `chain.Chain`.  aux_share: instead of aux_width, see `aux_net.widest`.  aux_tail: is checked.
+    Args:
+      units: of the network.
+      image_shape: of an example, [H, W, C].
+      config: of the run; read are `num_stages`, `cuts`, `standardise`, `bfloat16`, `remat` and `aux`.
 
-    Raises ValueError where `chain.make_chain`, `partition.split` or `aux_net.make_aux_net` do.
+    Returns:
+      The network.
+
+    Raises:
+      BadInput: the units do not fit each other, the image or the number of stages, or the AuxNet does not fit them.
     """
-    whole = replace(make_chain(units, image_shape), dtype=dtype, remat=remat)
+    dtype = "bfloat16" if config.bfloat16 else None
+    whole = replace(make_chain(units, image_shape), dtype=dtype, remat=config.remat)
     if len(whole.out_shape) != 1:
         raise BadInput(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
-    stages = split(whole, num_stages=num_stages, cuts=cuts, standardise=standardise)
+    stages = split(whole, num_stages=config.num_stages, cuts=config.cuts, standardise=bool(config.standardise))
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
-    made_of: dict[str, Any] = {
-        "function": aux_function,
-        "blocks_per_stage": aux_blocks,
-        "grid": aux_grid,
-        "tied": aux_tied,
-    }
-    if aux_share is None or num_stages == 1:
-        pieces = make_aux_net(stages, width=aux_width, **made_of)
-    else:
-        pieces = widest(stages, share=aux_share, **made_of)
-    check_tail(pieces, aux_tail)
+    aux = config.aux
+    pieces = make_aux_net(stages, aux)
+    check_tail(pieces, aux.tail)
     return Network(
         chain=whole,
         stages=stages,
         aux_net=pieces,
-        aux_tails=as_tails(pieces, aux_grid),
-        tied=tuple(own_positions(stages[-1], aux_blocks)) if aux_tied and pieces else (),
+        aux_tails=as_tails(pieces, aux.grid),
+        tied=tuple(own_positions(stages[-1], aux.blocks_per_stage)) if aux.tied and pieces else (),
         params=Packing.of([params for params, _ in trees]),
         stats=Packing.of([stats for _, stats in trees]),
     )
@@ -121,9 +108,19 @@ def build(
 def composed(
     network: Network, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], x: Float[Array, "b ..."], mode: Mode
 ) -> tuple[Float[Array, "b classes"], tuple[PyTree, ...]]:
-    """Logits of the composed network F_{K-1} o .. o F_0, and its statistics; `params` and `stats` are one tree a stage.
+    """Forward pass of the composed network F_{K-1} o .. o F_0, on the real image and without AuxNet.
 
-    On the real image and without AuxNet: every accuracy reported as the network's is its own.
+    Every accuracy reported as the network's is that of these logits.
+
+    Args:
+      network: the network.
+      params: one tree a stage.
+      stats: likewise.
+      x: images [b, H, W, C].
+      mode: training or not.
+
+    Returns:
+      Logits, and statistics.
     """
     new_stats = []
     for stage, stage_params, stage_stats in zip(network.stages, params, stats, strict=True):

@@ -33,7 +33,9 @@ def kind(path: tuple[Any, ...]) -> str:
 class Packing:
     """How the trees of K stages are laid out in rows.
 
-    trees: the stages' trees of shapes.  lengths: of the vectors of each kind that occurs.
+    Attributes:
+      trees: the stages' trees of shapes.
+      lengths: of the vectors of each kind that occurs.
     """
 
     trees: tuple[PyTree, ...]
@@ -41,13 +43,13 @@ class Packing:
 
     @classmethod
     def of(cls, trees: Sequence[PyTree]) -> "Packing":
-        """Layout for `trees`, one a stage, of arrays or `jax.ShapeDtypeStruct`."""
+        """The layout of trees of arrays or `jax.ShapeDtypeStruct`, one a stage."""
         used = [_sizes(tree) for tree in trees]
         lengths = {name: max(sizes[name] for sizes in used) for name in KINDS}
         return cls(tuple(trees), {name: length for name, length in lengths.items() if length})
 
     def pack(self, tree: PyTree, xp: Any = jnp) -> Row:
-        """One stage's tree as a row.  xp: `numpy` to stay in host memory."""
+        """One stage's tree as a row, computed with `xp`: `numpy` to stay in host memory."""
         parts: dict[str, list[Array]] = {name: [xp.zeros(0, jnp.result_type(float))] for name in KINDS}
         for path, leaf in jax.tree.leaves_with_path(tree):
             parts[kind(path)].append(leaf.reshape(-1))
@@ -65,7 +67,7 @@ class Packing:
         return jax.tree.unflatten(jax.tree.structure(self.trees[stage]), leaves)
 
     def pack_all(self, trees: Sequence[PyTree], xp: Any = jnp) -> Row:
-        """All stages' trees as rows stacked to {kind: [K, length]}.  xp: as for `pack`."""
+        """All stages' trees as rows stacked to {kind: [K, length]}; `xp` as for `pack`."""
         rows = [self.pack(tree, xp) for tree in trees]
         return jax.tree.map(lambda *row: xp.stack(row), *rows)
 

@@ -16,23 +16,28 @@ from lpjax.nn.count import unit_flops
 from lpjax.nn.layers import STANDARDISE
 
 
-def even_cuts(costs: Sequence[float], num_stages: int, beside: Sequence[float] | None = None) -> tuple[int, ...]:
-    """Positions of the K-1 cuts that make the dearest of K contiguous stages as cheap as possible.
-
-    costs: of the units.  beside: [K], what each stage costs besides its units, of either sign (unset: nothing).
+def even_cuts(costs: Sequence[float], num_stages: int, extra: Sequence[float] | None = None) -> tuple[int, ...]:
+    """Make the dearest of K contiguous stages as cheap as possible.
 
     Dynamic programming over prefixes: best[k][n] = min over m < n of max(best[k-1][m], cost of m..n-1), O(K n^2).
-    A stage starts at each position returned; every stage has at least one unit.
+
+    Args:
+      costs: of the units.
+      num_stages: K.
+      extra: [K], what each stage costs besides its units, of either sign; None: nothing.
+
+    Returns:
+      The K-1 positions where stages 1..K-1 start; every stage has at least one unit.
     """
-    beside = [0.0] * num_stages if beside is None else beside
+    extra = [0.0] * num_stages if extra is None else extra
     total = np.concatenate([[0.0], np.cumsum(costs)])
-    best = total + beside[0]  # one stage: the whole prefix
+    best = total + extra[0]  # one stage: the whole prefix
     starts: list[np.ndarray] = []
     for k in range(2, num_stages + 1):
         new, start = np.full_like(best, np.inf), np.zeros(len(best), int)
         for n in range(k, len(best)):
             m = np.arange(k - 1, n)
-            dearest = np.maximum(best[m], total[n] - total[m] + beside[k - 1])
+            dearest = np.maximum(best[m], total[n] - total[m] + extra[k - 1])
             start[n] = m[dearest.argmin()]
             new[n] = dearest.min()
         best = new
@@ -48,13 +53,17 @@ def even_cuts(costs: Sequence[float], num_stages: int, beside: Sequence[float] |
 def split(
     network: Chain, *, num_stages: int, cuts: Sequence[int] | None = None, standardise: bool = True
 ) -> tuple[Chain, ...]:
-    """The K stages of a network.
+    """Cut a network into its K stages.
 
     Args:
       network: the whole chain; its first unit is the stem, its last the head.
       num_stages: K, from 1 to the number of units.
       cuts: positions 0 < c_1 < ... < c_{K-1} < number of units where stages 1..K-1 start; None cuts evenly by FLOPs.
       standardise: end every stage but the last with `STANDARDISE`.
+
+    Returns:
+      The stages.
+
     Raises:
       ValueError: K or the cuts do not fit the chain.
     """

@@ -1,6 +1,6 @@
 """A network is a chain of units; a stage of the network is a piece of that chain.
 
-A unit is a pure pair of functions with explicit batch-norm statistics:
+A unit is a pure pair of functions with explicit batch-norm statistics, and a name (`UnitLike`):
 
     init(key, in_shape)              -> params, stats
     apply(params, stats, x, mode)    -> y, stats
@@ -10,16 +10,15 @@ statistics of the batch it was given and returns those raw statistics; whoever c
 (a running average in training, a plain mean in recalibration).  Otherwise it uses the statistics it was given.  A unit
 without statistics returns what it was given.
 
-Terminology: a "unit" is the smallest piece a cut may separate, usually one residual block.  A "run" is a row of equal
-units that keep the shape; its parameters are stacked and it is executed by one `lax.scan`, so the compile time of a
-chain depends on how many different runs it has, not on its depth.  Units are equal when they are the same pair of
-functions: write `[block] * 18`, not eighteen calls that build a block.
+Terminology: a "unit" is the smallest piece a cut may separate, usually one residual block.  A "repeat" is a row of
+equal units that keep the shape; its parameters are stacked and it is executed by one `lax.scan`, so the compile time of
+a chain depends on how many repeats it has, not on its depth.  Units are equal when their class and settings are equal.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +34,12 @@ Shape = tuple[int, ...]
 class Mode(NamedTuple):
     """How a chain is applied.
 
-    train: normalise by the batch's own statistics (and return them) instead of by the given ones.
-    axes: mesh axes that share the batch: batch statistics are averaged over them (`lax.pmean`, one collective a layer).
-    keys: random keys [b], one an example; None where nothing is random (tests, the AuxNet).
-    position: of the unit in the network, set by `apply`; with `keys` it makes the unit's randomness the same wherever
+    Attributes:
+      train: normalise by the batch's own statistics (and return them) instead of by the given ones.
+      axes: mesh axes that share the batch: batch statistics are averaged over them (`lax.pmean`, one collective a
+        layer).
+      keys: random keys [b], one an example; None where nothing is random (tests, the AuxNet).
+      position: of the unit in the network, set by `apply`; with `keys` it makes the unit's randomness the same wherever
         the unit and the example are computed.
     """
 
@@ -48,9 +49,34 @@ class Mode(NamedTuple):
     position: Int[Array, ""] | int = 0
 
 
+@runtime_checkable
+class UnitLike(Hashable, Protocol):
+    """What chains are made of: any hashable object with a name, `init` and `apply`.
+
+    Write a frozen dataclass whose fields are the unit's settings, or a `Unit` of two functions.  See the module's
+    docstring for the contract.
+    """
+
+    @property
+    def name(self) -> str:
+        """The unit in tables and error messages, such as "block-16/2"."""
+
+    def init(self, key: PRNGKeyArray, in_shape: Shape, /) -> tuple[PyTree, PyTree]:
+        """Parameters and statistics of a unit that is given examples of `in_shape`."""
+
+    def apply(self, params: PyTree, stats: PyTree, x: Array, mode: Mode, /) -> tuple[Array, PyTree]:
+        """Output [b, ..] for x [b, *in_shape], and statistics."""
+
+
 @dataclass(frozen=True)
 class Unit:
-    """One indivisible piece of a network: see the module's docstring for the contract of `init` and `apply`."""
+    """A unit made of two functions; units of the same name and functions are equal.
+
+    Attributes:
+      name: as tables and error messages print it.
+      init: (key, in_shape) -> params, stats.
+      apply: (params, stats, x, mode) -> y, stats.
+    """
 
     name: str
     init: Callable[[PRNGKeyArray, Shape], tuple[PyTree, PyTree]]
@@ -58,10 +84,17 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Run:
-    """`count` equal units in a row that all map `in_shape` to `out_shape`; `first` is the position of the first one."""
+class Repeat:
+    """Equal units in a row, which one `lax.scan` executes.
 
-    unit: Unit
+    Attributes:
+      unit: the unit.
+      first: position in the chain of the first one.
+      count: how many there are; more than one map `in_shape` to itself.
+      in_shape: of an example.
+    """
+
+    unit: UnitLike
     first: int
     count: int
     in_shape: Shape
@@ -71,16 +104,17 @@ class Run:
 class Chain:
     """Units applied one after another.
 
-    units: the units, in order.
-    shapes: per-example shapes, one more than units: `shapes[i]` enters unit i, `shapes[-1]` leaves the chain.
-    offset: position of the first unit in the whole network; parameters are keyed by position, so that cutting a
+    Attributes:
+      units: the units, in order.
+      shapes: per-example shapes, one more than units: `shapes[i]` enters unit i, `shapes[-1]` leaves the chain.
+      offset: position of the first unit in the whole network; parameters are keyed by position, so that cutting a
         network elsewhere does not change how it is initialised.
-    dtype: of the activations inside the chain, such as "bfloat16"; None: of its input.  Parameters, statistics and
+      dtype: of the activations inside the chain, such as "bfloat16"; None: of its input.  Parameters, statistics and
         what enters and leaves the chain stay as they are.
-    remat: keep only the input of each unit for the backward pass and compute the unit again (`jax.checkpoint`).
+      remat: keep only the input of each unit for the backward pass and compute the unit again (`jax.checkpoint`).
     """
 
-    units: tuple[Unit, ...]
+    units: tuple[UnitLike, ...]
     shapes: tuple[Shape, ...]
     offset: int = 0
     dtype: str | None = None
@@ -97,16 +131,16 @@ class Chain:
         return self.shapes[-1]
 
     @functools.cached_property
-    def runs(self) -> tuple[Run, ...]:
-        """The units grouped into runs that one `lax.scan` each can execute."""
-        runs: list[Run] = []
+    def repeats(self) -> tuple[Repeat, ...]:
+        """The units, equal ones in a row taken together."""
+        repeats: list[Repeat] = []
         for i, unit in enumerate(self.units):
-            last = runs[-1] if runs else None
+            last = repeats[-1] if repeats else None
             if last and last.unit == unit and last.in_shape == self.shapes[i] == self.shapes[i + 1]:
-                runs[-1] = Run(unit, last.first, last.count + 1, last.in_shape)
+                repeats[-1] = replace(last, count=last.count + 1)
             else:
-                runs.append(Run(unit, i, 1, self.shapes[i]))
-        return tuple(runs)
+                repeats.append(Repeat(unit, i, 1, self.shapes[i]))
+        return tuple(repeats)
 
     def piece(self, start: int, stop: int) -> "Chain":
         """Units start..stop-1 as a chain of their own."""
@@ -114,16 +148,24 @@ class Chain:
             self, units=self.units[start:stop], shapes=self.shapes[start : stop + 1], offset=self.offset + start
         )
 
-    def then(self, *units: Unit) -> "Chain":
+    def then(self, *units: UnitLike) -> "Chain":
         """This chain followed by `units`."""
         tail = make_chain(units, self.out_shape)
         return replace(self, units=self.units + tail.units, shapes=self.shapes + tail.shapes[1:])
 
 
-def make_chain(units: Sequence[Unit], in_shape: Shape) -> Chain:
-    """Chain of `units` on examples of `in_shape`; shapes are found by abstract evaluation, nothing is computed.
+def make_chain(units: Sequence[UnitLike], in_shape: Shape) -> Chain:
+    """Chain units for examples of one shape; further shapes are found by abstract evaluation, nothing is computed.
 
-    Raises ValueError naming the unit that does not accept the shape before it.
+    Args:
+      units: the units, in order.
+      in_shape: of an example that enters the first one.
+
+    Returns:
+      The chain.
+
+    Raises:
+      ValueError: a unit does not accept the shape before it; it is named.
     """
     shapes = [tuple(in_shape)]
     for position, unit in enumerate(units):
@@ -138,7 +180,7 @@ def make_chain(units: Sequence[Unit], in_shape: Shape) -> Chain:
 
 
 @functools.cache
-def _out_shape(unit: Unit, in_shape: Shape) -> Shape:
+def _out_shape(unit: UnitLike, in_shape: Shape) -> Shape:
     def output(key: PRNGKeyArray, x: Array) -> Array:
         return unit.apply(*unit.init(key, in_shape), x, Mode(train=True))[0]
 
@@ -147,52 +189,78 @@ def _out_shape(unit: Unit, in_shape: Shape) -> Shape:
 
 
 def init(chain: Chain, key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
-    """Parameters and statistics of a chain: one tree a run, every leaf with a leading axis of length `run.count`.
+    """Draw a chain's parameters.
 
-    Unit i draws from `fold_in(key, chain.offset + i)`.
+    Args:
+      chain: the chain.
+      key: unit i draws from `fold_in(key, chain.offset + i)`.
+
+    Returns:
+      Parameters and statistics: one tree a repeat, every leaf with a leading axis of length `repeat.count`.
     """
 
-    def init_run(run: Run) -> tuple[PyTree, PyTree]:
-        positions = chain.offset + run.first + jnp.arange(run.count)
+    def init_repeat(repeat: Repeat) -> tuple[PyTree, PyTree]:
+        positions = chain.offset + repeat.first + jnp.arange(repeat.count)
         keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
-        return jax.vmap(lambda k: run.unit.init(k, run.in_shape))(keys)
+        return jax.vmap(lambda k: repeat.unit.init(k, repeat.in_shape))(keys)
 
-    trees = [init_run(run) for run in chain.runs]
+    trees = [init_repeat(repeat) for repeat in chain.repeats]
     return tuple(params for params, _ in trees), tuple(stats for _, stats in trees)
 
 
 def unstack(chain: Chain, trees: tuple[PyTree, ...]) -> list[PyTree]:
-    """One tree a unit, from trees of one a run as `init` lays them out."""
+    """One tree a unit, from trees of one a repeat as `init` lays them out."""
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree)
-            for run, tree in zip(chain.runs, trees, strict=True) for i in range(run.count)]  # fmt: skip
+            for repeat, tree in zip(chain.repeats, trees, strict=True) for i in range(repeat.count)]  # fmt: skip
 
 
 def stack(chain: Chain, units: Sequence[PyTree], xp: Any = np) -> tuple[PyTree, ...]:
-    """The inverse of `unstack`.  xp: `jax.numpy` to compute with it; otherwise in host memory."""
+    """The inverse of `unstack`.
+
+    Args:
+      chain: the chain.
+      units: one tree a unit.
+      xp: `jax.numpy` to compute with it; otherwise in host memory.
+
+    Returns:
+      One tree a repeat.
+    """
     return tuple(
-        jax.tree.map(lambda *leaves: xp.stack(leaves), *units[run.first : run.first + run.count]) for run in chain.runs
+        jax.tree.map(lambda *leaves: xp.stack(leaves), *units[repeat.first : repeat.first + repeat.count])
+        for repeat in chain.repeats
     )
 
 
 def apply(
     chain: Chain, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], x: Float[Array, "b ..."], mode: Mode
 ) -> tuple[Float[Array, "b ..."], tuple[PyTree, ...]]:
-    """Forward pass of a chain, [b, *in_shape] -> [b, *out_shape], and its statistics (see the module's docstring)."""
+    """Forward pass of a chain.
+
+    Args:
+      chain: the chain.
+      params: as `init` returns them.
+      stats: likewise.
+      x: examples, [b, *in_shape].
+      mode: training or not; its `position` is set for each unit.
+
+    Returns:
+      The output [b, *out_shape], and the statistics (see the module's docstring).
+    """
     outside, x = x.dtype, x.astype(chain.dtype or x.dtype)
     new_stats: list[Any] = []
-    for run, run_params, run_stats in zip(chain.runs, params, stats, strict=True):
+    for repeat, repeat_params, repeat_stats in zip(chain.repeats, params, stats, strict=True):
 
-        def step(x: Array, unit: tuple[PyTree, PyTree, Array], run: Run = run) -> tuple[Array, PyTree]:
+        def step(x: Array, unit: tuple[PyTree, PyTree, Array], repeat: Repeat = repeat) -> tuple[Array, PyTree]:
             params, stats, position = unit
-            return run.unit.apply(params, stats, x, mode._replace(position=position))
+            return repeat.unit.apply(params, stats, x, mode._replace(position=position))
 
         if chain.remat:  # inside a scan nothing could be merged with its second computation anyway
-            step = jax.checkpoint(step, prevent_cse=run.count == 1)
-        units = run_params, run_stats, chain.offset + run.first + jnp.arange(run.count)
-        if run.count == 1:  # a scan of length one would only hide the unit from XLA
+            step = jax.checkpoint(step, prevent_cse=repeat.count == 1)
+        units = repeat_params, repeat_stats, chain.offset + repeat.first + jnp.arange(repeat.count)
+        if repeat.count == 1:  # a scan of length one would only hide the unit from XLA
             x, out = step(x, jax.tree.map(lambda leaf: leaf[0], units))
             new_stats.append(jax.tree.map(lambda leaf: leaf[None], out))
         else:
-            x, out = lax.scan(step, x, units, length=run.count)
+            x, out = lax.scan(step, x, units, length=repeat.count)
             new_stats.append(out)
     return x.astype(outside), tuple(new_stats)

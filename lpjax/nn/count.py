@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from lpjax.nn.chain import Chain, Mode, Shape, Unit, apply, init
+from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, apply, init
 
 
 @functools.cache
-def unit_flops(unit: Unit, in_shape: Shape) -> float:
+def unit_flops(unit: UnitLike, in_shape: Shape) -> float:
     """Floating-point operations of one unit's forward pass on one example, as XLA counts them before optimising."""
 
     def initialise(key: jax.Array) -> object:
@@ -36,34 +36,42 @@ class Layers:
     Attributes:
       kernels: Convolutions and matrices.
       params: Values of its parameters.
+      arrays: That they are in.
       norms: Channels of each batch norm.
     """
 
     kernels: int
     params: int
+    arrays: int
     norms: tuple[int, ...]
 
 
 @functools.cache
-def layers(unit: Unit, in_shape: Shape) -> Layers:
+def layers(unit: UnitLike, in_shape: Shape) -> Layers:
     """The layers of a unit, from its parameters and statistics."""
     params, stats = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
     named = jax.tree.leaves_with_path(params)
     return Layers(
         kernels=sum(getattr(path[-1], "key", None) == "kernel" for path, _ in named),
         params=sum(leaf.size for _, leaf in named),
+        arrays=len(named),
         norms=tuple(leaf.size for leaf in jax.tree.leaves(stats))[::2],  # each has a mean and a variance
     )
 
 
 def chain_layers(chain: Chain) -> Iterator[tuple[int, Layers]]:
-    """Of each run of equal units how many there are, and the layers of one."""
-    return ((run.count, layers(run.unit, run.in_shape)) for run in chain.runs)
+    """Of each repeat how many units it has, and the layers of one."""
+    return ((repeat.count, layers(repeat.unit, repeat.in_shape)) for repeat in chain.repeats)
 
 
 def chain_size(chain: Chain) -> int:
     """Number of trainable parameters of a chain."""
     return sum(count * own.params for count, own in chain_layers(chain))
+
+
+def chain_arrays(chain: Chain) -> int:
+    """Number of arrays that a chain's parameters are in; equal units in a row share theirs."""
+    return sum(own.arrays for _, own in chain_layers(chain))
 
 
 def activation_bytes(chain: Chain, batch: int) -> int:

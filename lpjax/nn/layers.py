@@ -1,12 +1,13 @@
 """Layers: pure functions on [b, ..., C] arrays, and the parameters they take.
 
 Weights are in the dtype of `float` (float32, or float64 under `jax_enable_x64`).  A weight that decays is called
-`kernel`; scales, biases and statistics have other names (see `optim.decayed`).  A layer computes in the dtype of its
-input, to which it casts its weights; statistics and sums over many values are taken in single precision at least.
+`kernel`; scales, biases and statistics have other names (see `state.optim.decayed`).  A layer computes in the dtype of
+its input, to which it casts its weights; statistics and sums over many values are taken in single precision at least.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lpjax.errors import BadInput
-from lpjax.nn.chain import Mode, Shape, Unit
+from lpjax.nn.chain import Mode, Shape
 from lpjax.nn.conv import conv
 
 BATCH_NORM_EPSILON = 1e-5
@@ -30,7 +31,15 @@ def he_normal(key: PRNGKeyArray, shape: Shape) -> Array:
 
 
 def check_stride(in_shape: Shape, stride: int) -> None:
-    """Raises ValueError where a map [H, W, C] is smaller than the stride it is to be taken at."""
+    """Refuse a map that is smaller than the stride it is to be taken at.
+
+    Args:
+      in_shape: of the map, [H, W, C].
+      stride: in pixels.
+
+    Raises:
+      BadInput: H or W is less than the stride.
+    """
     if min(in_shape[:2]) < stride:
         raise BadInput(
             f"a map of {in_shape[0]}x{in_shape[1]} cannot be taken at stride {stride}: expected at least "
@@ -55,10 +64,18 @@ def padded(x: Float[Array, "*b c"], features: int) -> Float[Array, "*b f"]:
 
 
 def pooled(x: Float[Array, "b h w c"], size: Sequence[int]) -> Float[Array, "b h2 w2 c"]:
-    """Means over windows of ceil(H / h) x ceil(W / w) pixels that do not overlap, those at the right and lower edge
-    perhaps smaller; an axis that is not longer than asked stays as it is.
+    """Average over windows of ceil(H / h) x ceil(W / w) pixels that do not overlap.
 
-    Raises ValueError where windows do not give the size.
+    Args:
+      x: maps.
+      size: (h, w) of the output; an axis of x that is not longer stays as it is.  Windows at the right and lower edge
+        may be smaller than the others.
+
+    Returns:
+      The means of the windows.
+
+    Raises:
+      BadInput: no windows give this size.
     """
     for axis, wanted in ((1, size[0]), (2, size[1])):
         length = x.shape[axis]
@@ -76,7 +93,15 @@ def pooled(x: Float[Array, "b h w c"], size: Sequence[int]) -> Float[Array, "b h
 
 
 def spread(x: Float[Array, "b h2 w2 c"], size: Sequence[int]) -> Float[Array, "b h w c"]:
-    """The inverse of `pooled` on maps that are constant in its windows: each pixel repeated over its window."""
+    """Repeat each pixel over its window: the inverse of `pooled` on maps that are constant in its windows.
+
+    Args:
+      x: maps.
+      size: (H, W) of the output; an axis of x that is not shorter stays as it is.
+
+    Returns:
+      The larger maps.
+    """
     for axis, wanted in ((1, size[0]), (2, size[1])):
         if x.shape[axis] < wanted:
             x = jnp.repeat(x, -(-wanted // x.shape[axis]), axis=axis)
@@ -85,9 +110,16 @@ def spread(x: Float[Array, "b h2 w2 c"], size: Sequence[int]) -> Float[Array, "b
 
 
 def dropout(x: Float[Array, "b ..."], rate: float, mode: Mode, layer: int = 0) -> Float[Array, "b ..."]:
-    """Each value 0 with probability `rate`, otherwise divided by 1 - rate; x itself where nothing is random.
+    """Set each value to 0 with probability `rate`, and divide the others by 1 - rate.
 
-    Drawn from (the example's key, the unit's position, `layer`): number the dropouts of one unit.
+    Args:
+      x: activations.
+      rate: in [0, 1).
+      mode: without `train` or without `keys` nothing is random, and x is returned.
+      layer: number of the dropout in its unit.  The mask is drawn from (the example's key, the unit's position, layer).
+
+    Returns:
+      As x.
     """
     if not mode.train or mode.keys is None or rate == 0:
         return x
@@ -99,7 +131,7 @@ def dropout(x: Float[Array, "b ..."], rate: float, mode: Mode, layer: int = 0) -
     return jnp.where(jax.vmap(mask)(mode.keys), x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-def wide(x: Array) -> Array:
+def at_least_float32(x: Array) -> Array:
     """x in single precision at least."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
@@ -115,7 +147,7 @@ def _scaled(
     """(x - mean) / std * scale + bias, as one multiply-add in single precision at least."""
     factor = lax.rsqrt(stats["var"] + BATCH_NORM_EPSILON) * scale
     shift = bias - stats["mean"] * factor
-    return (wide(x) * _per_channel(factor, x) + _per_channel(shift, x)).astype(x.dtype)
+    return (at_least_float32(x) * _per_channel(factor, x) + _per_channel(shift, x)).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -124,7 +156,7 @@ def _normalise(
 ) -> tuple[Float[Array, "*b c"], Stats]:
     """`_scaled` by the batch's own statistics, and these, through which no gradient comes back.
 
-    The variance is found in one pass, E[x^2] - E[x]^2 clamped at 0; moments are averaged over `axes` (one pmean), so
+    The variance is found in one pass, E[x^2] - E[x]^2 clamped at 0.  Moments are averaged over `axes` (one pmean), so
     that a batch split over devices is normalised like the whole batch.  For the backward pass (one pmean as well) x is
     kept and nothing else of its size; autodiff would keep two or three arrays.
     """
@@ -133,7 +165,8 @@ def _normalise(
 
 def _normalise_forward(x: Array, scale: Array, bias: Array, axes: tuple[str, ...]) -> tuple[Any, Any]:
     rows = tuple(range(x.ndim - 1))
-    sums = wide(x).mean(rows), jnp.square(wide(x)).mean(rows)
+    values = at_least_float32(x)
+    sums = values.mean(rows), jnp.square(values).mean(rows)
     mean, square = lax.pmean(sums, axes) if axes else sums
     stats = {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0.0)}
     return (_scaled(x, stats, scale, bias), stats), (x, stats, scale)
@@ -141,27 +174,21 @@ def _normalise_forward(x: Array, scale: Array, bias: Array, axes: tuple[str, ...
 
 def _normalise_backward(axes: tuple[str, ...], saved: Any, cotangents: Any) -> tuple[Array, Array, Array]:
     (x, stats, scale), (g, _) = saved, cotangents
+    dtype, x, g = x.dtype, at_least_float32(x), at_least_float32(g)
     rows = tuple(range(x.ndim - 1))
     inverse = lax.rsqrt(stats["var"] + BATCH_NORM_EPSILON)
-    centred = wide(x) - _per_channel(stats["mean"], x)
-    sums = wide(g).mean(rows), (wide(g) * centred).mean(rows) * inverse
+    sums = g.mean(rows), (g * (x - _per_channel(stats["mean"], x))).mean(rows) * inverse
     means = lax.pmean(sums, axes) if axes else sums
     # scale / std * (g - E[g] - xhat E[g xhat]), as two multiply-adds
     factor = scale * inverse
     slope = -factor * inverse * means[1]
     shift = -factor * means[0] - slope * stats["mean"]
-    dx = wide(g) * _per_channel(factor, x) + wide(x) * _per_channel(slope, x) + _per_channel(shift, x)
+    dx = g * _per_channel(factor, x) + x * _per_channel(slope, x) + _per_channel(shift, x)
     count = x.size / x.shape[-1]
-    return dx.astype(x.dtype), sums[1] * count, sums[0] * count
+    return dx.astype(dtype), sums[1] * count, sums[0] * count
 
 
 _normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-def standardise(x: Float[Array, "*b c"], stats: Stats, mode: Mode) -> tuple[Float[Array, "*b c"], Stats]:
-    """x with mean 0 and variance 1 per channel (its last axis), and the statistics used."""
-    one = jnp.ones_like(wide(x), shape=x.shape[-1:])
-    return batch_norm({"scale": one, "bias": jnp.zeros_like(one)}, stats, x, mode)
 
 
 def init_stats(channels: int) -> Stats:
@@ -172,8 +199,17 @@ def init_stats(channels: int) -> Stats:
 def batch_norm(
     params: dict[str, Float[Array, " c"]], stats: Stats, x: Float[Array, "*b c"], mode: Mode
 ) -> tuple[Float[Array, "*b c"], Stats]:
-    """Batch normalisation (arXiv:1502.03167) with a learned scale and bias per channel, and the statistics used: the
-    batch's own in training, otherwise `stats`."""
+    """Batch normalisation (arXiv:1502.03167) with a learned scale and bias per channel.
+
+    Args:
+      params: "scale" and "bias".
+      stats: "mean" and "var", which are used if this is not training.
+      x: activations.
+      mode: in training the batch's own statistics are used, averaged over `mode.axes` (one pmean).
+
+    Returns:
+      The normalised activations, and the statistics used.
+    """
     if mode.train:
         return _normalise(x, params["scale"], params["bias"], mode.axes)
     return _scaled(x, stats, params["scale"], params["bias"]), stats
@@ -184,10 +220,15 @@ def init_batch_norm(channels: int) -> tuple[dict[str, Float[Array, " c"]], Stats
     return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}, init_stats(channels)
 
 
+def init_conv(key: PRNGKeyArray, size: int, channels: int, features: int) -> dict[str, Array]:
+    """Parameters of a convolution: a size x size kernel from `channels` to `features`."""
+    return {"kernel": he_normal(key, (size, size, channels, features))}
+
+
 def init_conv_norm(key: PRNGKeyArray, size: int, channels: int, features: int) -> tuple[dict, dict]:
     """Parameters and statistics of `conv_norm`: a size x size kernel from `channels` to `features`."""
     norm, stats = init_batch_norm(features)
-    return {"conv": {"kernel": he_normal(key, (size, size, channels, features))}, "norm": norm}, stats
+    return {"conv": init_conv(key, size, channels, features), "norm": norm}, stats
 
 
 def conv_norm(params: dict, stats: Stats, x: Array, mode: Mode, stride: int = 1) -> tuple[Array, Stats]:
@@ -206,13 +247,20 @@ def linear(params: dict[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*
     return x @ params["kernel"].astype(x.dtype) + bias.astype(x.dtype)
 
 
-def _init_standardise(key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, Stats]:
-    return {}, init_stats(in_shape[-1])
+@dataclass(frozen=True)
+class Standardise:
+    """Parameter-free standardisation, put at the end of every stage but the last so that a violation has a scale."""
+
+    name = "standardise"
+
+    def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, Stats]:
+        """No parameters; the statistics of the channels."""
+        return {}, init_stats(in_shape[-1])
+
+    def apply(self, params: dict, stats: Stats, x: Array, mode: Mode) -> tuple[Array, Stats]:
+        """`batch_norm` with scale 1 and bias 0: mean 0 and variance 1 per channel (the last axis of x)."""
+        one = jnp.ones_like(at_least_float32(x), shape=x.shape[-1:])
+        return batch_norm({"scale": one, "bias": jnp.zeros_like(one)}, stats, x, mode)
 
 
-def _apply_standardise(params: dict, stats: Stats, x: Array, mode: Mode) -> tuple[Array, Stats]:
-    return standardise(x, stats, mode)
-
-
-STANDARDISE = Unit("standardise", _init_standardise, _apply_standardise)
-"""Parameter-free standardisation, put at the end of every stage but the last so that a violation has a scale."""
+STANDARDISE = Standardise()

@@ -79,35 +79,53 @@ def in_chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
 
 
 def convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"], chunk: int) -> Float[Array, "b h w f"]:
-    """The convolution with a pixel of zeros on each side, `chunk` images at a time, a divisor of their number."""
+    """The convolution with a pixel of zeros on each side.
+
+    Args:
+      x: images.
+      kernel: of the dtype of x.
+      chunk: how many images to take at a time, a divisor of their number.
+
+    Returns:
+      Maps of the size of x.
+    """
     (batch, height, width, _), features = x.shape, kernel.shape[-1]
     rows, columns = -(-height // 2), -(-width // 2)
     taps = [list(row) for row in kernel]
     filters = jnp.stack([u for row in both_axes(kernel_transform, taps) for u in row])
 
-    def some(x: Array) -> Array:
+    def of_chunk(x: Array) -> Array:
         products = jnp.matmul(input_matrices(x), filters).reshape(4, 4, chunk, rows, columns, features)
         tiles = both_axes(output_transform, [list(row) for row in products])
         y = jnp.stack([jnp.stack(row, 3) for row in tiles], 2)  # [chunk, rows, 2, columns, 2, features]
         return y.reshape(chunk, 2 * rows, 2 * columns, features)[:, :height, :width]
 
     if chunk == batch:
-        return some(x)
-    return lax.map(some, *in_chunks((x,), chunk)).reshape(batch, height, width, features)
+        return of_chunk(x)
+    return lax.map(of_chunk, *in_chunks((x,), chunk)).reshape(batch, height, width, features)
 
 
 def kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h w f"], chunk: int) -> Float[Array, "3 3 c f"]:
-    """The gradient of `convolution` at its kernel for the cotangent g:  G^T [sum of  (B^T d B)^T (A g A^T)] G."""
+    """The gradient of `convolution` at its kernel:  G^T [sum of  (B^T d B)^T (A g A^T)] G.
 
-    def some(x: Array, g: Array) -> Array:
+    Args:
+      x: images.
+      g: cotangent of the output.
+      chunk: how many images to take at a time, a divisor of their number.
+
+    Returns:
+      The cotangent of the kernel.
+    """
+
+    def of_chunk(x: Array, g: Array) -> Array:
         g = jnp.pad(g, ((0, 0), (0, g.shape[1] % 2), (0, g.shape[2] % 2), (0, 0)))
         tiles = as_matrices(both_axes(gradient_transform, tiled(g, 2)))
         return lax.dot_general(input_matrices(x), tiles, (((1,), (1,)), ((0,), (0,))))
 
     if chunk == x.shape[0]:
-        total = some(x, g)
+        total = of_chunk(x, g)
     else:
         start = jnp.zeros((16, x.shape[-1], g.shape[-1]), x.dtype)
-        total, _ = lax.scan(lambda total, both: (total + some(*both), None), start, in_chunks((x, g), chunk))
+        total, _ = lax.scan(lambda total, both: (total + of_chunk(*both), None), start, in_chunks((x, g), chunk))
     places = [list(row) for row in total.reshape(4, 4, *total.shape[1:])]
     return jnp.stack([jnp.stack(row) for row in both_axes(transposed_kernel_transform, places)])

@@ -1,13 +1,13 @@
 """A training state as named arrays of its network, which do not depend on mesh, K, packing or method.
 
     step, key, penalty_coef
-    network.params.RUN.PATH, network.stats.RUN.PATH      of the uncut chain as `chain.init` lays it out; RUN is the
-                                                         position of the run's first unit
-    network.optimizer.WHERE.RUN.PATH                     the optimiser's arrays of the parameters, such as its momentum
+    network.params.FIRST.PATH, network.stats.FIRST.PATH  of the uncut chain as `chain.init` lays it out; FIRST is the
+                                                         position of the repeat's first unit
+    network.optimizer.WHERE.FIRST.PATH                   the optimiser's arrays of the parameters, such as its momentum
     network.optimizer.WHERE                              its counters, one for all stages: they take all steps together
     interface.CUT.stats.NAME, interface.CUT.multiplier   of the interface in front of unit CUT
-    aux.params.START-STOP.RUN.PATH, aux.stats, ..        of the AuxNet's piece beside units START .. STOP - 1
-    aux.optimizer.WHERE.START-STOP.RUN.PATH              and of its optimiser
+    aux.params.START-STOP.FIRST.PATH, aux.stats, ..      of the AuxNet's piece beside units START .. STOP - 1
+    aux.optimizer.WHERE.START-STOP.FIRST.PATH            and of its optimiser
     carry.METHOD-CUTS.WHERE                              what a method carries of its own, for just these cuts
 
 So a checkpoint can be read by a run of another mesh, another K or another method: what has the same name and shape
@@ -166,19 +166,19 @@ def _pieces(network: Network, state: TrainState) -> list[str]:
 
 
 def _join(network: Network, trees: Sequence[PyTree]) -> tuple[dict[int, PyTree], list[PyTree]]:
-    """One tree a run of the uncut chain, from one a stage; and one for the standardisation at each interface."""
+    """One tree a repeat of the uncut chain, from one a stage; and one for the standardisation at each interface."""
     units, ends = [], []
     for stage, tree, (start, stop) in zip(network.stages, trees, _bounds(network), strict=True):
         own = chain.unstack(stage, tree)
         units += own[: stop - start]
         ends.append(own[stop - start] if len(own) > stop - start else {})
-    runs = chain.stack(network.chain, units)
-    return {run.first: tree for run, tree in zip(network.chain.runs, runs, strict=True)}, ends[:-1]
+    repeats = chain.stack(network.chain, units)
+    return {repeat.first: tree for repeat, tree in zip(network.chain.repeats, repeats, strict=True)}, ends[:-1]
 
 
 def _split(network: Network, whole: dict[int, PyTree], ends: Sequence[PyTree]) -> list[PyTree]:
     """The inverse of `_join`."""
-    units = chain.unstack(network.chain, tuple(whole[run.first] for run in network.chain.runs))
+    units = chain.unstack(network.chain, tuple(whole[repeat.first] for repeat in network.chain.repeats))
     trees = []
     for stage, (start, stop), end in zip(network.stages, _bounds(network), (*ends, {}), strict=True):
         trees.append(chain.stack(stage, [*units[start:stop], end][: len(stage.units)]))

@@ -94,22 +94,8 @@ class Run:
 
 def build_network(config: Config, spec: Spec) -> Network:
     """The network of a configuration on the images of a data set."""
-    return build(
-        named.call(config.model.function, "model.function", config.model.arguments, classes=spec.classes),
-        spec.image_shape,
-        num_stages=config.num_stages,
-        cuts=config.cuts,
-        standardise=bool(config.standardise),
-        dtype="bfloat16" if config.bfloat16 else None,
-        remat=config.remat,
-        aux_function=named.load(config.aux.function, "aux.function"),
-        aux_blocks=config.aux.blocks_per_stage,
-        aux_width=config.aux.width,
-        aux_share=config.aux.share,
-        aux_grid=config.aux.grid,
-        aux_tail=config.aux.tail,
-        aux_tied=config.aux.tied,
-    )
+    units = named.call(config.model.function, "model.function", config.model.arguments, classes=spec.classes)
+    return build(units, spec.image_shape, config)
 
 
 def prepare(config: Config) -> Run:

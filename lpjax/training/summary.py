@@ -29,7 +29,7 @@ def methods_of(config: Config) -> list[Method]:
 
 def units(chain: Chain) -> str:
     """Units in short: equal ones in a row as "n x name"."""
-    return ", ".join((f"{run.count} x " if run.count > 1 else "") + run.unit.name for run in chain.runs)
+    return ", ".join((f"{repeat.count} x " if repeat.count > 1 else "") + repeat.unit.name for repeat in chain.repeats)
 
 
 # ------------------------------------------------------------------------------------------------------ structure.json
