@@ -5,7 +5,7 @@ entries one after another, as it does for the cost model and for drawings.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from statistics import mean
 from typing import Any
 
@@ -27,6 +27,9 @@ PARTS = {
 }
 """Of work without a chain by kind; where a device does it again they take turns."""
 
+MOMENTS = 2
+"""Arrays of a batch norm's collective: mean and variance."""
+
 
 def schedule_of(network: Network, config: Config) -> Json:
     """The schedule of a step, for another process.
@@ -37,14 +40,19 @@ def schedule_of(network: Network, config: Config) -> Json:
 
     Returns:
       entries: `nn.schedule.to_json` of the schedule.  sent: of each entry the number of its collectives, batch norm's
-      too, and the bytes that a device sends in them.  updated: accesses in the update of a device's stages alone.
+      too, and the bytes that a device sends in them; the arrays of one collective go together.  updated: accesses in
+      the update of a device's stages alone.
     """
     items = METHODS[config.method].work(network, config)
     sizes = dict(zip(("stage", "data"), config.mesh_shape, strict=True))
+    arrays = [item.count if isinstance(item, Message) else MOMENTS for item in items]
     traffic = [scheduled([item], sizes) for item in items]
     return {
         "entries": to_json(items, [item_flops(item) for item in items]),
-        "sent": [[sum(own.number for own in sent.values()), total_bytes(sent)] for sent in traffic],
+        "sent": [
+            [sum(own.number for own in sent.values()) // together, total_bytes(sent)]
+            for sent, together in zip(traffic, arrays, strict=True)
+        ],
         "updated": UPDATE * stage_values(network, config),
     }
 
@@ -71,39 +79,33 @@ def computing(rows: Sequence[Drawn], parts: Json, updated: int) -> list[float]:
     if "aux_all" in parts:
         measured["aux_forward"] = parts["aux_forward"]
         measured["fit"] = parts["aux_all"] - parts["aux_forward"] - parts["correction"]
-    corrected = next((position for position, row in enumerate(rows) if row.label == "correct"), len(rows))
-    programs = {i: _program(row, i, after=i > corrected) for i, row in enumerate(rows) if row.flops}
+    works = {i: row.item for i, row in enumerate(rows) if isinstance(row.item, Work)}
+    corrected = {work.device: i for i, work in works.items() if work.kind == "correct"}
+    fitted = {i for i, work in works.items() if i > corrected.get(work.device, len(rows))}
+    programs = {i: _program(row, i, fitted) for i, row in enumerate(rows) if row.flops}
     operations: dict[tuple[int, str], dict[Any, float]] = defaultdict(dict)
     for position, (device, name, entry) in programs.items():
         operations[device, name][entry] = rows[position].flops
     seconds, turns = [0.0] * len(rows), Counter[tuple[int, str]]()
-    for position, row in enumerate(rows):
+    for position, work in works.items():
         if position in programs:
             device, name, _ = programs[position]
-            seconds[position] = measured[name] * row.flops / sum(operations[device, name].values())
-            continue
-        item = row.item
-        if not isinstance(item, Work) or not item.accesses or (item.kind == "update" and position > corrected):
-            continue  # an update behind the correction is in `aux_all`
-        names, turn = PARTS[item.kind], turns[item.device, item.kind]
-        name = names[turn % len(names)]
-        turns[item.device, item.kind] += 1
-        seconds[position] = parts.get(name, 0.0) * (item.accesses / updated if name == "optimizer" else 1.0)
+            seconds[position] = measured[name] * rows[position].flops / sum(operations[device, name].values())
+        elif work.accesses and position not in fitted:
+            names, turn = PARTS[work.kind], turns[work.device, work.kind]
+            name = names[turn % len(names)]
+            turns[work.device, work.kind] += 1
+            seconds[position] = parts.get(name, 0.0) * (work.accesses / updated if name == "optimizer" else 1.0)
     return seconds
 
 
-def _program(row: Drawn, position: int, *, after: bool) -> tuple[int, str, Any]:
-    """Device and name of the program that an entry with a chain was timed in, and which of its entries it is.
-
-    Args:
-      row: The entry.
-      position: In the schedule.
-      after: Whether it comes after the correction.
-    """
+def _program(row: Drawn, position: int, fitted: Set[int]) -> tuple[int, str, Any]:
+    """Device and name of the program that an entry with a chain was timed in, and which of its entries it is."""
     item = row.item
     assert isinstance(item, Work), row
     if item.kind == "aux":
-        return (item.device, "fit", position) if after else (item.device, "aux_forward", (item.stage, row.label))
+        again = item.stage, row.label  # the same piece's pass takes as long each time
+        return (item.device, "fit", position) if position in fitted else (item.device, "aux_forward", again)
     if is_alone(item):
         return item.device, f"forward {item.stage}", None
     return item.device, f"stage {item.stage}", position
