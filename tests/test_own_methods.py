@@ -32,6 +32,7 @@ PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 LISTINGS = re.findall(r"<!-- method -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 NAMES = ("sign", "micro")
 RATE = 0.01
+LINK = Link(1.0, 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -115,9 +116,10 @@ def test_trains_goes_on_reports_and_is_exported(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_is_predicted_balanced_and_drawn(name):
     network, config = built(method=name)
-    machine = Machine("any", lambda unit, shape, n: (n, 2 * n), 8, Link(1, 1), Link(1, 1), 1e3, 1.0)
+    machine = Machine("any", lambda unit, shape, n: (1.0 * n, 2.0 * n), 8, LINK, LINK, 1e3, 1.0)
     seconds = step_seconds(network, config, machine)
-    assert seconds.total == pytest.approx(sum(seconds.parts.values())) > 0
+    assert seconds.total == pytest.approx(sum(seconds.parts.values()))
+    assert seconds.total > seconds.parts["stage forward"] > 0
     found = memory.device_bytes(network, config, 100)
     assert min(found["parameters"], found["activations"]) > 0
     assert describe(network, config)["phases"][0]["title"] == METHODS[name].title

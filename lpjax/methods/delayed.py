@@ -86,6 +86,11 @@ def staleness(config: Config) -> list[int]:
     return [once * (config.num_stages - 1 - k) for k in range(config.num_stages)]
 
 
+def _depth(config: Config) -> int:
+    """H, positions of a ring."""
+    return max(staleness(config)) + 1
+
+
 class _Passes(NamedTuple):
     """What a stage makes of a step, in shapes that are the same for all stages."""
 
@@ -195,9 +200,8 @@ class _Step:
 
         done: _Passes = self.on_stages(run, state.stage_params, state.stage_stats, inputs, tags, carry)
         grads = lax.psum(done.grads, "data")
-        stage_params, stage_opt = optim.update_rows(
-            self.step_inputs.optimizer, grads, state.stage_opt, state.stage_params
-        )
+        rows, optimizer = (state.stage_opt, state.stage_params), self.step_inputs.optimizer
+        stage_params, stage_opt = optim.update_rows(optimizer, grads, *rows)
         stats = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
         new_state = replace(
             state,
@@ -214,12 +218,8 @@ class _Step:
         )
         squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
         loss, correct, squares = meshes.by_stage(jnp.stack([done.loss, done.correct, squares]), network.num_stages)
-        metrics = {
-            "task_loss": loss[-1],
-            "accuracy": correct[-1] / config.batch_size,
-            "gradient_norm": jnp.sqrt(squares),
-        }
-        return new_state, metrics
+        metrics = {"task_loss": loss[-1], "accuracy": correct[-1] / config.batch_size}
+        return new_state, metrics | {"gradient_norm": jnp.sqrt(squares)}
 
 
 class Delayed(Method):
@@ -297,8 +297,3 @@ class Delayed(Method):
             "rings of inputs": slots * depth * packet,
             "rings of weights": depth * WIDTH * stage_values(network, config),
         }
-
-
-def _depth(config: Config) -> int:
-    """H, positions of a ring."""
-    return max(staleness(config)) + 1
