@@ -1,4 +1,6 @@
-"""python -m lpjax.balance --config=FILE [--config.field=value ...] [--repeats=5] [--rounds=3] [--workdir=DIR]
+"""Find cuts that balance what the stages take.
+
+    python -m lpjax.balance --config=FILE [--config.field=value ...] [--repeats=5] [--rounds=3] [--workdir=DIR]
 
 Measures how long each stage takes on one device and prints the cuts that balance them (see `lpjax.cost.balance`), as
 an argument of `lpjax.main`.  Nothing is trained and no data is read.  With --workdir the seconds of the stages as the

@@ -1,4 +1,6 @@
-"""python -m lpjax.main --config=FILE [--config.field=value ...] [--workdir=DIR]
+"""Train a network, test a run, or say what it would take.
+
+    python -m lpjax.main --config=FILE [--config.field=value ...] [--workdir=DIR]
 
 One process with all devices it sees; or several, each started by the same command with --distributed (SLURM, TPU,
 GKE, Open MPI) or with --coordinator=HOST:PORT --num_processes=N --process_id=I.

@@ -1,4 +1,6 @@
-"""python -m lpjax.predict --model=DIR [--top=5] [--json] IMAGES...
+"""Classify image files by an exported model.
+
+    python -m lpjax.predict --model=DIR [--top=5] [--json] IMAGES...
 
 Classes and probabilities of image files by a model that `lpjax.export` wrote, on one device.  With --json a line is
 {"image": .., "classes": [{"class": .., "probability": ..}, ..]}, or {"image": .., "error": ..}.

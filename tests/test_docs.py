@@ -61,7 +61,7 @@ def test_samples_run(page, tmp_path):
 def test_there_is_a_sample_that_trains_on_four_stages():
     samples = [sample["code"] for sample in SAMPLE.finditer((ROOT / "docs/own_network.md").read_text())]
     assert any("num_stages = 4" in code for code in samples)
-    assert any("train.train(" in code for code in samples)
+    assert any(re.search(r"\btrain\(run", code) for code in samples)
 
 
 # names ----------------------------------------------------------------------------------------------------------------
@@ -312,17 +312,6 @@ MODULES = sorted(
 def test_every_module_is_in_the_reference_once():
     named = [name for page in DOCS for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
     assert sorted(named) == [name for name in MODULES if name != "lpjax"]
-
-
-def test_fields_of_docstrings_become_lists():
-    pytest.importorskip("griffe")
-    spec = importlib.util.spec_from_file_location("fields", ROOT / "docs/fields.py")
-    fields = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fields)
-    drawing = "\n\n    x <- y\n\nArgs:\n  x: an *x*."
-    text = "One <u> of x_y.\nlam, beta: of `a_b`\n    and [b]\nnone  nothing\nThis: no field."
-    shown = "One &lt;u> of x&#95;y.\n\n- `lam`, `beta`: of `a_b`\n    and &#91;b]\n- `none`: nothing\n\nThis: no field."
-    assert fields.as_markdown(text + drawing) == shown + drawing
 
 
 def undocumented(tree):

@@ -7,7 +7,7 @@ import pytest
 from helpers import assert_close, small_config, small_run, take_steps
 from jax.sharding import PartitionSpec as P
 
-from lpjax.config.schema import POLICIES
+from lpjax.config.schema.penalty import POLICIES
 from lpjax.cost.traffic import exchanged_bytes
 from lpjax.data.batch import Batch
 from lpjax.methods.layer_parallel import step

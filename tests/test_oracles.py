@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_steps, trees
 from jax.sharding import PartitionSpec as P
 
-from lpjax.config.schema import POLICIES
+from lpjax.config.schema.penalty import POLICIES
 from lpjax.methods.layer_parallel import lagrangian
 from lpjax.methods.layer_parallel.stage import stage_pass
 from lpjax.network import aux_net

@@ -12,7 +12,7 @@ from helpers import small_config, small_run, take_steps
 from rich.console import Console
 from test_stream import Memory, make_stream, slow, streamed
 
-from lpjax.config.schema import POLICIES
+from lpjax.config.schema.penalty import POLICIES
 from lpjax.cost import dry_run
 from lpjax.cost.memory import device_bytes
 from lpjax.data import SOURCES, stream

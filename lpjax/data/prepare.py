@@ -1,6 +1,6 @@
 """Turns a set's official archives into tensorflow-datasets' array_record files, without TensorFlow.
 
-python -m lpjax.data.prepare NAME --source=PATH --data_dir=DIR [--sha256=HEX ...]
+    python -m lpjax.data.prepare NAME --source=PATH --data_dir=DIR [--sha256=HEX ...]
 
 The stock builders prepare with TensorFlow only.  What is written here is read by the stock `tfds.data_source(NAME)`:
 the stock builder itself writes it, only the reading of the archives (`archives`) is ours.

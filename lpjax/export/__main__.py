@@ -1,4 +1,6 @@
-"""python -m lpjax.export --config=FILE [--config.field=value ...] --workdir=RUN --output=DIR [--step=N]
+"""Export the network of a run as a model.
+
+    python -m lpjax.export --config=FILE [--config.field=value ...] --workdir=RUN --output=DIR [--step=N]
 
 Writes the composed network of a run's checkpoint, without AuxNet and with recalibrated batch-norm statistics, as a
 model that can be used without lpjax (`model_file`).  Start it with the run's own configuration.

@@ -110,7 +110,7 @@ class Method(abc.ABC):
         return None
 
     def ages(self, config: Config) -> list[list[Age]]:
-        """[K][M], of the gradients that a step uses: all of this step's batch and weights, unless overridden."""
+        """Of the gradients that a step uses, M a stage: all of this step's batch and weights, unless overridden."""
         return [[Age(0, 0)] for _ in range(config.num_stages)]
 
     @abc.abstractmethod

@@ -19,7 +19,7 @@ from lpjax.nn.layers import STANDARDISE
 def even_cuts(costs: Sequence[float], num_stages: int, extra: Sequence[float] | None = None) -> tuple[int, ...]:
     """Make the dearest of K contiguous stages as cheap as possible.
 
-    Dynamic programming over prefixes: best[k][n] = min over m < n of max(best[k-1][m], cost of m..n-1), O(K n^2).
+    Dynamic programming over prefixes: `best[k][n] = min over m < n of max(best[k-1][m], cost of m..n-1)`, O(K n^2).
 
     Args:
       costs: of the units.

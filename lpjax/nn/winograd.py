@@ -51,7 +51,7 @@ def transposed_kernel_transform(u: Tile) -> Tile:
 
 
 def both_axes(transform: Transform, d: list[Tile]) -> list[Tile]:
-    """T d T^T of tiles d[i][j]."""
+    """T d T^T of tiles `d[i][j]`."""
     rows = [transform(row) for row in d]
     return [list(row) for row in zip(*(transform(list(column)) for column in zip(*rows, strict=True)), strict=True)]
 

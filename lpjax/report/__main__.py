@@ -1,4 +1,6 @@
-"""python -m lpjax.report RUN [RUN ...] [--out=report.html]
+"""Write a page of charts of runs.
+
+    python -m lpjax.report RUN [RUN ...] [--out=report.html]
 
 One HTML page of a run, or of several beside each other: accuracy and loss over steps and wall time, violations,
 multipliers, gradients against backprop's, the cut, the schedule of a step, where the time goes, and in what the
