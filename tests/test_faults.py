@@ -400,7 +400,7 @@ def test_a_torn_last_line(tail, short, tmp_path):
 
 
 def test_held_by_another_process(tmp_path):
-    with workdir.locked(tmp_path / "run"):
+    with workdir.lock(tmp_path / "run"):
         done = lpjax(tmp_path / "run")
     assert done.returncode == 2, done.stderr
     assert f"another run is writing to it (process {os.getpid()} on " in complaint(done)

@@ -153,7 +153,7 @@ def test_step_seconds_without_a_result(tmp_path):
 
 
 @pytest.mark.parametrize("n", [1, 99, 100, 101, 1234, 10_007])
-def test_thinning_keeps_extremes_and_ends(n):
+def test_fewer_points_keep_extremes_and_ends(n):
     value = np.random.default_rng(n).normal(size=n)
     value[n // 3], value[n // 2] = 50.0, -50.0
     keep = extremes(value, 100)
@@ -167,19 +167,19 @@ def test_thinning_keeps_extremes_and_ends(n):
             assert (own.min(), own.max()) == (bucket.min(), bucket.max())
 
 
-def test_thinning_passes_over_what_is_no_number():
+def test_fewer_points_pass_over_what_is_no_number():
     value = np.full(1000, np.nan)
     value[::100], value[5::100] = np.arange(1.0, 11.0), -np.arange(1.0, 11.0)
     keep = extremes(value, 50)
     assert set(np.flatnonzero(np.isfinite(value))) <= set(keep)
 
 
-def test_the_page_says_that_it_was_thinned(tmp_path):
+def test_the_page_says_that_lines_have_fewer_points(tmp_path):
     write_lines(tmp_path, [train_line(step) for step in range(1, 301)])
     found = read(tmp_path, points=100)
     text = " ".join(all_charts([found])["accuracy-steps"].text)
     assert f"of up to 300 points a line {len(found.lines['accuracy'][0].value)} are drawn" in text
-    assert "Thinned" not in " ".join(all_charts([read(tmp_path)])["accuracy-steps"].text)
+    assert "ewer points" not in " ".join(all_charts([read(tmp_path)])["accuracy-steps"].text)
 
 
 @pytest.mark.slow

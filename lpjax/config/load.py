@@ -64,7 +64,11 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
-    """Make a section of its fields; `prefix` is what their names begin with in messages."""
+    """Make a section of its fields; `prefix` is what their names begin with in messages.
+
+    Raises:
+      BadInput: See `from_config_dict`.
+    """
     if cls is ModelConfig:  # its other fields are the arguments of its function
         function = _typed(str, values.pop("function", ModelConfig.function), f"{prefix}function")
         return ModelConfig(function, {name: _plain(value) for name, value in values.items()})
@@ -91,7 +95,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """Give `value` as the type `hint`, in a field called `name`, or raise ValueError."""
+    """Give `value` as the type `hint`, in a field called `name`, or raise BadInput."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return None if value is None else _typed(next(arg for arg in args if arg is not type(None)), value, name)

@@ -24,12 +24,12 @@ def write(folders: Sequence[Path], out: Path) -> None:
     """Write a page of runs, as a whole file or not at all.
 
     Args:
-      folders: workdirs of the runs.
-      out: the page.
+      folders: Workdirs of the runs.
+      out: The page.
 
     Raises:
-      BadInput: naming the folder or the file at fault.
-      OSError: where a file of a run cannot be read.
+      BadInput: Names the folder or the file at fault.
+      OSError: A file of a run cannot be read.
     """
     with extra_packages("the page", "report"):
         from lpjax.report import page, record
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     """Write the page; returns the exit code, see the module's docstring.
 
     Args:
-      argv: the command line without the program.
+      argv: The command line without the program.
     """
     parser = argparse.ArgumentParser(prog="python -m lpjax.report", description="A page of charts of runs.")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")

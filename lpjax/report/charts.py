@@ -41,7 +41,15 @@ PATTERNS = ("", "/", "\\", "|", "-", "+", "x", ".")
 
 @dataclass(frozen=True)
 class Chart:
-    """text: paragraphs below it.  figure: None where there is nothing to draw.  axes: whose scale can be switched."""
+    """A chart of the page, with its words.
+
+    Attributes:
+      key: Its name in the page.
+      title: Above it.
+      text: Paragraphs below it.
+      figure: By plotly; None where there is nothing to draw.
+      axes: Those whose scale can be switched.
+    """
 
     key: str
     title: str
@@ -51,22 +59,27 @@ class Chart:
 
 
 def colour(index: int) -> str:
-    """Of run, line or piece number `index`."""
+    """The colour of run, line or piece number `index`."""
     return COLOURS[index % len(COLOURS)]
 
 
 def marker(index: int) -> str:
-    """Of run or line number `index`."""
+    """The marker of run or line number `index`."""
     return list(MARKERS)[index % len(MARKERS)]
 
 
 def scale(log: bool) -> dict[str, Any]:
-    """Of an axis, and its ticks."""
+    """The scale of an axis, and its ticks."""
     return {"type": "log" if log else "linear", "nticks": 3 if log else 8, "tickformat": "~g"}
 
 
 def layout(height: int, legend: bool = True) -> dict[str, Any]:
-    """Of all charts; colours come from the page, see page.js."""
+    """The layout that all charts start from; colours come from the page, see page.js.
+
+    Args:
+      height: In pixels.
+      legend: Whether there is one.
+    """
     return {
         "height": height,
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},

@@ -1,4 +1,4 @@
-"""Charts of figures over steps and over wall time."""
+"""Charts of metrics over steps and over wall time."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -16,7 +16,6 @@ SHOWN = 24
 """Lines that a chart shows at first, at most, where runs have several lines each."""
 
 Over = Literal["steps", "time"]
-
 
 CHARTED = {
     *("accuracy", "task_loss", "aux_task_loss", "stage_loss", "stage_accuracy", "gradient_norm", "coarse_error"),
@@ -38,7 +37,14 @@ class Metric(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line of run number `run`.  shown: at first."""
+    """A line of a chart.
+
+    Attributes:
+      run: Number of its run.
+      label: Its name.
+      line: Its points.
+      shown: Whether it is at first.
+    """
 
     run: int
     label: str
@@ -47,7 +53,7 @@ class Curve(NamedTuple):
 
 
 def learning(records: Sequence[Record]) -> list[Chart]:
-    """Accuracy and loss over steps and over wall time; the composed network against the AuxNet path."""
+    """Charts of accuracy and loss over steps and over wall time; the composed network against the AuxNet path."""
     accuracy = [Metric("test_accuracy", "test, composed network"), Metric("accuracy", "training, last stage")]
     loss = [
         Metric("test_loss", "test, composed network"),
@@ -59,7 +65,7 @@ def learning(records: Sequence[Record]) -> list[Chart]:
         Metric("aux_path_accuracy", "AuxNet path"),
         Metric("aux_head_accuracy", "AuxNet's head"),
     ]
-    if not any(figure.name in record.lines for record in records for figure in paths[1:]):
+    if not any(metric.name in record.lines for record in records for metric in paths[1:]):
         paths = paths[1:]  # of methods that have no such path: the composed network alone is drawn above
     both: tuple[Over, ...] = ("steps", "time")
     return [
@@ -70,8 +76,7 @@ def learning(records: Sequence[Record]) -> list[Chart]:
 
 
 def stages(records: Sequence[Record]) -> list[Chart]:
-    """Which stage learns: its own loss, what it and its tail get right, its gradient; and how far the
-    AuxNet's piece beside it is from doing the same."""
+    """Draw which stage learns: loss, what it and its tail get right, gradient, and how far its AuxNet piece is off."""
     return [
         lines("stage-loss", "Local loss of each stage", records, [Metric("stage_loss", "stage")], log=True, keep=max),
         lines(
@@ -103,7 +108,7 @@ def stages(records: Sequence[Record]) -> list[Chart]:
 
 
 def constraints(records: Sequence[Record]) -> list[Chart]:
-    """How far the stages are from being one network, and what pulls them together."""
+    """Charts of how far the stages are from being one network, and of what pulls them together."""
     return [
         lines(
             "violation",
@@ -126,7 +131,7 @@ def constraints(records: Sequence[Record]) -> list[Chart]:
 
 
 def gradients(records: Sequence[Record]) -> list[Chart]:
-    """Each stage's gradient against backprop's."""
+    """Charts of each stage's gradient against backprop's."""
     hint = "Recorded with diagnose_every=N."
     cosine = lines(
         "cosine",
@@ -149,7 +154,7 @@ def gradients(records: Sequence[Record]) -> list[Chart]:
 
 
 def others(records: Sequence[Record]) -> list[Chart]:
-    """What the methods of the runs record beside the metrics that have charts of their own."""
+    """Charts of what the methods of the runs record beside the metrics that have charts of their own."""
     axes: dict[str, str] = {}
     for record in records:
         for phase in (record.structure or {}).get("phases", ()):
@@ -163,7 +168,7 @@ def others(records: Sequence[Record]) -> list[Chart]:
 
 
 def waiting(records: Sequence[Record]) -> Chart:
-    """For data, over the run."""
+    """The chart of waiting for data, over the run."""
     return lines("data-seconds", "Seconds a step waited for data", records, [Metric("data_seconds", "wait")], log=True)
 
 
@@ -171,23 +176,27 @@ def lines(
     key: str,
     title: str,
     records: Sequence[Record],
-    figures: Sequence[Metric],
+    metrics: Sequence[Metric],
     *,
     over: Over = "steps",
     log: bool = False,
     keep: Callable[..., int] | None = None,
     hint: str = "",
 ) -> Chart:
-    """Lines of all runs that have the figures.
+    """Draw lines of all runs that have the metrics.
 
-    log: the scale of y, where anything is above 0.  keep: max or min; which of a run's lines, by its last value, is
-    shown at first where there are more than `SHOWN`.  hint: how to have the figures.
+    Args:
+      metrics: What is drawn.
+      over: What x is.
+      log: Whether y is logarithmic, where anything is above 0.
+      keep: max or min: which of a run's lines, by its last value, is shown at first where there are more than `SHOWN`.
+      hint: How to have the metrics.
     """
     curves = [
         Curve(run, label, line)
         for run, record in enumerate(records)
-        for figure in figures
-        for label, line in _labelled(figure, record.lines.get(figure.name, ()))
+        for metric in metrics
+        for label, line in _labelled(metric, record.lines.get(metric.name, ()))
         if over == "steps" or np.isfinite(line.seconds).any()
     ]
     has = {curve.run for curve in curves}
@@ -216,21 +225,21 @@ def lines(
     return Chart(key, title, tuple(text), go.Figure(traces, made), ("yaxis", "xaxis"))
 
 
-def _labelled(figure: Metric, found: Sequence[Line]) -> list[tuple[str, Line]]:
-    if figure.label in ("stage", "interface"):  # stages count from 0, interface j is the input of stage j >= 1
-        first = int(figure.label == "interface")
-        return [(f"{figure.label} {first + i}", line) for i, line in enumerate(found)]
-    return [(figure.label, line) for line in found]
+def _labelled(metric: Metric, found: Sequence[Line]) -> list[tuple[str, Line]]:
+    if metric.label in ("stage", "interface"):  # stages count from 0, interface j is the input of stage j >= 1
+        first = int(metric.label == "interface")
+        return [(f"{metric.label} {first + i}", line) for i, line in enumerate(found)]
+    return [(metric.label, line) for line in found]
 
 
 def _about(curves: Sequence[Curve], log: bool) -> list[str]:
     """What the reader must know of how lines are drawn."""
     text = []
-    thin = [line for _, _, line, _ in curves if len(line.value) < line.points]
-    if thin:
-        most = max(thin, key=lambda line: line.points)
+    fewer = [line for _, _, line, _ in curves if len(line.value) < line.points]
+    if fewer:
+        most = max(fewer, key=lambda line: line.points)
         text.append(
-            f"Thinned out: {len(thin)} of {len(curves)} lines; of up to {most.points:,} points a line "
+            f"With fewer points: {len(fewer)} of {len(curves)} lines; of up to {most.points:,} points a line "
             f"{len(most.value):,} are drawn: the first, the last, and the smallest and the largest of each bucket."
         )
     if log and any((curve.line.value <= 0).any() for curve in curves):

@@ -16,12 +16,12 @@ Group = tuple[list[Record], dict[str, Any]]
 
 
 def with_one_cut(records: Sequence[Record]) -> list[Group]:
-    """Runs with the same stages and the same AuxNet."""
+    """Group the runs that have the same stages and the same AuxNet."""
     return _grouped(records, lambda record, structure: [structure["stages"], structure["aux"]])
 
 
 def with_one_step(records: Sequence[Record]) -> list[Group]:
-    """Runs whose step has one schedule: the same structure and the same measured seconds, or none."""
+    """Group the runs whose step has one schedule: the same structure and the same measured seconds, or none."""
     return _grouped(records, lambda record, structure: [structure, record.measured])
 
 
@@ -36,12 +36,12 @@ def _grouped(records: Sequence[Record], key: Callable[[Record, dict[str, Any]], 
 
 
 def of(group: Sequence[Record], records: Sequence[Record]) -> str:
-    """Of which runs something is, where that needs saying."""
+    """For titles: of which runs something is, where that needs saying, else nothing."""
     return "" if len(records) == 1 else ": " + ", ".join(record.name for record in group)
 
 
 def without(records: Sequence[Record]) -> tuple[str, ...]:
-    """Which runs cannot be drawn."""
+    """For a chart's text: which runs have nothing to draw from."""
     names = [record.name for record in records if not record.structure]
     return (f"No structure.json to draw from: {', '.join(names)}.",) if names else ()
 
@@ -50,7 +50,7 @@ def without(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def cuts(records: Sequence[Record]) -> list[Chart]:
-    """Stages end to end, and the AuxNet's pieces beside them: by operations and by parameters, one pair a network."""
+    """Draw stages end to end, and AuxNet pieces beside them: by operations and by parameters, one pair a network."""
     made = []
     for number, (group, structure) in enumerate(with_one_cut(records)):
         stages, aux = structure["stages"], structure["aux"]
@@ -114,7 +114,7 @@ def _contents(piece: Mapping[str, Any]) -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """As in "8x8x1"."""
+    """A shape in text, such as "8x8x1"."""
     return "x".join(map(str, shape))
 
 
@@ -122,7 +122,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def schedules(records: Sequence[Record]) -> list[Chart]:
-    """A step as a timeline over devices, one for all runs that share it."""
+    """Draw a step as a timeline over devices, one for all runs that share it."""
     made: list[Chart] = []
     for group, structure in with_one_step(records):
         measured = group[0].measured
@@ -171,7 +171,7 @@ def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int
 
 
 def times(records: Sequence[Record]) -> list[Chart]:
-    """What a step's seconds, and a whole run's, are spent on."""
+    """Draw what a step's seconds, and a whole run's, are spent on."""
     step = {
         "waiting for data": [record.data_seconds for record in records],
         "the rest": [_rest(record.step_seconds, record.data_seconds) for record in records],

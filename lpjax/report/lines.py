@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
 
 def _parsed(line: bytes) -> Row:
-    """A line.  msgspec is fast, but does not take the NaN that Python writes.
+    """Read a line.  msgspec is fast, but does not take the NaN that Python writes.
 
     Raises:
       ValueError, MsgspecError: It is none.
@@ -83,11 +83,15 @@ class Table:
 
     @property
     def timed(self) -> bool:
-        """Whether lines say how long the run had taken."""
+        """Whether lines say how many seconds the run had taken."""
         return any("seconds" in rows[-1] for rows in self.rows.values() if rows)
 
     def add(self, raw: bytes) -> None:
-        """The next line of the file, with its end."""
+        """Take in the next line of the file.
+
+        Args:
+          raw: The line with its end.
+        """
         if not raw.endswith(b"\n"):
             self.torn = True
             return
@@ -105,22 +109,25 @@ class Table:
         self.last_step = max(self.last_step, int(_number(row, "step")))
 
     def notes(self) -> list[str]:
-        """In words, what was left out."""
+        """What was left out, in words."""
         notes = []
         if self.torn:
             notes.append("the last line of metrics.jsonl is torn (being written, or the run was killed): left out")
         if self.unread:
             notes.append(f"{self.unread:,} lines of metrics.jsonl cannot be read: left out")
         if not self.last_step:
-            notes.append("no figures yet")
+            notes.append("no metrics yet")
         return notes
 
     def lines(self, points: int, step_seconds: float | None) -> dict[str, tuple[Line, ...]]:
-        """Of the metrics that there are, by name.
+        """Lines to draw of the metrics that there are.
 
         Args:
           points: Of a line, at most.
-          step_seconds: Of a step, where the lines have no times.
+          step_seconds: Seconds of a step, where the lines of the file have no times.
+
+        Returns:
+          By name: one line for each stage or interface, or one.
         """
         made: dict[str, tuple[Line, ...]] = {}
         for rows in self.rows.values():
@@ -140,13 +147,13 @@ class Table:
         return np.array([_number(row, name) for row in rows], float)
 
     def step_seconds(self) -> float | None:
-        """Median over the times between logged steps."""
+        """Seconds of a step: the median over the times between logged steps; None where not known."""
         step, seconds = (np.diff(self._column(self.rows["train"], name)) for name in ("step", "seconds"))
         known = (step > 0) & np.isfinite(seconds)
         return float(np.median(seconds[known] / step[known])) if known.any() else None
 
     def data_seconds(self) -> float | None:
-        """Median of the logged steps."""
+        """Seconds that a step waits for data: the median of the logged steps; None where not known."""
         values = self._column(self.rows["train"], "data_seconds")
         return float(np.nanmedian(values)) if np.isfinite(values).any() else None
 
@@ -158,8 +165,16 @@ def _number(row: Row, name: str) -> float:
 
 
 def extremes(value: np.ndarray, points: int) -> np.ndarray:
-    """Positions, in order, of at most `points` of the values [n]: the first, the last, and the smallest and the largest
-    of each of equal buckets; all of them if there are no more.  NaN counts only in a bucket that has nothing else."""
+    """Choose the points of a line that are drawn.
+
+    Args:
+      value: [n].
+      points: How many, at most.
+
+    Returns:
+      Positions, in order: of the first, the last, and the smallest and the largest of each of equal buckets; all of
+      them if n is at most `points`.  NaN counts only in a bucket that has nothing else.
+    """
     n = len(value)
     if n <= points:
         return np.arange(n)
@@ -173,6 +188,13 @@ def extremes(value: np.ndarray, points: int) -> np.ndarray:
 
 
 def with_fewer_points(step: np.ndarray, seconds: np.ndarray, value: np.ndarray, points: int) -> Line:
-    """A line of at most `points` points, see `extremes`."""
+    """Make a line of at most `points` points, see `extremes`.
+
+    Args:
+      step: [n].
+      seconds: [n], since the run's start.
+      value: [n].
+      points: How many, at most.
+    """
     keep = extremes(value, points)
     return Line(step[keep], seconds[keep], value[keep], len(value))

@@ -22,11 +22,11 @@ INK, PAPER, LINE = (
 )
 """Colours of page.css, by theme."""
 NOTHING = "\N{EN DASH}"
-"""In a table."""
+"""What a table has where there is no value."""
 
 
 def render(records: Sequence[Record]) -> str:
-    """The page of one run, or of several beside each other."""
+    """Write the page of one run, or of several beside each other, as HTML."""
     sections = {
         "Accuracy and loss": _charts(curves.learning(records)),
         "Stages": _charts(curves.stages(records)),
@@ -109,7 +109,7 @@ def _button(axis: str, pressed: bool) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """head: text.  rows: HTML."""
+    """A table of a head in text and of rows in HTML."""
     top = "".join(f'<th scope="col">{_text(name)}</th>' for name in head)
     lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{lines}</tbody></table></div>'
@@ -195,7 +195,7 @@ def _cut_tables(records: Sequence[Record]) -> str:
             )
             for name, row in pieces
         ]
-        summary = f"<summary>Units, shapes and figures{_text(drawings.of(group, records))}</summary>"
+        summary = f"<summary>Units, shapes and operations{_text(drawings.of(group, records))}</summary>"
         text.append(f"<details open>{summary}{_table(head, rows)}</details>")
     return "".join(text) + ("<p>Of one example; beside it: a coarse tail or a classifier.</p>" if text else "")
 

@@ -13,15 +13,20 @@ from lpjax.report.lines import POINTS, Line, Table
 
 @dataclass(frozen=True)
 class Record:
-    """A run.
+    """What a run left in its folder, for the page.
 
-    lines: by the figure's name, one for each stage or interface, or one.
-    last_step: of the last whole line, 0 without any.
-    recoveries: (step, factor) where learning rates were made smaller.
-    step_seconds, data_seconds: medians over steps, of the whole step and of its wait for data.
-    config, result, structure, measured: config.json, result.json, structure.json, seconds.json; None where there is
-        none that can be used.
-    notes: in words, what is missing or was left out.
+    Attributes:
+      name: Of the run.
+      lines: By the metric's name, one for each stage or interface, or one.
+      last_step: Of the last whole line; 0 without any.
+      recoveries: (step, factor) where learning rates were made smaller.
+      step_seconds: Median over steps, of the whole step; None where not known.
+      data_seconds: Likewise, of its wait for data.
+      config: config.json; None where there is none that can be used.
+      result: result.json, likewise.
+      structure: structure.json, likewise.
+      measured: seconds.json, likewise.
+      notes: In words, what is missing or was left out.
     """
 
     name: str
@@ -38,7 +43,7 @@ class Record:
 
     @property
     def ended(self) -> str:
-        """How, or that it did not."""
+        """How the run ended, or that it did not."""
         ended, steps = ((self.result or {}).get(name) for name in ("ended", "steps"))
         if ended in (None, "phase"):
             return "going on, or killed"
@@ -48,9 +53,16 @@ class Record:
 
 
 def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
-    """The run in `folder`, called `name` (the folder's own).
+    """Read what a run left in its folder.
 
-    Raises ValueError or OSError where there is none.
+    Args:
+      folder: Its workdir.
+      name: What to call it.  Unset: the folder's name.
+      points: Of a line that is drawn, at most.
+
+    Raises:
+      BadInput: There is no run in the folder.
+      OSError: metrics.jsonl cannot be read.
     """
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder: expected the workdir of a run; correct the path")
@@ -73,7 +85,7 @@ def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
     if measured and not (structure and _fits(measured, structure)):
         measured = None
         notes.append("seconds.json is of another cut, method, mesh or batch than structure.json: not used")
-    per_step, waited = (_figure(result, name) for name in ("seconds_per_step_median", "data_seconds_median"))
+    per_step, waited = (_number(result, name) for name in ("seconds_per_step_median", "data_seconds_median"))
     if not table.timed and table.last_step:
         notes.append(
             "no seconds in metrics.jsonl: wall time is steps times the median seconds of a step"
@@ -106,7 +118,7 @@ def _read_json(path: Path) -> tuple[dict[str, Any] | None, str | None]:
     return (value, None) if isinstance(value, dict) else (None, f"{path.name} cannot be read: not an object")
 
 
-def _figure(values: Mapping[str, Any] | None, name: str) -> float | None:
+def _number(values: Mapping[str, Any] | None, name: str) -> float | None:
     value = (values or {}).get(name)
     return float(value) if isinstance(value, int | float) else None
 
@@ -140,7 +152,7 @@ def _fits(measured: Mapping[str, Any], structure: Mapping[str, Any]) -> bool:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A configuration as "section.field": value as JSON."""
+    """Flatten a configuration, for comparisons: "section.field" to the value as JSON."""
     made: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -151,8 +163,14 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def differences(tables: Sequence[Mapping[str, str] | None]) -> dict[str, list[str | None]]:
-    """Fields in which runs differ, with each run's value; None where a run has no such field.  A run without a table
-    is not compared."""
+    """Find the fields in which runs differ.
+
+    Args:
+      tables: Of each run; one without a table is not compared.
+
+    Returns:
+      By field, each run's value; None where a run has no such field.
+    """
     known = [table for table in tables if table is not None]
     names = dict.fromkeys(name for table in known for name in table)
     different = [name for name in names if len({table.get(name) for table in known}) > 1]
@@ -160,7 +178,7 @@ def differences(tables: Sequence[Mapping[str, str] | None]) -> dict[str, list[st
 
 
 def names_of(folders: list[Path]) -> list[str]:
-    """The shortest ends of the folders' paths that differ."""
+    """Name runs by the shortest ends of their folders' paths that differ."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(own[-length:]) for own in parts]

@@ -14,7 +14,7 @@ from lpjax.nn.schedule import Work, from_json, place
 
 
 class Bar(NamedTuple):
-    """Something that a device computes.
+    """Something that a device computes, as a bar of the timeline.
 
     Attributes:
       device: Its position along 'stage'.
@@ -33,7 +33,7 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A step.
+    """A step as bars on devices.
 
     Attributes:
       bars: What is computed.
@@ -47,12 +47,12 @@ class Schedule:
 
     @property
     def kinds(self) -> list[str]:
-        """Of the bars, in the order in which they first appear."""
+        """Kinds of the bars, in the order in which they first appear."""
         return list(dict.fromkeys(bar.kind for bar in self.bars))
 
     @property
     def end(self) -> float:
-        """When the last device has finished."""
+        """When the last device has finished, in the schedule's unit."""
         return max((bar.start + bar.length for bar in self.bars), default=0.0)
 
     @property
@@ -62,7 +62,7 @@ class Schedule:
 
 
 def make(phase: Mapping[str, Any], seconds: Sequence[float | int] | None, device: str = "") -> Schedule:
-    """The schedule of a step.
+    """Make the schedule of a step.
 
     Args:
       phase: Of structure.json.

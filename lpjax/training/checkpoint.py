@@ -58,7 +58,12 @@ class Writer:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        """Make the folder, if it is not there, and remove from it what a killed process left of a checkpoint."""
+        """Make the folder, if it is not there, and remove from it what a killed process left of a checkpoint.
+
+        Args:
+          folder: Of the run's checkpoints.
+          config: How many are kept.
+        """
         self._folder = folder
         best = policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=config.keep_best,
                               keep_checkpoints_without_metrics=False)  # fmt: skip
@@ -84,7 +89,7 @@ class Writer:
         """Start to write a checkpoint, when the one before is done.
 
         Args:
-          step: After which the state is of.
+          step: Steps done in the state.
           arrays: Must not be changed afterwards.
           meta: In JSON's types.
           test_accuracy: None where the state was not tested.
@@ -113,7 +118,7 @@ class Writer:
 
     @contextlib.contextmanager
     def _errors_of(self, step: int) -> Iterator[None]:
-        """Raises CheckpointError for any error while the checkpoint of a step is written."""
+        """Makes a CheckpointError of any error while the checkpoint of a step is written."""
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise what they like
@@ -125,7 +130,7 @@ class Writer:
             ) from error
 
     def close(self) -> None:
-        """Stop; what was not waited for may be lost."""
+        """Stop writing; what was not waited for may be lost."""
         # Its error was raised before, or comes from the exception under way.
         with self._until_closed, contextlib.suppress(Exception):
             self._manager.close()
@@ -197,7 +202,12 @@ def _one_line(error: Exception) -> str:
 
 
 def digest(arrays: Arrays, meta: dict[str, Any]) -> str:
-    """SHA-256 of names, types, shapes and bytes of the arrays, and of `meta` without its own digest, in hex."""
+    """What tells damage: the SHA-256, in hex, of the arrays and of `meta`.
+
+    Args:
+      arrays: Their names, types, shapes and bytes are taken.
+      meta: Taken without its own digest.
+    """
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -209,15 +219,19 @@ def digest(arrays: Arrays, meta: dict[str, Any]) -> str:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that were written to their end, oldest first."""
+    """Steps of the checkpoints in a folder that were written to their end, oldest first."""
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
 def read(folder: Path, step: int) -> Saved:
-    """One checkpoint, verified.
+    """Read one checkpoint and verify it.
+
+    Args:
+      folder: Of the run's checkpoints.
+      step: Which one.
 
     Raises:
-      BadInput: It is damaged.
+      BadInput: It is damaged, or not there.
     """
     items = ocp.args.Composite(state=ocp.args.PyTreeRestore(), meta=ocp.args.JsonRestore())
     try:
@@ -235,7 +249,7 @@ def read(folder: Path, step: int) -> Saved:
 
 
 def newest_good(folder: Path) -> tuple[Saved | None, dict[int, str]]:
-    """The newest checkpoint that can be read and verified, and why each newer one cannot.
+    """Find the newest checkpoint that can be read and verified, and why each newer one cannot.
 
     Returns:
       The checkpoint, or None where there is none at all; and what is wrong with the newer ones, by step.

@@ -44,7 +44,15 @@ def _take_down() -> optax.GradientTransformation:
 
 
 def cosine_and_ratio(grads: Row, references: Row) -> tuple[Array, Array]:
-    """Cosine and ratio of norms of rows {kind: [K, length]}, each [K]; 0 where a row is zero."""
+    """Compare gradients with a reference, stage by stage.
+
+    Args:
+      grads: {kind: [K, length]}, packed rows.
+      references: Likewise, of backprop.
+
+    Returns:
+      The cosines and the ratios of norms, each [K]; 0 where a row is zero.
+    """
     pairs = [(grads[name], references[name]) for name in grads]
 
     def product(i: int, j: int) -> Array:
@@ -59,9 +67,15 @@ def cosine_and_ratio(grads: Row, references: Row) -> tuple[Array, Array]:
 
 
 def lags(ages: Sequence[Age]) -> tuple[int, ...]:
-    """[M], how many steps ago each micro-batch of a batch entered the network, from the ages of a stage's gradients.
+    """How many steps ago each micro-batch of a batch entered the network.
 
     Micro-batch m of a batch is its examples m, m + M, m + 2M ..
+
+    Args:
+      ages: [M], of a stage's gradients.
+
+    Returns:
+      [M], in steps.
     """
     M = len(ages)
     found = [0] * M
@@ -72,11 +86,14 @@ def lags(ages: Sequence[Age]) -> tuple[int, ...]:
 
 @partial(jax.jit, static_argnums=0)
 def mixed(row: tuple[int, ...], batches: Sequence[Batch]) -> tuple[Batch, Int[Array, " b"]]:
-    """The batch whose micro-batch m is of `row[m]` steps ago, and of each example how many these are.
+    """Put together the batch whose micro-batch m is of `row[m]` steps ago.
 
     Args:
-      row: See `lags`.
+      row: [M], see `lags`.
       batches: The newest first.
+
+    Returns:
+      The batch, and of each example how many steps ago it was fed, [b].
     """
     lag = jnp.resize(jnp.array(row, jnp.int32), batches[0].label.shape)
 
@@ -91,7 +108,7 @@ def mixed(row: tuple[int, ...], batches: Sequence[Batch]) -> tuple[Batch, Int[Ar
 
 
 class Diagnosis:
-    """Steps of a run that are diagnosed when they are due."""
+    """Takes the steps of a run, and diagnoses those that are due."""
 
     def __init__(self, run: Run) -> None:
         self._run, method = run, METHODS[run.config.method]
@@ -126,10 +143,18 @@ class Diagnosis:
         self._compare = compare
 
     def step(self, number: int, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        """The run's step `number`; the metrics of one that is due have gradient_cosine [K] and gradient_ratio [K] too.
+        """Take a step of the run, and diagnose it if it is due.
 
-        None is before every stage has a batch, nor, in a resumed run, before as many steps again (the batches behind
-        the stages' gradients are not in a checkpoint).
+        None is due before every stage has a batch, nor, in a resumed run, before as many steps again (the batches
+        behind the stages' gradients are not in a checkpoint).
+
+        Args:
+          number: Of the step, counted from 1.
+          state: Before it; donated.
+          batch: Of this step.
+
+        Returns:
+          The state after it, and its metrics; where it was diagnosed, gradient_cosine [K] and gradient_ratio [K] too.
         """
         self._batches.appendleft(batch)
         if not self._run.is_diagnosis_step(number) or len(self._batches) < (self._batches.maxlen or 0):

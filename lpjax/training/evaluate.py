@@ -30,13 +30,15 @@ from lpjax.state.train_state import TrainState
 
 
 class Evaluation(NamedTuple):
-    """Test figures, losses in nats, accuracies in 0..1.
+    """Test metrics of a state: losses in nats, accuracies in 0..1.
 
-    test_loss, test_accuracy: the composed network without AuxNet, recalibrated statistics: THE accuracy.
-    aux_path_accuracy: the last stage on the AuxNet's lambda_{K-1}, running statistics: what training sees.  None
-        without AuxNet.
-    aux_head_accuracy: the AuxNet by itself with its own head; None without AuxNet.
-    test_examples: how many; fewer than the split has where image files cannot be decoded.
+    Attributes:
+      test_loss: Of the composed network without AuxNet, with recalibrated statistics.
+      test_accuracy: Likewise: THE accuracy.
+      aux_path_accuracy: Of the last stage on the AuxNet's lambda_{K-1}, with running statistics: what training sees.
+        None without AuxNet.
+      aux_head_accuracy: Of the AuxNet by itself with its own head.  None without AuxNet.
+      test_examples: How many; fewer than the split has where image files cannot be decoded.
     """
 
     test_loss: float
@@ -55,8 +57,17 @@ def _on_mesh(mesh: Mesh, function: Callable[[Any, Batch], Any]) -> Callable[[Any
 def make_calibrate(
     network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs
 ) -> Callable[[TrainState, Feed], tuple[PyTree, ...]]:
-    """A function from a state (of replicated parameters) and the data to the composed network's batch-norm statistics,
-    one tree a stage."""
+    """Make the function that finds the composed network's batch-norm statistics.
+
+    Args:
+      network: The network.
+      config: Says how many training batches they are taken from.
+      mesh: The devices.
+      step_inputs: What a step is fed.
+
+    Returns:
+      (state, of replicated parameters, data) -> the statistics, one tree a stage.
+    """
 
     @partial(_on_mesh, mesh)
     def calibrate(state: TrainState, batch: Batch) -> tuple[PyTree, ...]:
@@ -76,7 +87,7 @@ def make_calibrate(
 
 
 def replicated(state: TrainState, mesh: Mesh) -> TrainState:
-    """What an evaluation needs of a state, on every device."""
+    """Put what an evaluation needs of a state on every device."""
     state = replace(state, stage_opt=(), aux_opt=(), multiplier=(), carry=())
     return jax.device_put(state, NamedSharding(mesh, meshes.REPLICATED))
 
@@ -84,9 +95,18 @@ def replicated(state: TrainState, mesh: Mesh) -> TrainState:
 def make_evaluate(
     network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs
 ) -> Callable[[TrainState, Feed], Evaluation]:
-    """A function from a state and the data to the state's `Evaluation` on the test split.
+    """Make the function that tests a state.
 
-    The parameters are replicated (without optimiser state) and the examples split over the whole mesh.
+    It replicates the parameters (without optimiser state) and splits the examples over the whole mesh.
+
+    Args:
+      network: The network.
+      config: The configuration.
+      mesh: The devices.
+      step_inputs: What a step is fed.
+
+    Returns:
+      (state, data) -> the state's `Evaluation` on the test split.
     """
     normalise, generates_inputs = step_inputs.normalised, METHODS[config.method].aux_net == "inputs"
     calibrate = make_calibrate(network, config, mesh, step_inputs)

@@ -35,7 +35,11 @@ FREE = (
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What decides a run's numbers, as JSON has it: names to values."""
+    """What decides a run's numbers, for its checkpoints.
+
+    Returns:
+      Names to values, in JSON's types.
+    """
     free = tuple(f"{name}." for name in FREE)
     config = {name: value for name, value in _flat(dataclasses.asdict(run.config)) if not f"{name}.".startswith(free)}
     spec = {
@@ -60,6 +64,9 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
 
     Functions have the names that they go by, what was unset is filled in as `methods.resolve` does, and a field that an
     earlier version did not have is at its default, which means what runs did without it.
+
+    Args:
+      saved: As it stands in the checkpoint.
     """
     functions = {name: named.canonical_name(saved[name]) for name in ("model.function", "aux.function")}
     saved = dict(_flat(dataclasses.asdict(Config()))) | saved | functions
@@ -78,7 +85,16 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_same(saved: dict[str, Any], run: Run, workdir: Path) -> None:
-    """Raises WorkdirError listing what was otherwise when the checkpoint was made."""
+    """Check that a checkpoint is of a run of the same numbers.
+
+    Args:
+      saved: The checkpoint's identity.
+      run: The run.
+      workdir: Where the checkpoint is.
+
+    Raises:
+      WorkdirError: It is of another run; lists what differs.
+    """
     saved, now = understood(saved), identity(run)
     names = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
     if names:

@@ -1,4 +1,4 @@
-"""What a run says: figures as they come, and result.json at its end."""
+"""What a run says while it trains: its metrics, as lines, events and text."""
 
 import math
 import time
@@ -28,38 +28,62 @@ _REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.cl
 
 
 DIAGNOSED = {"gradient_cosine": "stage", "gradient_ratio": "stage"}
-"""What a diagnosed step has beside its method's metrics."""
+"""Metrics that a diagnosed step has beside its method's, and what a list of each runs over."""
 
 
 class NonFiniteError(Error, RuntimeError):
-    """A loss, violation or multiplier is no longer a number; the message names figure, stage or interface, and step."""
+    """A loss, violation or multiplier is not finite; the message names metric, stage or interface, and step."""
 
     exit_code = 3
 
 
-class Figures(NamedTuple):
-    """What a step came to.  waited: seconds that it waited for data (`TrainBatches`)."""
+class StepMetrics(NamedTuple):
+    """What a step came to.
+
+    Attributes:
+      step: Its number.
+      metrics: By name, on the devices.
+      waited: Seconds that it waited for data (`TrainBatches`).
+    """
 
     step: int
-    figures: dict[str, Array]
+    metrics: dict[str, Array]
     waited: float
 
 
 class Times(NamedTuple):
-    """Wall clock of each step not interrupted by an evaluation or a checkpoint, in seconds: of the whole step, and of
-    its wait for data."""
+    """Wall clock of the steps not interrupted by an evaluation or a checkpoint, in seconds.
+
+    Attributes:
+      steps: Of each whole step.
+      data: Of its wait for data.
+    """
 
     steps: list[float]
     data: list[float]
 
 
 class Log:
-    """Where a run's figures go, on the process that writes; the others only read and check them.
+    """Where a run's metrics go, on the process that writes; the others only read and check them.
 
-    done: the last step read.  last: its figures.  corrupt: image files skipped.
+    Attributes:
+      done: The last step read.
+      last: Its metrics.
+      corrupt: Image files skipped.
+      times: Of this process's steps.
+      watch: Is told what is done.
     """
 
     def __init__(self, run: Run, workdir: Path, console: Console, watch: Watch, start: Start) -> None:
+        """Open the files, and take back the lines of steps after the start.
+
+        Args:
+          run: The run.
+          workdir: Its folder.
+          console: For what is shown.
+          watch: Is told what is done.
+          start: Where the run starts.
+        """
         done = start.step
         self._run, self._axes = run, METHODS[run.config.method].metrics | DIAGNOSED
         self._began = time.perf_counter() - start.meta.get("seconds", 0.0)
@@ -81,21 +105,27 @@ class Log:
 
     @property
     def seconds(self) -> float:
-        """That the run took so far, of all processes that carried it on."""
+        """Seconds that the run took so far, of all processes that carried it on."""
         return time.perf_counter() - self._began
 
     def _epoch(self, step: int) -> float:
         return step / self._run.step_inputs.steps_per_epoch
 
-    def _write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
-        self._writer.write(kind, step, self._epoch(step), {**figures, "seconds": self.seconds})
+    def _write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
+        self._writer.write(kind, step, self._epoch(step), {**metrics, "seconds": self.seconds})
 
-    def step(self, step: int, figures: dict[str, Array], waited: float) -> None:
-        """Read a step's figures from the devices, check them, and show and write those that are due.
+    def step(self, step: int, metrics: dict[str, Array], waited: float) -> None:
+        """Read a step's metrics from the devices, check them, and show and write those that are due.
 
-        Raises NonFiniteError.
+        Args:
+          step: The step.
+          metrics: By name, on the devices.
+          waited: Seconds that it waited for data.
+
+        Raises:
+          NonFiniteError: One is not finite.
         """
-        read = jax.device_get(figures)
+        read = jax.device_get(metrics)
         check_finite(step, read, self._axes)
         self.last, self.done = {name: writers.plain(value) for name, value in read.items()}, step
         self.watch.done(f"step {step}")
@@ -110,13 +140,17 @@ class Log:
             self.watch.printed()
 
     def skipped(self, corrupt: list[str]) -> None:
-        """Say which image files could not be decoded since the last call."""
+        """Say which image files could not be decoded since the last call.
+
+        Args:
+          corrupt: A message for each since the process started.
+        """
         for message in corrupt[self.corrupt :]:
             self.say(f"skipped {message}")
         self.corrupt = len(corrupt)
 
     def evaluation(self, step: int, result: Evaluation) -> None:
-        """Write and show the test figures after a step."""
+        """Write and show the test metrics after a step."""
         self._write("eval", step, result._asdict())
         aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
         some = self._run.spec.num_test - result.test_examples
@@ -124,31 +158,39 @@ class Log:
         self.say(f"epoch {self._epoch(step):.1f}: test accuracy {result.test_accuracy:.4f}{aux}{damaged}")
 
     def recovery(self, step: int, factor: float) -> None:
-        """A step size made smaller after `step`: all learning rates are now `factor` of the configuration's."""
+        """Write that step sizes were made smaller.
+
+        Args:
+          step: After which they are.
+          factor: All learning rates over the configuration's.
+        """
         self._write("recovery", step, {"factor": factor})
 
     def say(self, text: str) -> None:
-        """A line of text."""
+        """Print a line of text."""
         self._display.say(text)
         self.watch.printed()
 
     def sync(self) -> None:
-        """Until what was written is on disk."""
+        """Wait until what was written is on disk."""
         self._writer.sync()
 
     def close(self) -> None:
-        """No more figures come."""
+        """Close the files, and leave the terminal as it was."""
         self._display.close()
         self._writer.close()
 
 
 def check_finite(step: int, metrics: dict[str, Any], axes: Mapping[str, str]) -> None:
-    """Raises NonFiniteError for the first metric that is not finite.
+    """Check that a step's metrics are finite.
 
     Args:
       step: That they are of.
-      metrics: By name.
+      metrics: By name, on the host.
       axes: What a list of each runs over, see `Method.metrics`.
+
+    Raises:
+      NonFiniteError: For the first metric that is not.
     """
     for name, value in metrics.items():
         bad = np.flatnonzero(~np.isfinite(np.asarray(value)))
@@ -158,7 +200,15 @@ def check_finite(step: int, metrics: dict[str, Any], axes: Mapping[str, str]) ->
 
 
 def check_arrays(step: int, arrays: Arrays) -> None:
-    """Raises NonFiniteError for the first array of a state that is not finite: such a state is not to be kept."""
+    """Check that the arrays of a state are finite: another one is not to be kept.
+
+    Args:
+      step: After which the state is of.
+      arrays: By name.
+
+    Raises:
+      NonFiniteError: For the first array that is not.
+    """
     for name, value in arrays.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise NonFiniteError(f"{name} is not finite after step {step}; {_REMEDY}")
@@ -173,6 +223,14 @@ class Display:
     """A progress bar on a terminal, plain lines elsewhere: loss, accuracy, violation, examples per second."""
 
     def __init__(self, console: Console, num_steps: int, batch_size: int, done: int = 0) -> None:
+        """Start the progress bar, on a terminal.
+
+        Args:
+          console: Where to show.
+          num_steps: Of the run.
+          batch_size: Examples of a step.
+          done: Steps done before.
+        """
         self._console = console
         self._num_steps = num_steps
         self._batch_size = batch_size
@@ -190,19 +248,26 @@ class Display:
             self._progress.start()
 
     def advance(self, step: int) -> None:
-        """`step` steps are done."""
+        """Show that `step` steps are done."""
         if self._progress:
             self._progress.update(self._task, completed=step)
 
-    def show(self, step: int, epoch: float, figures: Mapping[str, Any], seconds_left: float | None) -> None:
-        """The figures of a training step, and about how long the others will take."""
+    def show(self, step: int, epoch: float, metrics: Mapping[str, Any], seconds_left: float | None) -> None:
+        """Show the metrics of a training step, and about how long the others will take.
+
+        Args:
+          step: The step.
+          epoch: The passes over the training set at its end.
+          metrics: By name, on the host.
+          seconds_left: Until the end; None where that is not known.
+        """
         now, (before, last) = time.perf_counter(), self._clock
         self._clock = now, step
         rate = (step - last) * self._batch_size / max(now - before, 1e-9)
         violation = (
-            max(plain(figures["relative_violation"]), default=math.nan) if "relative_violation" in figures else None
+            max(plain(metrics["relative_violation"]), default=math.nan) if "relative_violation" in metrics else None
         )
-        parts = [f"loss {float(figures['task_loss']):.4f}", f"accuracy {float(figures['accuracy']):.3f}"]
+        parts = [f"loss {float(metrics['task_loss']):.4f}", f"accuracy {float(metrics['accuracy']):.3f}"]
         parts += [f"violation {violation:.3f}"] if violation is not None else []
         parts += [f"{rate:,.0f} examples/s"]
         parts += [f"{duration(seconds_left)} left"] if seconds_left is not None and not self._progress else []
@@ -213,7 +278,7 @@ class Display:
             self._console.print(f"step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}", highlight=False)
 
     def say(self, text: str) -> None:
-        """A line of text."""
+        """Print a line of text."""
         self._console.print(text, highlight=False)
 
     def close(self) -> None:

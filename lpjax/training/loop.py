@@ -4,8 +4,8 @@ A checkpoint holds the arrays of `canonical` and, as JSON, its `meta`:
 
     identity     what decides the run's numbers, see `identity`
     feed         where the training batches of each process are
-    evaluation   test figures of this state, if it was tested
-    figures      those of the last step
+    evaluation   test metrics of this state, if it was tested
+    figures      metrics of the last step
     method       that the state is of (a phase's)
     last_lines   kinds of lines of metrics.jsonl that were written because this was the run's last step
     factor       of all learning rates, smaller than 1 after a recovery
@@ -38,7 +38,7 @@ from lpjax.state.train_state import TrainState
 from lpjax.training import checkpoint, identity, resume, workdir, writers
 from lpjax.training.diagnosis import Diagnosis
 from lpjax.training.evaluate import Evaluation
-from lpjax.training.log import Figures, Log, NonFiniteError, check_arrays
+from lpjax.training.log import Log, NonFiniteError, StepMetrics, check_arrays
 from lpjax.training.resume import Start
 from lpjax.training.run import Run, in_phase, with_learning_rates
 from lpjax.training.summary import describe, summary
@@ -58,7 +58,7 @@ class StoppedError(Error):
 
 @dataclass
 class _Requests:
-    """signal: the number of the first one that asked the run to stop."""
+    """`signal`: the number of the first one that asked the run to stop."""
 
     signal: int | None = None
 
@@ -92,13 +92,18 @@ def _requests() -> Iterator[_Requests]:
 
 
 def train(run: Run, folder: Path, console: Console, *, restart: bool = False) -> dict[str, Any]:
-    """Train to the run's last step from wherever `folder` has got, test, and write result.json; returns the result.
+    """Train to the run's last step from where `folder` has got, test, and write result.json; returns the result.
 
-    restart: move what is in the folder aside first.
+    Args:
+      run: Not a dry one.
+      folder: Its workdir.
+      console: For what is shown.
+      restart: Move what is in the folder aside first.
 
-    Raises WorkdirError where the folder holds another run, is in use, or none of its checkpoints is whole;
-    NonFiniteError; CheckpointError; StoppedError.  On any of them, and on KeyboardInterrupt, result.json says how it
-    ended.
+    Raises:
+      WorkdirError: The folder holds another run, is in use, or none of its checkpoints is whole.
+      NonFiniteError, CheckpointError, StoppedError: See there.  On any error, and on KeyboardInterrupt, result.json
+        says how the run ended.
     """
     assert run.feed is not None, "a dry run reads no data"
     recovery, tries = run.config.recovery, Counter[int]()
@@ -113,7 +118,7 @@ def train(run: Run, folder: Path, console: Console, *, restart: bool = False) ->
         stall_seconds=run.config.watch.stall_seconds,
         more=memory_line,
     )
-    with workdir.held(folder), _requests() as requests, watch:
+    with workdir.lock_for_all(folder), _requests() as requests, watch:
         if restart and processes.is_writer() and (earlier := workdir.set_aside(folder)):
             say(f"files of an earlier run moved to {earlier}")
         failed: NonFiniteError | None = None
@@ -157,7 +162,7 @@ def _finished(run: Run, folder: Path) -> dict[str, Any] | None:
 
 
 class _Session:
-    """The steps of one process from a start.  factor: that the run's learning rates are of the configuration's."""
+    """The steps of one process from a start; `factor` is the run's learning rates over the configuration's."""
 
     def __init__(self, run: Run, folder: Path, start: Start, factor: float, requests: _Requests, log: Log) -> None:
         self.run, self.folder, self.start, self.requests, self.log = run, folder, start, requests, log
@@ -172,7 +177,7 @@ class _Session:
             writers.write_json(folder / "structure.json", describe(run.network, run.config))
 
     def train(self, recovered: bool, ends: str) -> dict[str, Any]:
-        """To the end, which result.json calls `ends`.  recovered: from a step that was gone back to."""
+        """Train to the end, which result.json calls `ends`; `recovered`: from a step that was gone back to."""
         ended = "error"
         try:
             if recovered:
@@ -198,14 +203,14 @@ class _Session:
         return result
 
     def _steps(self) -> None:
-        """The figures of step n-1 are read after step n is dispatched, so the host never holds the devices up."""
+        """The metrics of step n-1 are read after step n is dispatched, so the host never holds the devices up."""
         run, log = self.run, self.log
         assert run.feed is not None
         state, batches = self.start.state, run.feed.train()
         if self.start.feed:
             batches.set_state(self.start.feed[jax.process_index() % len(self.start.feed)])
         diagnosis = Diagnosis(run) if run.config.diagnose_every else None
-        pending: Figures | None = None
+        pending: StepMetrics | None = None
         watched = run.config.watch
         with Profile(watched.profile_first, watched.profile_last, self.folder / "profile") as profile:
             clock = time.perf_counter()
@@ -216,11 +221,11 @@ class _Session:
                 profile.begin(step)
                 batch = next(batches)
                 log.skipped(batches.corrupt)
-                state, figures = diagnosis.step(step, state, batch) if diagnosis else run.step(state, batch)
+                state, metrics = diagnosis.step(step, state, batch) if diagnosis else run.step(state, batch)
                 if pending:
                     log.step(*pending)
                     profile.end(pending.step)
-                pending = Figures(step, figures, batches.waited)
+                pending = StepMetrics(step, metrics, batches.waited)
                 stop = self.requests.at(step)
                 if stop or run.is_eval_step(step) or run.is_checkpoint_step(step):
                     log.step(*pending)
@@ -273,9 +278,14 @@ class _Session:
 
 
 def evaluate(run: Run, folder: Path) -> dict[str, Any]:
-    """Test figures of the run's newest good checkpoint; also written to eval.json.
+    """Test the run's newest good checkpoint, and write eval.json; returns what it says.
 
-    Raises WorkdirError where there is no such checkpoint.
+    Args:
+      run: Not a dry one.
+      folder: Its workdir.
+
+    Raises:
+      WorkdirError: There is no such checkpoint.
     """
     assert run.feed is not None, "a dry run reads no data"
     state, step, _ = resume.load(run, folder)

@@ -33,8 +33,11 @@ Say = Callable[[str], None]
 class Start:
     """What the first step of a process finds.
 
-    step: steps done.  feed: where each process's training batches are, or None for their beginning.
-    meta: of the checkpoint, see `train`; empty without one.
+    Attributes:
+      state: Of the run, on its devices.
+      step: Steps done.
+      feed: Where each process's training batches are; None for their beginning.
+      meta: Of the checkpoint, see `lpjax.training.loop`; empty without one.
     """
 
     state: TrainState
@@ -49,10 +52,21 @@ def checkpoints(workdir: Path) -> Path:
 
 
 def find(run: Run, workdir: Path, say: Say) -> Saved | None:
-    """The newest good checkpoint of a run's own workdir, if there is any; damaged ones are said and set aside.
+    """Find the newest good checkpoint of a run's own workdir; damaged ones are said and set aside.
 
-    One process looks, and all take the step it found.  Raises WorkdirError where the workdir holds another run or every
-    checkpoint is damaged.
+    One process looks, and all take the step it found.
+
+    Args:
+      run: The run.
+      workdir: Its folder.
+      say: Prints a line.
+
+    Returns:
+      The checkpoint; None where there is none.
+
+    Raises:
+      WorkdirError: The workdir holds another run, its checkpoint is of a step after the run's last one, or every
+        checkpoint is damaged.
     """
     folder, saved = checkpoints(workdir), None
     found: dict[str, Any] = {}
@@ -81,9 +95,15 @@ def find(run: Run, workdir: Path, say: Say) -> Saved | None:
 
 
 def begin(run: Run, saved: Saved | None, say: Say) -> Start:
-    """The start of a run: from its own checkpoint if there is one, or by `config.start`.
+    """Make the start of a run: from its own checkpoint if there is one, or by `config.start`.
 
-    Raises WorkdirError where `start.workdir` has no checkpoint that fits.
+    Args:
+      run: The run, in its phase.
+      saved: Its checkpoint.
+      say: Prints a line.
+
+    Raises:
+      WorkdirError: `start.workdir` has no checkpoint that fits.
     """
     if saved is None:
         return Start(run.create()) if run.config.start.workdir is None else from_other(run, say)
@@ -107,9 +127,14 @@ def begin(run: Run, saved: Saved | None, say: Say) -> Start:
 
 
 def restore(run: Run, arrays: Arrays) -> tuple[TrainState, list[str], list[str]]:
-    """A state of the arrays that the run has by the same name and shape, and of its own first values for the others.
+    """Make a state of the arrays that the run has by the same name and shape, and of its own first values elsewhere.
 
-    Returns it with the names of those others, and of the arrays that were left over.
+    Args:
+      run: The run.
+      arrays: By name, of a checkpoint.
+
+    Returns:
+      The state, the names of its arrays with first values, and those of the arrays that were left over.
     """
     new = run.create()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, new)
@@ -124,7 +149,15 @@ def restore(run: Run, arrays: Arrays) -> tuple[TrainState, list[str], list[str]]
 
 
 def from_other(run: Run, say: Say) -> Start:
-    """A new run that starts from another one's checkpoint, by `config.start`."""
+    """Make the start of a new run from another one's checkpoint, by `config.start`.
+
+    Args:
+      run: The new run.
+      say: Prints a line.
+
+    Raises:
+      WorkdirError: There is no such checkpoint, it is damaged, or of another network.
+    """
     config = run.config.start
     workdir = Path(config.workdir or "")
     folder = checkpoints(workdir)
@@ -216,9 +249,18 @@ def _news(names: list[str], what: str) -> list[str]:
 
 
 def load(run: Run, workdir: Path, step: int | None = None) -> tuple[TrainState, int, dict[str, Any]]:
-    """State, step and meta of a run's checkpoint (unset step: the newest good one), changing nothing on disk.
+    """Load a run's checkpoint, changing nothing on disk.
 
-    Raises WorkdirError where there is none, it is damaged, or of another run.
+    Args:
+      run: The run.
+      workdir: Its folder.
+      step: Which checkpoint.  Unset: the newest good one.
+
+    Returns:
+      The state, the step that it is of, and the meta.
+
+    Raises:
+      WorkdirError: There is no such checkpoint, it is damaged, or of another run.
     """
     folder = checkpoints(workdir)
     saved = _read(folder, step)
@@ -230,7 +272,10 @@ def load(run: Run, workdir: Path, step: int | None = None) -> tuple[TrainState, 
 
 
 def snapshot(run: Run, state: TrainState) -> Arrays:
-    """The named arrays of a state, on every process: one collective a slice of what is sharded between processes."""
+    """The named arrays of a state, for a checkpoint, on every process.
+
+    One collective a slice of what is sharded between processes.
+    """
     return {name: np.array(value) for name, value in canonical.named(_tree(run, state)).items()}
 
 

@@ -61,7 +61,7 @@ class Run:
     evaluate: Callable[[TrainState, Feed], Evaluation]
 
     def is_log_step(self, step: int) -> bool:
-        """Whether the figures of a step are written."""
+        """Whether the metrics of a step are written."""
         return step == self.num_steps or self._is_log_step(step)
 
     def _is_log_step(self, step: int) -> bool:
@@ -93,7 +93,7 @@ class Run:
 
 
 def build_network(config: Config, spec: Spec) -> Network:
-    """The network of a configuration on the images of a data set."""
+    """Build the network of a configuration for the images of a data set."""
     units = named.call(config.model.function, "model.function", config.model.arguments, classes=spec.classes)
     with_aux_net = any(METHODS[name].aux_net != "none" for name in config.all_methods)
     return build(units, spec.image_shape, config, with_aux_net=with_aux_net)
@@ -181,7 +181,7 @@ def with_learning_rates(run: Run, factor: float) -> Run:
 
 
 def trace(run: Run) -> Traced:
-    """The step, traced for the run's shapes."""
+    """Trace the step for the run's shapes."""
     B, shape = run.config.batch_size, run.spec.image_shape
     index = jax.ShapeDtypeStruct((B,), jnp.int32)
     batch = Batch(image=jax.ShapeDtypeStruct((B, *shape), jnp.uint8), label=index, index=index)
@@ -189,5 +189,5 @@ def trace(run: Run) -> Traced:
 
 
 def lower(run: Run) -> Lowered:
-    """The step, traced and lowered for the run's shapes."""
+    """Trace and lower the step for the run's shapes."""
     return trace(run).lower()

@@ -23,12 +23,12 @@ from lpjax.training.run import Run
 
 
 def methods_of(config: Config) -> list[Method]:
-    """All that a run trains by, in order."""
+    """The methods that a run trains by, in order."""
     return [METHODS[name] for name in config.all_methods]
 
 
 def units(chain: Chain) -> str:
-    """Units in short: equal ones in a row as "n x name"."""
+    """The units of a chain in a line of text; equal ones in a row as "n x name"."""
     return ", ".join((f"{repeat.count} x " if repeat.count > 1 else "") + repeat.unit.name for repeat in chain.repeats)
 
 
@@ -38,13 +38,17 @@ def units(chain: Chain) -> str:
 def describe(network: Network, config: Config) -> dict[str, Any]:
     """structure.json: how a run's network is cut, and what its steps do, for other programs to read.
 
+    Args:
+      network: The network.
+      config: The configuration.
+
     Returns:
       mesh: [S, D].
       examples: Of a stage column, batch_size / D.
       cuts: Positions in the chain where stages 1..K-1 start.
       stages, aux: The stages and, where a method has one, the AuxNet's pieces.  Of each its units, the shapes of an
         example at both ends, the number of its parameters, and the operations of its forward pass on one example;
-        beside: those of what a stage computes beside its own units, by kind ("tail", "classifier").
+        `beside`: those of what a stage computes beside its own units, by kind ("tail", "classifier").
       phases: Of each method its name, title and settings, `Method.metrics`, and the schedule of a step
         (`nn.schedule.to_json`), with the operations of what a device's examples make of it.
     """
@@ -113,7 +117,7 @@ def item_flops(item: Item) -> float:
 
 
 def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> dict[str, Any]:
-    """result.json.
+    """result.json: what a run is, and what came of it.
 
     Args:
       run: The run.
@@ -122,9 +126,11 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
       evaluation: Its test; None if the run did not finish.
 
     Returns:
-      Beside what the names say: relative_violation: per interface, of the last step.  seconds_total: of all processes
-      that carried the run on, up to their last checkpoints.  seconds_per_step_median and data_seconds_median (waiting
-      for data): wall clock of this process, without tests, checkpoints and the first (compiling) steps.
+      relative_violation: Of each interface, of the last step.
+      seconds_total: Of all processes that carried the run on, up to their last checkpoints.
+      seconds_per_step_median, data_seconds_median: Seconds of a step, and of its wait for data: wall clock of this
+        process, without tests, checkpoints and the first (compiling) steps.
+      The rest is what the names say.
     """
     config, network, methods = run.config, run.network, methods_of(run.config)
     per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
@@ -156,7 +162,7 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
 
 
 def device_table(mesh: Mesh) -> Table:
-    """Which device is where on the mesh."""
+    """Make the table of which device is where on the mesh."""
     table = Table(title="devices", title_justify="left")
     for column in ("stage", "data", "device"):
         table.add_column(column)
@@ -170,9 +176,10 @@ def _positions(mesh: Mesh) -> list[tuple[tuple[int, int], jax.Device]]:
 
 
 def cut_table(network: Network, config: Config) -> Table:
-    """Stage, units, parameters, forward GFLOP of a step, what it keeps for its backward pass; and the AuxNet's pieces.
+    """Make the table of the cut: the stages, and the AuxNet's pieces.
 
-    FLOPs and bytes are for the examples of one stage column, batch_size / mesh.data; waste of packing in the caption.
+    Of each its units, parameters, forward GFLOP of a step, and what it keeps for its backward pass, both for the
+    examples of one stage column, batch_size / mesh.data.  The caption has the waste of packing.
     """
     column = config.batch_size // config.mesh.data
     table = Table(
@@ -206,7 +213,7 @@ def cut_table(network: Network, config: Config) -> Table:
 
 
 def print_tables(console: Console, run: Run) -> None:
-    """Where the devices are, how the network is cut, and the AuxNet's share of the cost."""
+    """Print where the devices are, how the network is cut, and the AuxNet's share of the cost."""
     network, S = run.network, run.mesh.shape["stage"]
     console.print(device_table(run.mesh))
     console.print(cut_table(network, run.config))

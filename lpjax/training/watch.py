@@ -6,8 +6,8 @@
         for step in ..:
             watch.phase(f"step {step}")      # ends the phase before it
             profile.begin(step)
-            state, figures = run.step(state, batch)
-            ..                               # read the figures
+            state, metrics = run.step(state, batch)
+            ..                               # read the metrics
             watch.done(f"step {step}")
             profile.end(step)
             watch.printed()                  # after a line of the run's own
@@ -44,10 +44,15 @@ class Watch:
         say_stack: Callable[[str], None] = _to_stderr,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """say: prints a line.  heartbeat_seconds: of silence until a line says what is going on (0: never; a terminal
-        shows it anyway).  stall_seconds: without anything finished until that is reported, once (0: never).
-        more: what else a heartbeat line tells, such as `memory_line`.  say_stack: prints the main thread's stack, when
-        it stalls.
+        """The thread starts with the `with` statement.
+
+        Args:
+          say: Prints a line.
+          heartbeat_seconds: Of silence until a line says what is going on; 0: never (a terminal shows it anyway).
+          stall_seconds: Without anything finished until that is reported, once; 0: never.
+          more: What else a heartbeat line tells, such as `memory_line`.
+          say_stack: Prints the main thread's stack, when it stalls.
+          clock: Gives the time, in seconds.
         """
         self._say, self._more, self._say_stack, self._clock = say, more, say_stack, clock
         self._heartbeat, self._stall = heartbeat_seconds, stall_seconds
@@ -57,19 +62,19 @@ class Watch:
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="watch", daemon=True)
 
     def phase(self, name: str) -> None:
-        """`name` begins."""
+        """Note that `name` begins."""
         self._phase = name, self._clock()
 
     def done(self, name: str) -> None:
-        """`name` is finished."""
+        """Note that `name` is finished."""
         self._finished, self._reported = (name, self._clock()), False
 
     def printed(self) -> None:
-        """The run has printed a line itself."""
+        """Note that the run has printed a line itself."""
         self._printed = self._clock()
 
     def look(self) -> None:
-        """Print what is due now; the thread calls it every second."""
+        """Print what is due; the thread calls it every second."""
         now = self._clock()
         (phase, since), (last, ended) = self._phase, self._finished
         state = f"{phase}, for {duration(now - since)}; last finished: {last}"
@@ -96,7 +101,7 @@ class Watch:
 
 
 def duration(seconds: float) -> str:
-    """Such as "35 s", "4 min 10 s", "26 h 3 min"."""
+    """A time in words, such as "35 s", "4 min 10 s", "26 h 3 min"."""
     total = round(seconds)
     if total < 60:
         return f"{total} s"
@@ -105,9 +110,15 @@ def duration(seconds: float) -> str:
 
 
 def time_left(done: int, total: int, step_seconds: Sequence[float]) -> float | None:
-    """Seconds that steps done+1 .. total will take, evaluations and compiling not counted; None before the third step.
+    """Estimate how long the rest of a run takes, evaluations and compiling not counted.
 
-    step_seconds: of the steps of this process so far, without those in which there was an evaluation.
+    Args:
+      done: Steps done.
+      total: Steps in all.
+      step_seconds: Of the steps of this process so far, without those in which there was an evaluation.
+
+    Returns:
+      Seconds that steps done+1 .. total will take; None before the third step.
     """
     # The first compiles and the second waits for it; the newest ones count, since a computer may become slower.
     typical = step_seconds[2:][-100:]
@@ -115,7 +126,14 @@ def time_left(done: int, total: int, step_seconds: Sequence[float]) -> float | N
 
 
 def memory_line(devices: Sequence[Any] | None = None) -> str | None:
-    """Memory of the fullest of the devices (unset: of this process's), or None where they do not tell, as on a CPU."""
+    """A line on the memory of the fullest device.
+
+    Args:
+      devices: Those to ask.  Unset: this process's.
+
+    Returns:
+      The line; None where the devices do not tell, as on a CPU.
+    """
     stats = [device.memory_stats() for device in (jax.local_devices() if devices is None else devices)]
     used = [(s["bytes_in_use"], s.get("peak_bytes_in_use"), s.get("bytes_limit")) for s in stats if s]
     if not used:
@@ -127,17 +145,21 @@ def memory_line(devices: Sequence[Any] | None = None) -> str | None:
 
 
 class Profile:
-    """A `jax.profiler` trace of some steps, for TensorBoard or Perfetto.
-
-    first, last: steps, counted from 1; None for no trace.  A run that starts later traces what is left of them.
-    """
+    """A `jax.profiler` trace of some steps, for TensorBoard or Perfetto."""
 
     def __init__(self, first: int | None, last: int | None, folder: Path) -> None:
+        """A run that starts after `first` traces what is left of the steps.
+
+        Args:
+          first: First step of the trace, counted from 1; None for no trace.
+          last: Its last step; None for no trace.
+          folder: Where it goes.
+        """
         self._first, self._last, self._folder = first, last, folder
         self._running = False
 
     def begin(self, step: int) -> None:
-        """Before a step is dispatched."""
+        """Start the trace, if it is due; call it before a step is dispatched."""
         if self._first is None or self._last is None or self._running:
             return
         if self._first <= step <= self._last:
@@ -145,7 +167,7 @@ class Profile:
             self._running = True
 
     def end(self, step: int) -> None:
-        """When a step's figures are there."""
+        """Write the trace, if it is due; call it when a step's metrics are there."""
         if self._last is not None and step >= self._last:
             self.close()
 

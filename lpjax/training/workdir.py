@@ -18,16 +18,18 @@ class WorkdirError(BadInput):
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
-    """`locked`, for all processes of a run: process 0 holds the folder, and all must see it.
+def lock_for_all(workdir: Path) -> Iterator[None]:
+    """Lock the folder for all processes of a run: process 0 locks it, and all must see it.
 
-    Raises WorkdirError on every process.
+    Raises:
+      WorkdirError: See `lock`; on every process.
+      BadInput: A process does not see the folder; on every process.
     """
     with contextlib.ExitStack() as stack:
         problem = None
         if processes.is_writer():
             try:
-                stack.enter_context(locked(workdir))
+                stack.enter_context(lock(workdir))
             except WorkdirError as error:
                 problem = str(error)
         problem = processes.broadcast(problem)
@@ -38,10 +40,11 @@ def held(workdir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Makes the folder and holds it for this process, until it ends in whatever way.
+def lock(workdir: Path) -> Iterator[None]:
+    """Make the folder and lock it for this process, until that ends in whatever way.
 
-    Raises WorkdirError where it cannot be written to or another process holds it.
+    Raises:
+      WorkdirError: The folder cannot be written to, or another process has locked it.
     """
     path = workdir / "lock"
     try:
@@ -80,7 +83,11 @@ PARTS = (
 
 
 def set_aside(workdir: Path) -> Path | None:
-    """Move what an earlier run left in `workdir` to a new folder inside; returns that folder, if there was any."""
+    """Move what an earlier run left in `workdir` to a new folder inside.
+
+    Returns:
+      That folder; None where there was nothing.
+    """
     found = [workdir / name for name in PARTS if (workdir / name).exists()]
     if not found:
         return None
@@ -94,7 +101,12 @@ def set_aside(workdir: Path) -> Path | None:
 
 
 def prune(workdir: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Leave the lines of metrics.jsonl that are whole and that `keep` wants; the file changes as one or not at all."""
+    """Take lines out of metrics.jsonl; the file changes as a whole or not at all.
+
+    Args:
+      workdir: Of the run.
+      keep: Whether a line, as read, stays; one that is not whole does not.
+    """
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     part = path.with_name(path.name + ".part")

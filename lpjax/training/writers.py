@@ -1,4 +1,4 @@
-"""Where the figures of a run go: metrics.jsonl, TensorBoard events, the terminal; result.json at the end."""
+"""Where the metrics of a run go: metrics.jsonl and TensorBoard events; and JSON files such as result.json."""
 
 import contextlib
 import json
@@ -14,30 +14,35 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 CLOCK = ("data_seconds", "seconds")
-"""Figures of a line that another run of the same numbers has otherwise."""
+"""Fields of a line that differ between runs of the same numbers."""
 
 
 def plain(value: Any) -> Any:
-    """A figure as JSON types: arrays as (lists of) floats."""
+    """A metric in JSON's types: arrays as (lists of) floats."""
     return np.asarray(value, np.float64).tolist() if hasattr(value, "shape") else value
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """`values` as a whole file or not at all."""
+    """Write a file of JSON, as a whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(values, indent=2) + "\n")
     part.replace(path)
 
 
 class Writer:
-    """Figures of steps, in TensorBoard and as lines of metrics.jsonl, added to what is there.
+    """Writes metrics of steps, to TensorBoard and as lines of metrics.jsonl, after what is there.
 
     A line has "step", "epoch", "seconds" (that the run took so far, of all processes that carried it on) and "kind"
-    ("train", "eval" or "recovery"); a list stands for stages or interfaces, in order.  step: the last one whose figures
-    stay; TensorBoard hides what it has of later ones.
+    ("train", "eval" or "recovery"); a list stands for stages or interfaces, in order.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
+        """Open the files.
+
+        Args:
+          workdir: Of the run.
+          step: The last one whose metrics stay; TensorBoard hides what it has of later ones.
+        """
         self._lines = (workdir / "metrics.jsonl").open("a", buffering=1)
         folder = workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
@@ -48,13 +53,20 @@ class Writer:
     def _event(self, step: int, **what: Any) -> None:
         self._events.write_event(Event(step=step, wall_time=time.time(), **what))
 
-    def write(self, kind: str, step: int, epoch: float, figures: Mapping[str, Any]) -> None:
-        """A line, and events, of one step; figures that are None are left out."""
-        figures = {name: plain(value) for name, value in figures.items() if value is not None}
-        self._lines.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **figures}) + "\n")
+    def write(self, kind: str, step: int, epoch: float, metrics: Mapping[str, Any]) -> None:
+        """Write a line, and events, of one step.
+
+        Args:
+          kind: Of the line.
+          step: The step.
+          epoch: The passes over the training set at its end.
+          metrics: By name; those that are None are left out.
+        """
+        metrics = {name: plain(value) for name, value in metrics.items() if value is not None}
+        self._lines.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
         scalars = [
             Summary.Value(tag=f"{kind}/{name}{suffix}", simple_value=number)
-            for name, value in figures.items()
+            for name, value in metrics.items()
             for suffix, number in (
                 [(f"/{i}", x) for i, x in enumerate(value)] if isinstance(value, list) else [("", value)]
             )
@@ -62,24 +74,24 @@ class Writer:
         self._event(step, summary=Summary(value=scalars))
 
     def sync(self) -> None:
-        """Until what was written is on disk, not only with the system."""
+        """Wait until what was written is on disk, not only with the system."""
         os.fsync(self._lines.fileno())
         self._events.flush()
 
     def close(self) -> None:
-        """Both files, also where one of them fails."""
+        """Close both files, also where one of them fails."""
         with contextlib.closing(self._lines), contextlib.closing(self._events):
             pass
 
 
 class Nowhere:
-    """A `Writer` that writes nothing: of the processes that do not write."""
+    """A `Writer` that writes nothing: for the processes that do not write."""
 
-    def write(self, kind: str, step: int, epoch: float, figures: Mapping[str, Any]) -> None:
-        """Nothing."""
+    def write(self, kind: str, step: int, epoch: float, metrics: Mapping[str, Any]) -> None:
+        """Do nothing."""
 
     def sync(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
