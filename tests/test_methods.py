@@ -16,6 +16,8 @@ from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
 from lpjax.nn.layers import STANDARDISE
 from lpjax.training import resume
+from lpjax.training import run as runs
+from lpjax.training.log import NonFiniteError, check_finite
 
 TRAIN = Mode(train=True)
 RATE = 0.3
@@ -389,7 +391,7 @@ def test_what_is_under_way_goes_on_on_another_mesh(name, x64):
 
 
 def test_every_method_has_its_file():
-    for name, entry in methods.METHODS.items():
+    for name, entry in METHODS.items():
         file = methods.module(name)
         assert callable(file.make_step)
         config = small_config(method=name)
@@ -443,3 +445,32 @@ def test_phases_share_a_mesh():
 def test_state_of_data_parallel_is_replicated():
     state = small_run(method="data_parallel", mesh__data=2).create()
     assert {leaf.sharding.spec for leaf in jax.tree.leaves(state)} == {P()}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"method": name} for name in METHODS),
+        {"exchange__stale": True},
+        {"method": "coarse_adjoint", "aux__tied": True},
+    ],
+    ids=str,
+)
+def test_metrics_are_those_that_the_method_names(fields):
+    """And run over what it says: numbers, stages or interfaces."""
+    run = small_run(dry_run=True, mesh__stage=1, **fields)
+    _, found = runs.trace(run).out_info
+    lengths = {"": (), "stage": (4,), "interface": (3,)}
+    named = METHODS[run.config.method].metrics
+    assert {name: leaf.shape for name, leaf in found.items()} == {name: lengths[axis] for name, axis in named.items()}
+
+
+def test_a_metric_that_is_not_finite_is_blamed_on_what_its_list_runs_over():
+    named = METHODS["coarse_adjoint"].metrics
+    with pytest.raises(NonFiniteError, match="coarse_error at stage 2 is nan in step 7"):
+        check_finite(7, {"coarse_error": np.array([0.0, 1.0, np.nan])}, named)
+    named = METHODS["layer_parallel"].metrics
+    with pytest.raises(NonFiniteError, match="relative_violation at interface 2 is inf"):
+        check_finite(7, {"relative_violation": np.array([0.0, np.inf])}, named)
+    with pytest.raises(NonFiniteError, match="task_loss is nan"):
+        check_finite(7, {"task_loss": np.array(np.nan)}, named)

@@ -1,7 +1,7 @@
 """Runs that were started before the package was laid out by floors go on, with the numbers that they would have had.
 
-tests/golden/runs has their workdirs: the digits, a ResNet-8 of width 4, K = 3, in double precision, stopped after step 3;
-expected.json has what each had at steps 4 to 6 when it went on by the version that had begun it.
+tests/golden/runs has their workdirs: the digits, a ResNet-8 of width 4, K = 3, in double precision, stopped after step
+3; expected.json has what each had at steps 4 to 6 when it went on by the version that had begun it.
 """
 
 import json
