@@ -55,7 +55,7 @@ class Exchange:
             packets.append(pack(parts, len(lam[0]), self.outward_length))
         return self._moved(to_stages, jnp.stack(packets))
 
-    def opened(self, k: int, packet: Float[Array, "b l"]) -> tuple[Interface, Interface | None, Multiplier | None]:
+    def unpacked(self, k: int, packet: Float[Array, "b l"]) -> tuple[Interface, Interface | None, Multiplier | None]:
         """lambda_k, lambda_{k+1} and kappa_{k+1} of a packet that reached stage k; None for what it does not hold."""
         lam, *rest = unpack(packet, self.outward(k))
         target, multiplier = [*rest, None, None][:2]

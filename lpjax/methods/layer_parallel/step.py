@@ -120,7 +120,7 @@ class Step:
     ) -> StageResult:
         """Step 4 for stage k: unpack, `stage_pass`, pack.  Of `state` only what is replicated is read."""
         network = self.network
-        lam, target, kappa = self.exchange.opened(k, packet)
+        lam, target, kappa = self.exchange.unpacked(k, packet)
         if self.config.multiplier == "mean" and target is not None:
             kappa = state.multiplier[k]
         done = stage_pass(
@@ -154,7 +154,7 @@ class Step:
         self, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], *, keys: Key[Array, " b"]
     ) -> Float[Array, "b l"]:
         """The reply of a forward pass alone, for a sweep (its adjoint is zero, and not read)."""
-        lam, _, _ = self.exchange.opened(k, packet)
+        lam, _, _ = self.exchange.unpacked(k, packet)
         trees = self.network.params.unpack(k, params), self.network.stats.unpack(k, stats)
         mode = Mode(train=True, axes=("data",), keys=keys)
         output, _ = chain.apply(self.network.stages[k], *trees, lam, mode)
