@@ -75,7 +75,7 @@ class Parts(StagePrograms):
 
         def forward(params: PyTree, stats: PyTree, packet: Array, state: PyTree) -> PyTree:
             keys = example_keys(state.key, state.step, batch.index)
-            lam, _, _ = exchange.opened(k, packet)
+            lam, _, _ = exchange.unpacked(k, packet)
             trees = run.network.params.unpack(k, params), run.network.stats.unpack(k, stats)
             mode = Mode(train=True, axes=("data",), keys=keys)
             return chain.apply(run.network.stages[k], *trees, lam, mode)

@@ -37,7 +37,12 @@ anything is measured, and of a measurement."""
 
 
 def entry_seconds(item: Item, cost: Cost) -> float:
-    """Of an entry of a schedule that applies a chain, by the seconds of its units; 0 of others."""
+    """Seconds of an entry of a schedule that applies a chain, by those of its units; 0 of others.
+
+    Args:
+      item: The entry.
+      cost: Seconds of a unit.
+    """
     if not isinstance(item, Work) or item.chain is None:
         return 0.0
     pairs = zip(item.chain.units, item.chain.shapes[:-1], strict=True)
@@ -51,7 +56,16 @@ def entry_seconds(item: Item, cost: Cost) -> float:
 
 
 def stage_seconds(network: Network, config: Config, cost: Cost) -> list[float]:
-    """What each stage's forward and backward passes take, with what the method adds to them."""
+    """Seconds of each stage's forward and backward passes, with what the method adds to them.
+
+    Args:
+      network: The network.
+      config: The configuration.
+      cost: Seconds of a unit.
+
+    Returns:
+      K numbers.
+    """
     found = np.zeros((config.mesh_shape[0], network.num_stages))
     for item in METHODS[config.method].work(network, config):
         if isinstance(item, Work) and item.stage is not None and item.kind != "aux":
@@ -60,11 +74,16 @@ def stage_seconds(network: Network, config: Config, cost: Cost) -> list[float]:
 
 
 def measured(network: Network, config: Config, cost: Cost) -> dict[str, Any]:
-    """seconds.json: of the entries of a step's schedule on one device, one after another.
+    """What seconds.json holds: seconds of the entries of a step's schedule on one device, one after another.
+
+    Args:
+      network: The network.
+      config: The configuration.
+      cost: Seconds of a unit.
 
     Returns:
-      phases: of each method its name and the seconds of the entries in structure.json's schedule; 0 of exchanges and
-      optimisers, which are not measured.  mesh, examples, cuts: as there.
+      As `phases` of each method its name and the seconds of the entries in structure.json's schedule, 0 of exchanges
+        and optimisers, which are not measured; `mesh`, `examples` and `cuts` as there; `device` and `versions`.
     """
     phases = []
     for name in config.all_methods:
@@ -96,7 +115,14 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, network: Network, cost: Cost, examples: int, seconds: Sequence[float]) -> "Estimate":
-        """The estimate of a network, whose stages should take `seconds` by those of units on so many examples."""
+        """Estimate a network.
+
+        Args:
+          network: The network.
+          cost: Seconds of a unit.
+          examples: Of a stage column.
+          seconds: What the stages should take by those of units.
+        """
         chain, K = network.chain, network.num_stages
         pairs = zip(chain.units, chain.shapes[:-1], strict=True)
         units = np.array([cost(unit, shape, examples).both for unit, shape in pairs])
@@ -110,18 +136,24 @@ class Estimate(NamedTuple):
 
     @property
     def expected(self) -> Float[np.ndarray, " parts"]:
-        """What the factors of the parts are as long as nothing is measured: as estimated, no share
-        of a stage's own."""
+        """Factors of the parts as long as nothing is measured: as estimated, no share of a stage's own."""
         K = len(self.parts)
         return np.append(np.ones(self.parts.shape[1] - K), np.zeros(K))
 
 
 def factors(estimates: Sequence[Estimate], measured: Sequence[Sequence[float]]) -> Float[np.ndarray, " parts"]:
-    """Of the parts: by how much longer a kind of unit, or what is beside them, takes in a stage than estimated.
+    """Find by how much longer a kind of unit, or what is beside them, takes in a stage than estimated.
 
-    Least squares over all stages that were measured, held to what is expected.  (A stage's measurement scatters by up
-    to a tenth: with a factor for each stage, cuts would follow that.)  Each measurement counts by its shares alone:
-    seconds that were measured minutes apart do not compare.
+    Regularised least squares over all stages that were measured, drawn to what is expected.  (A stage's measurement
+    scatters by up to a tenth: with a factor for each stage, cuts would follow that.)  Each measurement counts by its
+    shares alone: seconds that were measured minutes apart do not compare.
+
+    Args:
+      estimates: Of the networks that were measured.
+      measured: Of each of them the seconds of its stages.
+
+    Returns:
+      A factor a part, see `Estimate.parts`.
     """
     expected = estimates[0].expected
     deviation = np.where(expected, FACTOR, OWN_SHARE)
@@ -142,7 +174,7 @@ def balanced(
     start: tuple[int, ...] | None = None,
     rounds: int = 8,
 ) -> tuple[tuple[int, ...], list[float]]:
-    """The best cuts found, by the `factors` of all that was measured, and the seconds of their stages.
+    """Find cuts whose stages take equally long, by the `factors` of all that was measured.
 
     What a stage has beside its units depends on where the cuts are, so they are balanced for what it was with the last
     ones, until they come back.
@@ -155,6 +187,9 @@ def balanced(
       seconds: The same, measured (None: the estimate).
       start: Cuts to begin with.
       rounds: Of measurements, at most; the best cuts are measured once more where they are not among them.
+
+    Returns:
+      The best cuts found, and the seconds of their stages.
     """
     seconds = seconds or estimate
     cuts = build(start).cuts
@@ -176,7 +211,7 @@ def balanced(
 
 
 def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> tuple[tuple[int, ...], list[float]]:
-    """Cuts balanced by what the stages take.
+    """Find cuts that balance what the stages take.
 
     By the seconds of units first; then, where the method has programs of its stages, by those, in which units do not
     take quite what they take alone.
@@ -204,10 +239,21 @@ def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> 
 
 
 def make_timer(config: Config, repeats: int) -> UnitTimer:
-    """Measures units as the configuration runs them, in its precision."""
+    """Make what measures units as the configuration runs them, in its precision.
+
+    Args:
+      config: The configuration.
+      repeats: Of each measurement.
+    """
     return UnitTimer(repeats, "bfloat16" if config.bfloat16 else None, config.remat)
 
 
 def cut(config: Config, spec: Spec, cuts: tuple[int, ...] | None) -> Network:
-    """The network of a configuration, cut here."""
+    """Build the network of a configuration, cut elsewhere.
+
+    Args:
+      config: The configuration.
+      spec: Of the data set.
+      cuts: Where; None: the default ones.
+    """
     return runs.build_network(replace(config, cuts=cuts), spec)

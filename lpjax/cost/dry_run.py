@@ -1,4 +1,4 @@
-"""Compile a step and say what it takes; nothing is trained."""
+"""A dry run: compile a step and say what it takes; nothing is trained."""
 
 import time
 from typing import Any
@@ -11,7 +11,15 @@ from lpjax.training.run import Run
 
 
 def dry_run(run: Run, console: Console) -> dict[str, Any]:
-    """Compile the step and say what it takes; nothing is trained.  Returns `step_cost`."""
+    """Compile the step and say what it takes; nothing is trained.
+
+    Args:
+      run: The run.
+      console: Where it is said.
+
+    Returns:
+      See `step_cost`.
+    """
     cost = step_cost(run)
     console.print(f"compiled in {cost['compile_seconds']:.1f} s")
     if cost["held_bytes"] is not None:
@@ -27,12 +35,17 @@ def dry_run(run: Run, console: Console) -> dict[str, Any]:
 def step_cost(run: Run) -> dict[str, Any]:
     """What a step of a run costs a device.
 
-    exchanged_bytes, exchanged_bytes_total: see there.
-    held_bytes, temporary_bytes: arguments (state and batch) and temporaries of the compiled step; null where the back
-        end does not say.  Of one device: on the CPU back end too, where XLA compiles the program of one device.  With
-        the whole state spread over S = 4 devices (pipeline) arguments come to a quarter of S = 1's, and temporaries do
-        not grow with S.  The training set that is resident on every device is not an argument of the step.
-    compile_seconds: to trace, lower and compile.
+    Bytes are of one device: on the CPU back end too, where XLA compiles the program of one device.  With the whole
+    state spread over S = 4 devices (pipeline) arguments come to a quarter of S = 1's, and temporaries do not grow with
+    S.  The training set that is resident on every device is not an argument of the step.
+
+    Args:
+      run: The run.
+
+    Returns:
+      `exchanged_bytes`, see there, and their sum `exchanged_bytes_total`; `held_bytes` and `temporary_bytes`, arguments
+        (state and batch) and temporaries of the compiled step, None where the back end does not say; `compile_seconds`,
+        to trace, lower and compile.
     """
     start = time.perf_counter()
     traced = runs.trace(run)

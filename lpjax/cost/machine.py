@@ -21,7 +21,15 @@ WIDTH = 4
 
 @dataclass(frozen=True)
 class Link:
-    """latency: seconds of a message of no bytes.  bandwidth: bytes a second that a device sends, in one direction."""
+    """A link that devices send over.
+
+    Attributes:
+      latency: Seconds of a message of no bytes.
+      bandwidth: Bytes a second that a device sends, in one direction.
+
+    Raises:
+      BadInput: A negative latency, or no bandwidth.
+    """
 
     latency: float
     bandwidth: float
@@ -32,32 +40,47 @@ class Link:
 
 
 def all_reduce(n: int, size: Number, link: Link) -> float:
-    """The faster of two algorithms of NCCL, which chooses by such a model (nccl/src/graph/tuning.cc); 0 for n = 1.
+    """Seconds of an all-reduce: the faster of two algorithms of NCCL; 0 for n = 1.
 
-    ring                 2 (n-1)/n size / bandwidth + 2 (n-1) latency
-    double binary tree   2 size / bandwidth + 2 ceil(log2 n) latency
+        ring                 2 (n-1)/n size / bandwidth + 2 (n-1) latency
+        double binary tree   2 size / bandwidth + 2 ceil(log2 n) latency
+
+    NCCL chooses by such a model (nccl/src/graph/tuning.cc).
+
+    Args:
+      n: Devices.
+      size: Bytes, a device's own.
+      link: Between the devices.
     """
     ring = 2 * (n - 1) * (size / n / link.bandwidth + link.latency)
     return min(ring, 2 * (size / link.bandwidth + math.ceil(math.log2(n)) * link.latency)) if n > 1 else 0.0
 
 
 def all_to_all(n: int, size: Number, link: Link) -> float:
-    """Pairwise exchange: (n-1)/n size / bandwidth + (n-1) latency (Thakur, Rabenseifner, Gropp 2005, IJHPCA 19)."""
+    """Seconds of an all-to-all by pairwise exchange (Thakur, Rabenseifner, Gropp 2005, IJHPCA 19).
+
+        (n-1)/n size / bandwidth + (n-1) latency
+
+    Args:
+      n: Devices.
+      size: Bytes, a device's own.
+      link: Between the devices.
+    """
     return (n - 1) * (size / n / link.bandwidth + link.latency)
 
 
 def all_gather(n: int, size: Number, link: Link) -> float:
-    """Ring: (n-1) size / bandwidth + (n-1) latency, `size` a device's own."""
+    """Seconds of an all-gather by a ring: (n-1) size / bandwidth + (n-1) latency, `size` a device's own bytes."""
     return (n - 1) * (size / link.bandwidth + link.latency)
 
 
 def reduce_scatter(n: int, size: Number, link: Link) -> float:
-    """Ring: (n-1)/n size / bandwidth + (n-1) latency, `size` a device's own."""
+    """Seconds of a reduce-scatter by a ring: (n-1)/n size / bandwidth + (n-1) latency, `size` a device's own bytes."""
     return (n - 1) * (size / n / link.bandwidth + link.latency)
 
 
 def ppermute(n: int, size: Number, link: Link) -> float:
-    """size / bandwidth + latency; 0 for n = 1."""
+    """Seconds of a permutation: size / bandwidth + latency, `size` a device's own bytes; 0 for n = 1."""
     return size / link.bandwidth + link.latency if n > 1 else 0.0
 
 
@@ -74,8 +97,18 @@ COLLECTIVES = {
 class Machine:
     """Equal devices in nodes.
 
-    inside, between: links of devices of a node, and of a device to those of other nodes.
-    memory_bandwidth: achieved, bytes a second.  launch: fixed seconds a step.  start: fixed seconds a collective.
+    Attributes:
+      name: What it is called.
+      unit_seconds: Seconds of a unit's passes.
+      devices_per_node: How many devices a node has.
+      inside: Link between devices of a node.
+      between: Link of a device to those of other nodes.
+      memory_bandwidth: Achieved, bytes a second.
+      launch: Fixed seconds a step.
+      start: Fixed seconds a collective.
+
+    Raises:
+      BadInput: No device in a node, or no memory bandwidth.
     """
 
     name: str
@@ -97,10 +130,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Group:
-    """n devices of a machine that are `stride` apart, such as a mesh axis: `start` and what a collective takes.
+    """Devices of a machine that take part in a collective, such as a mesh axis, and what it takes, with `start`.
 
     An all-reduce of several nodes is one in each of them, and one between nodes in which each device has its part of
     the sum, all network cards at the same time; other collectives of several nodes use `between` alone.
+
+    Attributes:
+      machine: The machine.
+      n: How many devices.
+      stride: How far apart they are.
     """
 
     machine: Machine
@@ -115,7 +153,7 @@ class Group:
         return machine.start * (self.n > 1) + within + all_reduce(-(-self.n // local), size / local, machine.between)
 
     def __call__(self, collective: Callable[[int, Number, Link], float], size: Number) -> float:
-        """Seconds of another collective of `size` bytes."""
+        """Seconds of another collective of `size` bytes, a device's own."""
         machine = self.machine
         link = machine.inside if self.n * self.stride <= machine.devices_per_node else machine.between
         return machine.start * (self.n > 1) + collective(self.n, size, link)
@@ -127,8 +165,15 @@ class Group:
 
 @functools.cache
 def kept_bytes(unit: UnitLike, in_shape: Shape, dtype: str | None) -> float:
-    """What a unit keeps of an example for its backward pass, activations in `dtype`: `partition.activation_bytes`, of
-    three of them in a row if it keeps the shape, as it runs in a stage."""
+    """Bytes that a unit keeps of an example for its backward pass: `count.activation_bytes`.
+
+    Of three units in a row if one keeps the shape, as it runs in a stage.
+
+    Args:
+      unit: The unit.
+      in_shape: Of its input, per example.
+      dtype: Of activations; None: single precision.
+    """
     count = 3 if make_chain([unit], in_shape).out_shape == in_shape else 1
     units = replace(make_chain([unit] * count, in_shape), dtype=dtype)
     return (activation_bytes(units, 2) - activation_bytes(units, 1)) / count
@@ -137,18 +182,23 @@ def kept_bytes(unit: UnitLike, in_shape: Shape, dtype: str | None) -> float:
 def roofline(
     *, peak_flops: float, memory_bandwidth: float, efficiency: float, kernel_seconds: float, dtype: str | None = None
 ) -> UnitSeconds:
-    """Seconds of a unit by the roofline model (Williams, Waterman, Patterson 2009), and a fixed time a layer:
+    """Make seconds of a unit by the roofline model (Williams, Waterman, Patterson 2009) and a fixed time a layer.
 
         forward = layers * kernel_seconds + max(n flops / (efficiency peak_flops), (2 n kept + params) / bandwidth)
 
-    n examples; flops: `partition.unit_flops`; kept: `kept_bytes` of activations in `dtype`, each of which is written
-    and read again in the forward pass (a residual block of two convolutions keeps 5 maps and makes 11 accesses).
+    n examples; flops: `count.unit_flops`; kept: `kept_bytes` of activations in `dtype`, each of which is written and
+    read again in the forward pass (a residual block of two convolutions keeps 5 maps and makes 11 accesses).
     Backward: twice as many operations, kernels and accesses (the same block: 23 accesses).
 
     Args:
-      peak_flops: operations a second in `dtype`; efficiency: the share of them that convolutions achieve, in (0, 1].
-      memory_bandwidth: achieved, bytes a second.
-      kernel_seconds: of the kernels of a layer (convolution, statistics, normalisation) on next to no data.
+      peak_flops: Operations a second in `dtype`.
+      memory_bandwidth: Achieved, bytes a second.
+      efficiency: The share of `peak_flops` that convolutions achieve, in (0, 1].
+      kernel_seconds: Of the kernels of a layer (convolution, statistics, normalisation) on next to no data.
+      dtype: Of activations; None: single precision.
+
+    Raises:
+      BadInput: An efficiency outside (0, 1].
     """
     if not 0 < efficiency <= 1:
         raise BadInput(f"efficiency={efficiency}: expected a share of the peak, 0 < efficiency <= 1; correct it")

@@ -20,19 +20,25 @@ def device_bytes(network: Network, config: Config, num_examples: int) -> dict[st
       num_examples: Of the training set.
 
     Returns:
-      Bytes by kind: those of `Method.holds`; gradients, as large as the parameters; activations, what forward passes
-      keep for backward passes where that is most; packets, what the exchanges send and receive.
+      Bytes by kind, those of `Method.holds`; gradients, as large as the parameters; activations, what forward passes
+        keep for backward passes where that is most; packets, what the exchanges send and receive.
     """
     method = METHODS[config.method]
-    held = method.holds(network, config, num_examples)
+    sizes = method.holds(network, config, num_examples)
     items = method.work(network, config)
     activations, packets = max((_allocated(items, d) for d in range(config.mesh_shape[0])), key=sum)
-    found = {"packets": 0, **held, "gradients": held["parameters"], "activations": activations}
+    found = {"packets": 0, **sizes, "gradients": sizes["parameters"], "activations": activations}
     return found | {"packets": found["packets"] + packets}
 
 
 def in_words(network: Network, config: Config, num_examples: int) -> str:
-    """`device_bytes` for a person, and the size of stored multipliers over the whole mesh."""
+    """Say `device_bytes` in a line for a person, MB by kind.
+
+    Args:
+      network: The network.
+      config: The configuration.
+      num_examples: Of the training set.
+    """
     memory = device_bytes(network, config, num_examples)
     parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in memory.items() if size)
     return f"estimated memory of a device: {sum(memory.values()) / 1e6:,.1f} MB ({parts})"

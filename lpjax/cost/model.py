@@ -35,7 +35,12 @@ class StepSeconds(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """Of one entry of a schedule: of computing or sending, and of synchronising batch norm."""
+    """Seconds of one entry of a schedule.
+
+    Attributes:
+      own: Of computing or sending.
+      norms: Of synchronising batch norm.
+    """
 
     own: float
     norms: float = 0.0
@@ -49,7 +54,7 @@ def step_seconds(
     adjacent: Literal["data", "stage"] = "data",
     synchronised: bool = True,
 ) -> StepSeconds:
-    """Seconds of a step.
+    """Predict the seconds of a step.
 
     Args:
       network: The network.
@@ -71,7 +76,16 @@ def step_seconds(
 
 
 def mesh_groups(machine: Machine, shape: Sequence[int], adjacent: Literal["data", "stage"] = "data") -> Groups:
-    """The devices along each axis of a mesh, and all of them."""
+    """Group the devices along each axis of a mesh, and all of them.
+
+    Args:
+      machine: Whose devices they are.
+      shape: Devices along 'stage' and 'data'.
+      adjacent: The mesh axis whose devices are next to each other.
+
+    Returns:
+      A group for each choice of mesh axes that a collective may run over.
+    """
     stage, data = shape
     strides = (1, stage) if adjacent == "stage" else (data, 1)
     return {
@@ -86,6 +100,12 @@ def item_seconds(item: Item, machine: Machine, groups: Groups, synchronised: boo
 
     A backward pass through a chain that finds no gradient of its input spares half the backward pass of its first
     unit; one that finds nothing else takes half.  With `remat` a backward pass computes its forward pass again.
+
+    Args:
+      item: The entry.
+      machine: The machine.
+      groups: Its devices by mesh axes, see `mesh_groups`.
+      synchronised: Whether batch norms are averaged over the devices that the entry names.
     """
     if not isinstance(item, Work):
         return Seconds(groups[item.axes].seconds(item.collective, item.bytes))

@@ -23,7 +23,13 @@ from lpjax.training.run import Run
 
 
 def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
-    """A batch of noise, spread over the mesh."""
+    """Make a batch of noise, spread over the mesh.
+
+    Args:
+      run: For the shape of its images and its number of classes.
+      size: Examples.
+      mesh: The mesh.
+    """
     rng = np.random.default_rng(0)
     sharding = NamedSharding(mesh, meshes.EXAMPLES)
     return Batch(
@@ -35,18 +41,28 @@ def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled part of a step and the arrays it is timed on."""
+    """A compiled part of a step and the arrays it is timed on.
+
+    Attributes:
+      call: The compiled part.
+      args: The arrays.
+    """
 
     call: Callable[..., Any]
     args: tuple[PyTree, ...]
 
     def run(self) -> Any:
-        """Its results."""
+        """Call it; returns its results."""
         return self.call(*self.args)
 
 
 class StagePrograms:
-    """Those of a run on one device."""
+    """The stages of a run as programs on one device.
+
+    Args:
+      run: The run.
+      device: The device.
+    """
 
     def __init__(self, run: Run, device: jax.Device) -> None:
         self.run, self.method = run, METHODS[run.config.method]
@@ -58,14 +74,24 @@ class StagePrograms:
         self.state = self.method.create(run.network, self.config, self.mesh, step_inputs)
 
     def program(self, part: Callable[..., Any], *args: PyTree) -> Program:
-        """A part compiled for the device."""
+        """Compile a part of a step for the device.
+
+        Args:
+          part: A function of arrays, run under `shard_map`.
+          *args: The arrays.
+        """
         mapped = jax.shard_map(part, mesh=self.mesh, in_specs=P(), out_specs=P(), check_vma=False)
         args = jax.device_put(args, NamedSharding(self.mesh, P()))
         return Program(jax.jit(mapped).lower(*args).compile(), args)
 
     def stage(self, k: int) -> Program:
-        """Forward and backward pass of stage k on its local loss, with what the method computes beside it and the
-        packing of what it sends.
+        """Compile stage k's part of a step.
+
+        It is the forward and backward pass on the local loss, with what the method computes beside it and the packing
+        of what it sends.
+
+        Args:
+          k: The stage.
 
         Raises:
           ValueError: The method has no such programs (`Method.stage_program`).
@@ -78,7 +104,15 @@ class StagePrograms:
 
 
 def stage_seconds(run: Run, repeats: int) -> list[float]:
-    """Of the stages' programs on the first device, interleaved, the least of each: a disturbance only adds."""
+    """Measure the stages' programs on the first device, interleaved.
+
+    Args:
+      run: The run.
+      repeats: Of each measurement.
+
+    Returns:
+      Seconds, the least of each stage, as a disturbance only adds.
+    """
     programs = StagePrograms(run, jax.devices()[0])
     stages = [programs.stage(k) for k in range(run.network.num_stages)]
     return [min(own) for own in interleaved([stage.run for stage in stages], repeats)]

@@ -16,7 +16,16 @@ from lpjax.nn.chain import Mode, Shape, UnitLike, make_chain
 
 
 def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> list[float]:
-    """Wall-clock seconds of `repeats` calls, each until its results are there; the call before them is not counted."""
+    """Measure wall-clock seconds of calls, each until its results are there.
+
+    Args:
+      program: What is called.
+      *args: Its arguments.
+      repeats: Calls that are counted; one before them is not.
+
+    Returns:
+      Seconds of each call.
+    """
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -27,20 +36,29 @@ def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> l
 
 
 def interleaved(programs: Sequence[Callable[[], Any]], repeats: int = 5) -> list[list[float]]:
-    """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all.
+    """Measure several programs by `stopwatch`, interleaved: a machine whose speed changes changes it for all.
 
-    In each turn there is a call that is not counted: since its last one, others have had a program's memory, which the
+    Each time there is a call that is not counted: since its last one, others have had a program's memory, which the
     allocator may have given back, and to get it again from the system takes long.
+
+    Args:
+      programs: What is called.
+      repeats: Calls of each that are counted.
+
+    Returns:
+      Of each program the seconds of its calls.
     """
     rounds = [[stopwatch(program, repeats=1)[0] for program in programs] for _ in range(repeats)]
     return [list(own) for own in zip(*rounds, strict=True)]
 
 
 class Seconds(NamedTuple):
-    """Of one unit on one batch, medians.
+    """Seconds of one unit on one batch, medians.
 
-    forward: its forward pass in training.  both: forward and backward pass.  without_input: the same without the
-    gradient of its input, which a network's first unit has no use for.
+    Attributes:
+      forward: Its forward pass in training.
+      both: Forward and backward pass.
+      without_input: The same without the gradient of its input, which a network's first unit has no use for.
     """
 
     forward: float
@@ -50,7 +68,7 @@ class Seconds(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitTimer:
-    """(unit, in_shape, examples) -> `Seconds` on one device, each measured once.
+    """Measures (unit, in_shape, examples) -> `Seconds` on one device, each once.
 
     A unit that keeps the shape is measured as a scan of `row` of them, as it runs in a stage.  All but the first unit
     are interleaved with that one, or with a slower one that came after it, and measured as multiples of what it took:

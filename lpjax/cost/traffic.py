@@ -28,7 +28,7 @@ KINDS = {
 
 
 class Sent(NamedTuple):
-    """Of the collectives of a kind among more than one device.
+    """What is sent in the collectives of a kind among more than one device.
 
     Attributes:
       number: How many.
@@ -53,7 +53,7 @@ def _added(parts: Iterable[Traffic], times: int = 1) -> Traffic:
 
 
 def total_bytes(traffic: Traffic) -> float:
-    """Of all kinds together."""
+    """Bytes of all kinds together."""
     return sum((sent.bytes for sent in traffic.values()), 0.0)
 
 
@@ -77,6 +77,9 @@ def scheduled(items: Sequence[Item], axis_sizes: Mapping[str, int]) -> Traffic:
     Args:
       items: The schedule.
       axis_sizes: Of the mesh.
+
+    Returns:
+      Number and bytes by kind of collective.
     """
 
     def devices(axes: Iterable[str]) -> int:
@@ -114,15 +117,24 @@ def exchanged(jaxpr: ClosedJaxpr | Jaxpr, axis_sizes: Mapping[str, int]) -> Traf
       jaxpr: The program.
       axis_sizes: Of the mesh.
 
+    Returns:
+      Number and bytes by kind of collective.
+
     Raises:
-      ValueError: A body of a while loop, whose passes nobody knows, holds a collective that sends.
+      ValueError: A body of a while loop, whose passes nobody knows, has a collective that sends; or a collective is of
+        a kind that is not known.
     """
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return _added(_of_equation(eqn, axis_sizes) for eqn in inner.eqns)
 
 
 def exchanged_bytes(jaxpr: ClosedJaxpr | Jaxpr, axis_sizes: Mapping[str, int]) -> dict[str, float]:
-    """Bytes of `exchanged`, by kind."""
+    """Bytes of `exchanged`, by kind.
+
+    Args:
+      jaxpr: The program.
+      axis_sizes: Of the mesh.
+    """
     return {kind: sent.bytes for kind, sent in exchanged(jaxpr, axis_sizes).items()}
 
 

@@ -28,7 +28,7 @@ METHODS: dict[str, Method] = {
 
 
 def configure(values: Mapping[str, Any]) -> Config:
-    """A configuration that can be run, from (nested) fields.
+    """Make a configuration that can be run from (nested) fields.
 
     Args:
       values: Fields to their values; what is left out has its default.
@@ -40,7 +40,12 @@ def configure(values: Mapping[str, Any]) -> Config:
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with the defaults that depend on its methods filled in, checked; again, it stays as it is.
+    """Fill in the defaults that depend on the methods, and check the configuration.
+
+    What is filled in already stays as it is, so a second time changes nothing.
+
+    Args:
+      config: As `configure` or a config file makes it.
 
     Raises:
       BadInput: See `configure`.
@@ -53,7 +58,11 @@ def resolve(config: Config) -> Config:
 
 
 def filled_in(config: Config) -> Config:
-    """`resolve` without the checks, but that the methods exist."""
+    """`resolve` without its checks.
+
+    Raises:
+      BadInput: A method does not exist.
+    """
     for field, names in (("method", (config.method,)), ("phases.methods", config.phases.methods)):
         for name in names:
             _check_name(field, name)

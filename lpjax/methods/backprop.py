@@ -55,7 +55,7 @@ def backprop(
       batch: The device's examples.
 
     Returns:
-      The gradient and the batch statistics as rows, and {task_loss, accuracy}.
+      The gradient and the batch statistics as rows, and the metrics task_loss (nats) and accuracy (0..1).
     """
     x = step_inputs.network_input(batch, keys)
     old = network.stats.unpack_all(stats)
@@ -74,14 +74,14 @@ def backprop(
 
 
 class DataParallel(Method):
-    """Synchronous data-parallel backprop."""
+    """Synchronous data-parallel backprop: the whole network on every device, each with its part of the batch."""
 
     name = "data_parallel"
     title = "data-parallel backprop"
     staged = False
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
-        """See `Method`."""
+        """The jitted step (state, batch) -> (state, metrics)."""
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
             keys = example_keys(state.key, state.step, batch.index)
@@ -95,7 +95,7 @@ class DataParallel(Method):
         return self.jit(step, network, config, mesh)
 
     def work(self, network: Network, config: Config) -> list[Item]:
-        """See `Method`."""
+        """The schedule of a step: both passes on each device's own examples, one all-reduce, the update."""
         plan, (S, D) = Plan(), config.mesh_shape
         own = config.batch_size // (S * D)
         values = network.num_stages * sum(network.params.lengths.values())

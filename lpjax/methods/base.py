@@ -110,7 +110,14 @@ class Method(abc.ABC):
         return None
 
     def ages(self, config: Config) -> list[list[Age]]:
-        """Of the gradients that a step uses, M a stage: all of this step's batch and weights, unless overridden."""
+        """How old the gradients are that a step uses: of this step's batch and weights, unless overridden.
+
+        Args:
+          config: The configuration.
+
+        Returns:
+          Of each of the K stages a list, one `Age` for each of its M micro-batches.
+        """
         return [[Age(0, 0)] for _ in range(config.num_stages)]
 
     @abc.abstractmethod
@@ -126,8 +133,8 @@ class Method(abc.ABC):
           num_examples: Of the training set.
 
         Returns:
-          parameters: of its stages (or of all), and of the AuxNet's pieces that it trains.  optimizer: their state,
-          SGD's momentum or Adam's two.  A method adds what it carries.
+          `parameters` of its stages (or of all) and of the AuxNet's pieces that it trains; `optimizer`, their state,
+            SGD's momentum or Adam's two.  A method adds what it carries.
         """
         values = parameters(self, network, config)
         copies = 2 if config.optimizer.name == "adamw" else 1

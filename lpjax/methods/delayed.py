@@ -20,12 +20,10 @@ So the weights that are updated are this many steps newer than those of the grad
 
     FDG   2 (K-1-k)                DDG   K-1-k                0 for the last stage, and for K = 1 (backprop)
 
-Gradient shrinking (FDG): each time a gradient goes to the stage before it is multiplied by `delayed.shrink`.  A stage
-whose first gradient has not come yet has gradient 0.
-
-Each stage keeps its inputs and weights for as long as they are stale, and computes its forward pass again for the
-backward pass (the authors' codes keep the activations instead): FDG costs one more forward pass, of all stages but the
-last, than backprop, and much less memory.  Batch norm uses the batch's statistics both times.
+Gradient shrinking (FDG): a gradient is multiplied by `delayed.shrink` each time it goes to the stage before.  A stage
+whose first gradient has not come yet has gradient 0.  Each stage keeps its inputs and weights while they are stale, and
+computes its forward pass again for the backward pass (the authors' codes keep activations instead): FDG costs a forward
+pass of all stages but the last more than backprop, and much less memory.  Batch norm uses the batch's statistics twice.
 
 Collectives of a step: two all_gathers over 'stage' (input and tags); ppermutes over 'stage' of outputs, tags and
 gradients (DDG: K-1 of outputs); psum over 'data' of the stages' gradients, psum over the mesh of the metrics; batch
@@ -64,12 +62,15 @@ from lpjax.state.train_state import Carried, TrainState
 
 @struct.dataclass
 class Carry:
-    """What is under way.  H = largest staleness + 1; position t mod H of a ring is of step t.
+    """What is under way between steps; position t mod H of a ring is of step t, H = largest staleness + 1.
 
-    forward, tags: [K, B, L], [K, B, 3], the stages' inputs of this step (FDG) and whose they are.
-    backward: [K, B, L], gradients at the stages' outputs, for their backward passes of this step.
-    inputs, input_tags: rings [K, H, B, L], [K, H, B, 3] of the stages' inputs.
-    weights: rings {kind: [K, H, length]} of the stages' parameters.
+    Attributes:
+      forward: [K, B, L], the stages' inputs of this step (FDG).
+      tags: [K, B, 3], whose they are.
+      backward: [K, B, L], gradients at the stages' outputs, for their backward passes of this step.
+      inputs: Ring [K, H, B, L] of the stages' inputs.
+      input_tags: Ring [K, H, B, 3] of their tags.
+      weights: Rings `{kind: [K, H, length]}` of the stages' parameters.
     """
 
     forward: PyTree
@@ -230,20 +231,20 @@ class Delayed(Method):
     paper = "arXiv:1804.10574, arXiv:1906.09108"
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """See `Method`."""
+        """The variant, which tells its runs apart."""
         return {"variant": config.delayed.variant}
 
     def check(self, config: Config, data: Spec | None = None) -> None:
-        """See `Method`."""
+        """Refuse a `delayed.shrink` outside (0, 1], with a BadInput."""
         shrink = config.delayed.shrink
         require(0 < shrink <= 1, f"delayed.shrink={shrink}: expected 0 < shrink <= 1; 1 is none")
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
-        """The metrics are of the batch that the last stage had, 0 in FDG's first K-1 steps, where it has none."""
+        """The jitted step; its metrics are of the last stage's batch, 0 in FDG's first K-1 steps, where it has none."""
         return self.jit(_Step(network, config, step_inputs), network, config, mesh)
 
     def carry(self, network: Network, config: Config) -> Carried:
-        """See `Carry`."""
+        """What is under way between steps, see `Carry`."""
         packets, rings = P("stage", "data"), P("stage", None, "data")
         depth = _depth(config)
 
@@ -257,12 +258,12 @@ class Delayed(Method):
         return Carried(Carry(packets, packets, packets, rings, rings, meshes.STAGES), init)
 
     def ages(self, config: Config) -> list[list[Age]]:
-        """FDG: a batch reaches stage k after k steps; its gradient comes `staleness` later."""
+        """In FDG a batch reaches stage k after k steps, in DDG at once; its gradient comes `staleness` later."""
         fdg = config.delayed.variant == "fdg"
         return [[Age(k * fdg + stale, stale)] for k, stale in enumerate(staleness(config))]
 
     def work(self, network: Network, config: Config) -> list[Item]:
-        """All weights enter a ring, and those of an older step are read: three accesses."""
+        """The schedule of a step; weights are copied to a ring and older ones are read from it: three accesses."""
         (S, D), K = config.mesh_shape, network.num_stages
         slots, column = K // S, config.batch_size // D
         plan = moving.plan_start(network, config, slots * moving.packet_bytes(network, config))
@@ -289,7 +290,7 @@ class Delayed(Method):
         return plan.items
 
     def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
-        """Packets on their way, and rings of inputs and of weights."""
+        """Bytes between steps, with the packets on their way and the rings of inputs and of weights."""
         slots, depth = network.num_stages // config.mesh_shape[0], _depth(config)
         packet = moving.packet_bytes(network, config)
         return super().holds(network, config, num_examples) | {

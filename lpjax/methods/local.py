@@ -10,10 +10,9 @@ In step t (K = 3; m: the batch of step m), all at the same time:
 
     l_k = phi(C_k(F_k(lambda_k; W_k)), y),  k < K-1;      l_{K-1} = phi(F_{K-1}(lambda_{K-1}; W_{K-1}), y)
 
-lambda_{k+1} = F_k(lambda_k) of the step before, held fixed: no gradient crosses an interface.  This is the paper's
-asynchronous form with a buffer of one batch: a stage learns from inputs made by weights of one step ago each.
-
-The classifier C_k is `local.blocks` units like the stage's own last one and the network's head; it is trained by
+lambda_{k+1} = F_k(lambda_k) of the step before, a constant: no gradient crosses an interface.  This is the paper's
+asynchronous form with a buffer of one batch: a stage learns from inputs made by weights of one step ago each.  The
+classifier C_k is `local.blocks` units like the stage's own last one and the network's head; it is trained by
 `aux_optimizer`, lives on its stage's device, and is thrown away.
 
 Collectives of a step: two all_gathers over 'stage' (input and tags); ppermutes over 'stage' of outputs and tags; psum
@@ -52,10 +51,14 @@ from lpjax.state.train_state import Carried, TrainState
 
 @struct.dataclass
 class Carry:
-    """What is under way, and the classifiers.
+    """What is under way between steps, and the classifiers.
 
-    inputs, tags: [K, B, L], [K, B, 3], the stages' inputs of this step and whose they are.
-    params, opt, stats: of the classifiers, rows as the stages' ({kind: [K, length]}).
+    Attributes:
+      inputs: [K, B, L], the stages' inputs of this step.
+      tags: [K, B, 3], whose they are.
+      params: Of the classifiers, rows as the stages' (`{kind: [K, length]}`).
+      opt: Their optimiser state, likewise.
+      stats: Their statistics, likewise.
     """
 
     inputs: PyTree
@@ -67,7 +70,13 @@ class Carry:
 
 @dataclass(frozen=True, eq=False)
 class Classifiers:
-    """The stages' classifiers, none (a chain of no units) for the last, and how they are packed into rows."""
+    """The stages' classifiers, and how they are packed into rows.
+
+    Attributes:
+      chains: One a stage; one of no units for the last.
+      params: How their parameters are packed.
+      stats: How their statistics are packed.
+    """
 
     chains: tuple[Chain, ...]
     params: Packing
@@ -76,9 +85,14 @@ class Classifiers:
 
 @functools.lru_cache(maxsize=32)
 def classifiers(network: Network, blocks: int) -> Classifiers:
-    """Classifiers of a network's stages.
+    """Make the classifiers of a network's stages.
 
-    Raises ValueError where the network's head does not take what a stage puts out.
+    Args:
+      network: The network.
+      blocks: Units like the stage's own last one in each classifier, before the network's head.
+
+    Raises:
+      BadInput: The network's head does not take what a stage puts out, or makes no logits of it.
     """
     chains = []
     head = network.chain.units[-1]
@@ -115,7 +129,14 @@ class _Passes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step of one device, and what is the same in every step."""
+    """One step of one device, and what is the same in every step.
+
+    Attributes:
+      network: The network.
+      config: The configuration.
+      step_inputs: What a step is fed.
+      own: The stages' classifiers.
+    """
 
     network: Network
     config: Config
@@ -205,12 +226,12 @@ class Local(Method):
     metrics = Method.metrics | {"stage_loss": "stage"}
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
-        """A stage that no batch has reached yet (stage k in the first k steps) has loss 0."""
+        """The jitted step; a stage that no batch has reached yet (stage k in the first k steps) has loss 0."""
         step = Step(network, config, step_inputs, classifiers(network, config.local.blocks))
         return self.jit(step, network, config, mesh)
 
     def carry(self, network: Network, config: Config) -> Carried:
-        """See `Carry`."""
+        """What is under way between steps, and the classifiers, see `Carry`."""
         own = classifiers(network, config.local.blocks)
 
         def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
@@ -227,11 +248,11 @@ class Local(Method):
         return Carried(Carry(packets, packets, meshes.STAGES, meshes.STAGES, meshes.STAGES), init, ("opt",))
 
     def ages(self, config: Config) -> list[list[Age]]:
-        """A batch reaches stage k after k steps."""
+        """How old the gradients are: a batch reaches stage k after k steps."""
         return [[Age(k, 0)] for k in range(config.num_stages)]
 
     def work(self, network: Network, config: Config) -> list[Item]:
-        """No gradient crosses an interface."""
+        """The schedule of a step, in which no gradient crosses an interface."""
         own, (S, D), K = classifiers(network, config.local.blocks), config.mesh_shape, network.num_stages
         slots, column = K // S, config.batch_size // D
         plan = moving.plan_start(network, config, 2 * slots * moving.packet_bytes(network, config))
@@ -252,23 +273,23 @@ class Local(Method):
         return plan.items
 
     def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
-        """Packets on their way, and the classifiers with their optimiser's state."""
+        """Bytes between steps, with the packets on their way and the classifiers with their optimiser's state."""
         slots, own = network.num_stages // config.mesh_shape[0], classifiers(network, config.local.blocks)
-        held = super().holds(network, config, num_examples)
+        sizes = super().holds(network, config, num_examples)
         copies, more = (
             2 if config.aux_optimizer.name == "adamw" else 1,
             WIDTH * slots * sum(own.params.lengths.values()),
         )
-        return held | {
-            "parameters": held["parameters"] + more,
-            "optimizer": held["optimizer"] + copies * more,
+        return sizes | {
+            "parameters": sizes["parameters"] + more,
+            "optimizer": sizes["optimizer"] + copies * more,
             "packets": slots * moving.packet_bytes(network, config),
         }
 
     def stage_program(
         self, k: int, network: Network, config: Config, step_inputs: StepInputs, state: TrainState, batch: Batch
     ) -> StageProgram:
-        """See `Method`."""
+        """The passes of stage k and its classifier, as a program to be timed alone."""
         step = Step(network, config, step_inputs, classifiers(network, config.local.blocks))
         carry = moving.timed_packet(k, network, state, batch)
         rows = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))

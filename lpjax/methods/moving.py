@@ -43,12 +43,12 @@ class Tagged(NamedTuple):
 
 
 def length(network: Network) -> int:
-    """L, values of an example's packet."""
+    """L, the number of values in an example's packet."""
     return max(exchange.packet_length([shape]) for shape in network.interfaces)
 
 
 def pack(network: Network, x: Interface) -> Float[Array, "b l"]:
-    """Something of an interface's shape as a packet."""
+    """Make a packet of examples of an interface's shape."""
     return exchange.pack([x], len(x), length(network))
 
 
@@ -61,6 +61,11 @@ def column_batch(step_inputs: StepInputs, state: TrainState, batch: Batch) -> tu
     """The network's input, augmented, and the tags of all examples of a device's stage column.
 
     Each device augments its own; two all_gathers over 'stage'.
+
+    Args:
+      step_inputs: What a step is fed.
+      state: Of this step.
+      batch: The device's own examples.
     """
     x = step_inputs.network_input(batch, example_keys(state.key, state.step, batch.index))
     tags = jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, state.step)], axis=1)
@@ -68,30 +73,45 @@ def column_batch(step_inputs: StepInputs, state: TrainState, batch: Batch) -> tu
 
 
 def with_new_batch(value: Array, arrived: Array) -> Array:
-    """What the stages have, `arrived` [slots, ..], with `value` in stage 0's place."""
+    """Put a new batch in stage 0's place.
+
+    Args:
+      value: [...], the new batch.
+      arrived: [slots, ...], what the device's stages have.
+
+    Returns:
+      [slots, ...], `arrived` with `value` in stage 0's place.
+    """
     first = lax.axis_index("stage") == 0
     return arrived.at[0].set(jnp.where(first, value, arrived[0]))
 
 
 def tagged(state: TrainState, tags: Tags) -> Tagged:
-    """The examples behind tags, with their random keys."""
+    """Find the examples behind tags: labels, random keys, and whether there are any."""
     labels, index, step = tags.T
     return Tagged(labels, example_keys(state.key, step[0], index), index[0] >= 0)
 
 
 def empty(network: Network, config: Config) -> tuple[Float[Array, "k b l"], Int[Array, "k b 3"]]:
-    """Packets and tags of a device's stages before any batch has arrived."""
+    """Packets and tags [slots, b, ...] of a device's stages before any batch has arrived."""
     slots, column = network.num_stages // config.mesh_shape[0], config.batch_size // config.mesh.data
     return jnp.zeros((slots, column, length(network))), jnp.full((slots, column, 3), -1, jnp.int32)
 
 
 def where_real(real: Bool[Array, " slots"], new: Row, old: Row) -> Row:
-    """Rows [slots, ..]: `new` where the stage had a batch, else `old`."""
+    """Take the new rows [slots, ...] where the stage had a batch, else the old ones."""
     return jax.tree.map(lambda n, o: jnp.where(real[:, None], n, o), new, old)
 
 
 def timed_packet(k: int, network: Network, state: TrainState, batch: Batch) -> Any:
-    """The carry of stage k with a packet of noise that the examples of a batch are in: for `Method.stage_program`."""
+    """Make the carry of stage k for `Method.stage_program`: a packet of noise with the tags of a batch.
+
+    Args:
+      k: The stage.
+      network: The network.
+      state: Its carry gives the other fields.
+      batch: The examples of the packet.
+    """
     inputs = jax.random.normal(jax.random.key(0), (len(batch.label), length(network)), float)
     tags = jnp.stack([batch.label, batch.index, jnp.zeros_like(batch.index)], axis=1)
     return replace(jax.tree.map(lambda row: row[k], state.carry), inputs=inputs, tags=tags)
@@ -101,12 +121,12 @@ def timed_packet(k: int, network: Network, state: TrainState, batch: Batch) -> A
 
 
 def packet_bytes(network: Network, config: Config) -> int:
-    """Of the packet of one stage of a column."""
+    """Bytes of the packet of one stage of a column."""
     return WIDTH * config.batch_size // config.mesh.data * length(network)
 
 
 def plan_start(network: Network, config: Config, keeps: int) -> Plan:
-    """A schedule that begins with `column_batch`.
+    """Begin a schedule with `column_batch`.
 
     Args:
       network: The network.
@@ -125,7 +145,15 @@ def plan_start(network: Network, config: Config, keeps: int) -> Plan:
 
 
 def plan_shift(plan: Plan, network: Network, config: Config, examples: int, *, next_step: bool = True) -> None:
-    """`exchange.shift` of the packets of so many examples, which are written and read twice; none on one device."""
+    """Add `exchange.shift` of packets, which are written and read twice; nothing on one device.
+
+    Args:
+      plan: The schedule.
+      network: The network.
+      config: The configuration.
+      examples: Of a packet.
+      next_step: Whether what arrives is read in the next step only.
+    """
     if (S := config.mesh_shape[0]) > 1:
         values = examples * length(network)
         for d in range(S):
@@ -134,7 +162,7 @@ def plan_shift(plan: Plan, network: Network, config: Config, examples: int, *, n
 
 
 def plan_tags(plan: Plan, config: Config) -> None:
-    """`exchange.shift` of tags."""
+    """Add `exchange.shift` of the tags; nothing on one device."""
     if config.mesh_shape[0] > 1:
         size = 3 * WIDTH * config.batch_size // config.mesh.data
         plan.message("ppermute", "stage", size, "exchange", next_step=True)
@@ -143,7 +171,7 @@ def plan_tags(plan: Plan, config: Config) -> None:
 def plan_update(
     plan: Plan, network: Network, config: Config, *, beside: tuple[Packing, Packing] | None = None, more: int = 0
 ) -> None:
-    """Gradients and statistics averaged over 'data', and the optimiser.
+    """Add the psums of gradients and statistics over 'data', and the optimiser's update.
 
     Args:
       plan: The schedule.

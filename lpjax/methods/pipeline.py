@@ -122,8 +122,15 @@ class _Step:
         return _Backward(loss, correct, grad_rows, stat_rows), back
 
     def round(self, run: Callable[..., Any], micro: Array, nothing: PyTree, *operands: Array, working: int) -> Any:
-        """`run(device, *operands)` on the first `working` devices that have micro-batch 0 <= micro < M; otherwise
-        `nothing`."""
+        """Run a round on the devices that have a micro-batch in it.
+
+        Args:
+          run: (device, *operands) -> its result.
+          micro: The device's micro-batch; it has one where 0 <= micro < M.
+          nothing: The result of the other devices.
+          *operands: What `run` is given.
+          working: Only the first so many devices work in this round.
+        """
         device = lax.axis_index("stage")
         busy = (micro >= 0) & (micro < self.config.pipeline.micro_batches) & (device < working)
         branches = [partial(run, d) for d in range(working)] + [lambda *_: nothing]
@@ -195,11 +202,15 @@ class Pipeline(Method):
     paper = "arXiv:1811.06965"
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """See `Method`."""
+        """The number of micro-batches, which tells its runs apart."""
         return {"micro_batches": config.pipeline.micro_batches}
 
     def check(self, config: Config, data: Spec | None = None) -> None:
-        """See `Method`."""
+        """Refuse a number of micro-batches that a stage column cannot be cut into.
+
+        Raises:
+          BadInput: It does not divide the column's batch.
+        """
         column, micro = config.batch_size // config.mesh.data, config.pipeline.micro_batches
         require(
             column % micro == 0,
@@ -208,16 +219,19 @@ class Pipeline(Method):
         )
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
-        """See `Method`."""
+        """The jitted step (state, batch) -> (state, metrics)."""
         return self.jit(_Step(network, config, step_inputs), network, config, mesh)
 
     def ages(self, config: Config) -> list[list[Age]]:
-        """The micro-batches of this step, at this step's weights."""
+        """How old the gradients are: of this step's micro-batches, at this step's weights."""
         M = config.pipeline.micro_batches
         return [[Age(M - 1 - m, 0) for m in range(M)] for _ in range(config.num_stages)]
 
     def work(self, network: Network, config: Config) -> list[Item]:
-        """In each backward round a device adds to its gradients, micro-batch or none: three accesses."""
+        """The schedule of a step, round by round.
+
+        In each backward round a device adds to its gradients, micro-batch or none: three accesses.
+        """
         (S, D), M = config.mesh_shape, config.pipeline.micro_batches
         slots, examples = network.num_stages // S, config.batch_size // (D * M)
         plan = moving.plan_start(network, config, 3 * moving.packet_bytes(network, config))

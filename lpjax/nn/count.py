@@ -34,9 +34,9 @@ class Layers:
     """The layers of a unit.
 
     Attributes:
-      kernels: Convolutions and matrices.
-      params: Values of its parameters.
-      arrays: That they are in.
+      kernels: Number of convolutions and matrices.
+      params: Number of values of its parameters.
+      arrays: Number of arrays that they are in.
       norms: Channels of each batch norm.
     """
 
@@ -48,7 +48,7 @@ class Layers:
 
 @functools.cache
 def layers(unit: UnitLike, in_shape: Shape) -> Layers:
-    """The layers of a unit, from its parameters and statistics."""
+    """Find the layers of a unit, from its parameters and statistics."""
     params, stats = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
     named = jax.tree.leaves_with_path(params)
     return Layers(
@@ -75,10 +75,10 @@ def chain_arrays(chain: Chain) -> int:
 
 
 def activation_bytes(chain: Chain, batch: int) -> int:
-    """Memory of what a chain's forward pass keeps for the backward pass, parameters left out.
+    """Bytes of what a chain's forward pass keeps for the backward pass, parameters left out.
 
-    Counted from the residuals of `jax.vjp`, nothing is computed: what XLA then fuses or computes again is less.  With
-    `remat` the units' inputs, and what one unit keeps, the largest.
+    Counted from the residuals of `jax.vjp`, nothing is computed; what XLA keeps after fusing and computing again is
+    less.  With `remat` the units' inputs, and what one unit keeps, the largest.
 
     Args:
       chain: The chain.

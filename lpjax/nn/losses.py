@@ -21,12 +21,12 @@ Interface = Float[Array, "b ..."]
 
 
 def features(shape: Sequence[int]) -> int:
-    """n, the number of features of an interface of per-example shape `shape`."""
+    """The number n of features of an interface of per-example shape `shape`."""
     return math.prod(shape)
 
 
 def inner(u: Multiplier, v: Features) -> PerExample:
-    """<u, v>: mean over all axes but the first."""
+    """Inner product of interfaces, <u, v>: the mean of u v over all axes but the first."""
     return (jnp.broadcast_to(u, v.shape) * v).mean(tuple(range(1, v.ndim)))
 
 
@@ -36,7 +36,7 @@ def psi(r: Features) -> PerExample:
 
 
 def task_loss(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> PerExample:
-    """phi: cross entropy in nats."""
+    """Task loss phi of each example: cross entropy in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

@@ -27,10 +27,11 @@ from lpjax.nn.losses import Interface, Multiplier
 class Exchange:
     """What travels between the owners of examples and the stages.
 
-    interfaces: per-example shapes of lambda_0 .. lambda_{K-1}.
-    num_devices: S.
-    with_multiplier: a per-example multiplier travels with the auxiliary variables.
-    dtype: values are rounded to it on their way, such as "bfloat16"; None: not at all.
+    Attributes:
+      interfaces: Per-example shapes of lambda_0 .. lambda_{K-1}.
+      num_devices: S, devices along 'stage'.
+      with_multiplier: Whether a per-example multiplier travels with the auxiliary variables.
+      dtype: Values are rounded to it on their way, such as "bfloat16"; None: not at all.
     """
 
     interfaces: tuple[Shape, ...]
@@ -39,35 +40,64 @@ class Exchange:
     dtype: str | None = None
 
     def outward(self, k: int) -> list[Shape]:
-        """To stage k: lambda_k, then lambda_{k+1} and kappa_{k+1} where they exist."""
+        """Shapes of what stage k is sent: lambda_k, then lambda_{k+1} and kappa_{k+1} where they exist."""
         target = self.interfaces[k + 1 : k + 2]
         return [self.interfaces[k], *target, *(target if self.with_multiplier else ())]
 
     def homeward(self, k: int) -> list[Shape]:
-        """From stage k: P_k (none at the image) and X_k (none from the last stage)."""
+        """Shapes of what stage k sends back: P_k (none at the image) and X_k (none from the last stage)."""
         return [*(self.interfaces[k : k + 1] if k > 0 else ()), *self.interfaces[k + 1 : k + 2]]
 
     def send(self, lam: Sequence[Interface], multiplier: Sequence[Multiplier] | None) -> Float[Array, "slots column l"]:
-        """Packets of this device's stages, from the owners' lambda_0 .. lambda_{K-1} and kappa_1 .. kappa_{K-1}."""
+        """Send what the owners have to the stages: one all_to_all.
+
+        Args:
+          lam: lambda_0 .. lambda_{K-1} of this device's examples.
+          multiplier: kappa_1 .. kappa_{K-1} of these; None where none travels.
+
+        Returns:
+          Packets of this device's stages.
+        """
         packets = []
         for k in range(len(lam)):
             parts = [*lam[k : k + 2], *(multiplier[k : k + 1] if multiplier is not None else ())]
             packets.append(pack(parts, len(lam[0]), self.outward_length))
         return self._moved(to_stages, jnp.stack(packets))
 
-    def opened(self, k: int, packet: Float[Array, "b l"]) -> tuple[Interface, Interface | None, Multiplier | None]:
-        """lambda_k, lambda_{k+1} and kappa_{k+1} of a packet that reached stage k; None for what it does not hold."""
+    def unpacked(self, k: int, packet: Float[Array, "b l"]) -> tuple[Interface, Interface | None, Multiplier | None]:
+        """Unpack a packet that reached stage k.
+
+        Args:
+          k: The stage.
+          packet: Of its examples.
+
+        Returns:
+          lambda_k, lambda_{k+1} and kappa_{k+1}; None for what the packet has not.
+        """
         lam, *rest = unpack(packet, self.outward(k))
         target, multiplier = [*rest, None, None][:2]
         return lam, target, multiplier
 
     def reply(self, k: int, adjoint: Interface, output: Float[Array, "b ..."]) -> Float[Array, "b l"]:
-        """The packet that stage k sends home."""
+        """The packet that stage k sends back.
+
+        Args:
+          k: The stage.
+          adjoint: P_k.
+          output: X_k.
+        """
         parts = [*([adjoint] if k > 0 else []), *([output] if k < len(self.interfaces) - 1 else [])]
         return pack(parts, len(adjoint), self.homeward_length)
 
     def receive(self, replies: Float[Array, "slots column l"]) -> tuple[list[Interface], list[Interface]]:
-        """Adjoints P_1 .. P_{K-1} and outputs X_0 .. X_{K-2} of the owner's examples, from the stages' replies."""
+        """Send the stages' replies to the owners of the examples: one all_to_all.
+
+        Args:
+          replies: Of this device's stages.
+
+        Returns:
+          Adjoints P_1 .. P_{K-1} and outputs X_0 .. X_{K-2} of this device's examples.
+        """
         home = self._moved(to_owners, replies)
         parts = [unpack(home[k], self.homeward(k)) for k in range(len(self.interfaces))]
         return [part[0] for part in parts[1:]], [part[-1] for part in parts[:-1]]
@@ -92,7 +122,13 @@ def packet_length(shapes: Sequence[Shape]) -> int:
 
 
 def pack(parts: Sequence[Float[Array, "b ..."]], batch: int, length: int) -> Float[Array, "b l"]:
-    """Arrays of one stage, each [b, ...], as one padded packet."""
+    """Put arrays of one stage into one padded packet.
+
+    Args:
+      parts: The arrays.
+      batch: b.
+      length: l, values of an example's packet.
+    """
     flat = jnp.concatenate([jnp.zeros((batch, 0)), *(part.reshape(batch, -1) for part in parts)], axis=1)
     return jnp.pad(flat, ((0, 0), (0, length - flat.shape[1])))
 
@@ -108,7 +144,7 @@ def unpack(packet: Float[Array, "b l"], shapes: Sequence[Shape]) -> list[Float[A
 
 
 def to_stages(packets: Float[Array, "k b l"], num_devices: int) -> Float[Array, "slots column l"]:
-    """Owners -> stages: one all_to_all over 'stage', of `num_devices` = S devices."""
+    """Move packets from owners to stages: one all_to_all over 'stage', of `num_devices` = S devices."""
     stages, batch, length = packets.shape
     packets = packets.reshape(num_devices, stages // num_devices, batch, length)
     packets = lax.all_to_all(packets, "stage", split_axis=0, concat_axis=0)  # [source, slot, b, l]
@@ -116,7 +152,7 @@ def to_stages(packets: Float[Array, "k b l"], num_devices: int) -> Float[Array, 
 
 
 def to_owners(packets: Float[Array, "slots column l"], num_devices: int) -> Float[Array, "k b l"]:
-    """Stages -> owners, the inverse of `to_stages`: one all_to_all over 'stage'."""
+    """Move packets from stages to owners, the inverse of `to_stages`: one all_to_all over 'stage'."""
     slots, column, length = packets.shape
     packets = packets.reshape(slots, num_devices, column // num_devices, length).swapaxes(0, 1)
     packets = lax.all_to_all(packets, "stage", split_axis=0, concat_axis=0)  # [stage device, slot, b, l]
@@ -124,9 +160,14 @@ def to_owners(packets: Float[Array, "slots column l"], num_devices: int) -> Floa
 
 
 def shift(packets: Shaped[Array, "slots ..."], num_devices: int, *, forward: bool) -> Shaped[Array, "slots ..."]:
-    """What each stage has goes to the next one (forward) or to the one before; zeros come in at the end.
+    """Move what each stage has to the next one or to the one before; zeros come in at the end.
 
-    One ppermute over 'stage' of one slot, of `num_devices` = S devices.
+    One ppermute over 'stage' of one slot.
+
+    Args:
+      packets: Of this device's stages.
+      num_devices: S.
+      forward: Whether to the next stage.
     """
     edge = packets[-1:] if forward else packets[:1]
     step = 1 if forward else -1

@@ -25,9 +25,14 @@ ALL_AXES = ("stage", "data")
 
 
 def make_mesh(stage: int, data: int) -> Mesh:
-    """Mesh of the first stage * data devices; of all of them with several processes.
+    """Make the mesh of the first stage * data devices; of all of them with several processes.
 
-    Raises ValueError when there are fewer (or other ones), saying what is there.
+    Args:
+      stage: Devices along 'stage'.
+      data: Devices along 'data'.
+
+    Raises:
+      BadInput: There are fewer, or more with several processes; says what is there.
     """
     devices = jax.devices()
     if len(devices) < stage * data:
@@ -53,10 +58,19 @@ def own_examples(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def on_stages(run: Callable[..., Any], num_stages: int, num_devices: int, *operands: PyTree) -> Any:
-    """`run(k, *operands of stage k)` for each stage k of this device, stacked; operands lead with its slots.
+    """Run a function on each stage of this device.
 
-    Under `shard_map` over num_devices = S devices along 'stage': device d holds the K/S stages d*K/S .. (d+1)*K/S - 1,
-    and a switch over the devices chooses which of them a slot is.
+    Under `shard_map`: device d has the K/S stages d*K/S .. (d+1)*K/S - 1, and a switch over the devices chooses which
+    of them a slot is.
+
+    Args:
+      run: (k, `operands` of stage k) -> a tree of arrays, of the same shapes for all stages.
+      num_stages: K.
+      num_devices: S, devices along 'stage'.
+      *operands: [slots, ...], of the device's stages.
+
+    Returns:
+      The results, stacked, [slots, ...].
     """
     results = []
     for slot in range(slots := num_stages // num_devices):
@@ -68,14 +82,28 @@ def on_stages(run: Callable[..., Any], num_stages: int, num_devices: int, *opera
 
 
 def by_stage(mine: Array, num_stages: int) -> Array:
-    """Sums over the mesh by stage, [..., K], from each device's share for its own stages, [..., K/S]: one psum."""
+    """Sum over the mesh by stage: one psum.
+
+    Args:
+      mine: [..., K/S], this device's share for its own stages.
+      num_stages: K.
+
+    Returns:
+      [..., K], the sums, on every device.
+    """
     place = lax.axis_index("stage") * mine.shape[-1]
     rows = lax.dynamic_update_slice_in_dim(jnp.zeros((*mine.shape[:-1], num_stages)), mine, place, axis=-1)
     return lax.psum(rows, ALL_AXES)
 
 
 def jit_step(step: Callable[..., Any], mesh: Mesh, specs: PyTree) -> Callable[..., Any]:
-    """A device's `step` (state, batch) -> (state, figures) over the mesh, jitted; the state (`specs`) is donated."""
+    """Jit a device's step over the mesh; the state is donated.
+
+    Args:
+      step: (state, batch) -> (state, metrics), of one device.
+      mesh: The mesh.
+      specs: Partition specs of the state.
+    """
     sharded = jax.shard_map(
         step,
         mesh=mesh,

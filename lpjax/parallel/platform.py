@@ -15,7 +15,7 @@ def provide_devices(count: int) -> None:
     To be called before JAX starts a back end, which `jax.devices()` does, and importing lpjax does not.
 
     Args:
-      count: devices of this process; other platforms have those they have.
+      count: Devices of this process; other platforms have those they have.
     """
     xla_flags = os.environ.get("XLA_FLAGS", "")
     # A slow device is not a dead one: the default gives up on a collective after a minute.
@@ -32,11 +32,11 @@ def devices_of_a_process(mesh_shape: tuple[int, int], processes: int) -> int:
     """How many devices of the mesh each process has.
 
     Args:
-      mesh_shape: devices along 'stage' and 'data'.
-      processes: how many there are.
+      mesh_shape: Devices along 'stage' and 'data'.
+      processes: How many there are.
 
     Raises:
-      BadInput: where they cannot have equally many.
+      BadInput: They cannot have equally many.
     """
     devices = mesh_shape[0] * mesh_shape[1]
     if devices % processes:

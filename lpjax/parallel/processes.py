@@ -41,12 +41,11 @@ BLOCK_BYTES = 64 << 20
 
 @dataclass
 class _Here:
-    """This process.  waiting: the message if it is aborted while it waits for the others to start.  reached: how far
-    the run is.  leaving: the exit code, once it is on its way out."""
+    """What is known of this process."""
 
-    waiting: str | None = None
-    reached: str = "before the first step"
-    leaving: int | None = None
+    waiting: str | None = None  # the message if it is aborted while it waits for the others to start
+    reached: str = "before the first step"  # how far the run is
+    leaving: int | None = None  # the exit code, once it is on its way out
     heartbeat_seconds: int = HEARTBEAT_SECONDS
 
 
@@ -62,14 +61,20 @@ def initialize(
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
     start_seconds: int = START_SECONDS,
 ) -> int:
-    """Join the other processes of this run; returns how many there are.  Before JAX starts a back end.
+    """Join the other processes of this run, before JAX starts a back end; returns how many there are.
 
-    detect: find them from the environment (SLURM, TPU, GKE, Open MPI).  coordinator, num_processes, process_id: or
-    say them.  Neither: one process.  heartbeat_seconds: after this silence a process is lost.  start_seconds: until
-    all are there.
+    When not all of them come, or one is lost later, the process ends with a message and EXIT_LOST_PROCESS.
 
-    Raises ValueError before anything starts.  When not all of them come, or one is lost later, the process ends with
-    a message and EXIT_LOST_PROCESS.
+    Args:
+      detect: Find them from the environment (SLURM, TPU, GKE, Open MPI).
+      coordinator: Or say where process 0 is, HOST:PORT.  Neither: one process.
+      num_processes: How many there are, with `coordinator`.
+      process_id: Which this one is, with `coordinator`.
+      heartbeat_seconds: After this silence a process is lost.
+      start_seconds: Until all are there.
+
+    Raises:
+      BadInput: Arguments contradict each other or are out of range, before anything starts; or no process is found.
     """
     _check(detect, coordinator, num_processes, process_id, heartbeat_seconds)
     if not (detect or coordinator):
@@ -100,7 +105,7 @@ def initialize(
 def _check(
     detect: bool, coordinator: str | None, num_processes: int | None, process_id: int | None, heartbeat_seconds: int
 ) -> None:
-    """Raises ValueError for flags that contradict each other or are out of range."""
+    """Refuse flags that contradict each other or are out of range, with a BadInput."""
     explicit = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     given = [f"--{name}={value}" for name, value in explicit.items() if value is not None]
     missing = [f"--{name}" for name, value in explicit.items() if value is None]
@@ -128,10 +133,9 @@ def _check(
 
 
 def _joined() -> tuple[int, int]:
-    """This process and how many there are.
+    """This process and how many there are, without starting a back end, which `jax.process_count` does.
 
-    Without starting a back end, which `jax.process_count` does: only then is it known how many CPU devices to make.
-    JAX has no public name for it.
+    Only then is it known how many CPU devices to make.  JAX has no public name for it.
     """
     from jax._src import distributed
 
@@ -158,10 +162,7 @@ def _on_abort(_: int) -> None:
 
 
 def _trap_abort() -> None:
-    """Call `_on_abort` when the runtime aborts.
-
-    Python's own handlers would not run any more after `abort`, so it is set as C does it.
-    """
+    """Call `_on_abort` when the runtime aborts, set as C does it: Python's handlers would not run after `abort`."""
     set_handler = ctypes.CDLL(None).signal
     set_handler.argtypes, set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
     set_handler(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
@@ -170,9 +171,12 @@ def _trap_abort() -> None:
 def run(main: Callable[[list[str]], int], argv: list[str], agreed: Collection[int] = (0,)) -> int:
     """Exit code of main(argv); with several processes, leaves them and ends this one.
 
-    agreed: exit codes that all processes come to alike, such as that of a success, so that they can leave together.
-    With another one, this process may be the only one that failed: the interpreter's own end would wait for others
-    that wait for it.
+    Args:
+      main: Arguments -> exit code.
+      argv: Its arguments.
+      agreed: Exit codes that all processes come to alike, such as that of a success, so that they can leave together.
+        With another one this process may be the only one that failed: the interpreter's end would wait for others that
+        wait for it.
     """
     try:
         code = main(argv)
@@ -206,7 +210,7 @@ def is_writer() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value (of JSON's types), in the order of the processes, on all of them."""
+    """Gather every process's value (of JSON's types), in the order of the processes, on all of them."""
     data = json.dumps(value).encode()
     if jax.process_count() == 1:
         return [json.loads(data)]
@@ -216,12 +220,12 @@ def gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """Process 0's value (of JSON's types), on all of them."""
+    """Give process 0's value (of JSON's types) to all processes."""
     return gather(value if is_writer() else None)[0]
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """A copy of an array, whole, on every process.  Not for arrays of random keys: take `jax.random.key_data`.
+    """Copy an array, whole, to every process.  Not for arrays of random keys: take `jax.random.key_data`.
 
     What lies on other processes' devices comes in blocks of at most BLOCK_BYTES (or one row), so that no device holds
     the whole array.
@@ -257,7 +261,7 @@ def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int
 
 
 def from_host(value: np.ndarray, sharding: Sharding) -> jax.Array:
-    """An array over the devices of all processes, from a value that every process has whole.
+    """Make an array over the devices of all processes from a value that every process has whole.
 
     The value must not change afterwards: a CPU device may use its memory.  (`jax.device_put` would compare the
     processes' values first, at every call.)
@@ -266,9 +270,14 @@ def from_host(value: np.ndarray, sharding: Sharding) -> jax.Array:
 
 
 def check_shared(workdir: Path, wait_seconds: float = 10.0) -> None:
-    """Raises ValueError on every process unless all see the same folder; it must exist.
+    """Check that all processes see the same folder.
 
-    wait_seconds: until a file of process 0 is there, for network file systems.
+    Args:
+      workdir: The folder, which must exist.
+      wait_seconds: Until a file of process 0 is there, for network file systems.
+
+    Raises:
+      BadInput: They do not; on every process.
     """
     if jax.process_count() == 1:
         return

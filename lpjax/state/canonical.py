@@ -34,14 +34,18 @@ Arrays = dict[str, np.ndarray]
 
 
 def fetch(state: TrainState) -> TrainState:
-    """A state in host memory, on every process; its key as `jax.random.key_data`."""
+    """Bring a state to host memory, on every process; its key as `jax.random.key_data`."""
     return jax.tree.map(processes.to_host, replace(state, key=jax.random.key_data(state.key)))
 
 
 def place(state: TrainState, shardings: TrainState) -> TrainState:
-    """The inverse of `fetch`: a state on the devices, by a tree of shardings, in buffers of its own.
+    """Put a state on the devices, in buffers of its own: the inverse of `fetch`.
 
     What was just put on a device may share memory with the host, and a step could not reuse it: so it is copied there.
+
+    Args:
+      state: In host memory.
+      shardings: Of each of its arrays, a tree like it.
     """
 
     def own(state: TrainState) -> TrainState:
@@ -60,7 +64,7 @@ def named(tree: PyTree) -> Arrays:
 def to_tree(
     state: TrainState, network: Network, owner: str, stored: Stored | None, num_examples: int
 ) -> dict[str, Any]:
-    """A fetched state as the tree that the module's docstring names.
+    """Make of a fetched state the tree that the module's docstring names.
 
     Args:
       state: In host memory.
@@ -113,7 +117,17 @@ def to_tree(
 
 
 def from_tree(tree: dict[str, Any], network: Network, owner: str, stored: Stored | None) -> TrainState:
-    """The inverse of `to_tree`: a state for `place`."""
+    """Make a state for `place` of a tree: the inverse of `to_tree`.
+
+    Args:
+      tree: As `to_tree` makes it.
+      network: The network.
+      owner: The method whose carry it has.
+      stored: The multipliers that it keeps.
+
+    Returns:
+      The state, in host memory.
+    """
     params, aux = network.params, tree["aux"]
     interfaces = [tree["interface"][cut] for cut in network.cuts]
     multipliers = [interface["multiplier"] for interface in interfaces if "multiplier" in interface]

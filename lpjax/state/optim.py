@@ -17,7 +17,13 @@ def decayed(params: PyTree) -> PyTree:
 
 
 def make_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
-    """Learning rate as a function of the optimiser's step."""
+    """Make the learning rate as a function of the optimiser's step.
+
+    Args:
+      config: The optimiser's section.
+      steps_per_epoch: Of the optimiser.
+      num_epochs: After which the schedule ends.
+    """
     warmup, total = round(config.warmup_epochs * steps_per_epoch), num_epochs * steps_per_epoch
     rate = config.learning_rate
     if config.schedule == "cosine":
@@ -33,7 +39,7 @@ def make_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_epochs: 
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping, weight decay on kernels, and SGD with momentum or AdamW, by the schedule."""
+    """Make an optimiser: clipping, weight decay on kernels, and SGD with momentum or AdamW, by the schedule."""
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     if config.name == "adamw":
         return optax.chain(clip, optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed))
@@ -45,14 +51,24 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 
 
 def init_rows(optimizer: optax.GradientTransformation, rows: PyTree) -> PyTree:
-    """Optimiser state of packed stages: every leaf, counters too, has the leading axis of the rows."""
+    """Make the optimiser state of packed stages: every leaf, counters too, has the leading axis of the rows."""
     return jax.vmap(optimizer.init)(rows)
 
 
 def update(
     optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, params: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """New parameters and optimiser state."""
+    """Take one step of an optimiser.
+
+    Args:
+      optimizer: The optimiser.
+      grads: A tree like `params`.
+      state: The optimiser's state.
+      params: The parameters.
+
+    Returns:
+      The new parameters and optimiser state.
+    """
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counters with floats
         updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state
@@ -61,8 +77,20 @@ def update(
 def update_rows(
     optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, rows: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """New rows and optimiser state.  Each row is optimised by itself, so a clipped norm is a stage's own: the network's
-    would need a collective between stages that otherwise do not wait for one another."""
+    """Take one step of an optimiser on packed stages, each by itself.
+
+    So a clipped norm is a stage's own: the network's would need a collective between stages that otherwise do not wait
+    for one another.
+
+    Args:
+      optimizer: The optimiser.
+      grads: Rows like `rows`.
+      state: The optimiser's state, every leaf with the leading axis of the rows.
+      rows: The parameters.
+
+    Returns:
+      The new rows and optimiser state.
+    """
     return jax.vmap(partial(update, optimizer))(grads, state, rows)
 
 

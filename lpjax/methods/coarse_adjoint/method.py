@@ -27,7 +27,13 @@ def _tied_values(network: Network) -> int:
 
 
 def plan_aux_update(plan: Plan, network: Network, config: Config) -> None:
-    """The AuxNet's gradients are summed, and its parameters updated, on every device."""
+    """Add the psum of the AuxNet's gradients and the update of its parameters, on every device.
+
+    Args:
+      plan: The schedule.
+      network: The network.
+      config: The configuration.
+    """
     values, arrays = sum(map(chain_size, network.aux_own)), sum(map(chain_arrays, network.aux_net))
     if arrays:
         plan.message("psum", meshes.ALL_AXES, WIDTH * (values + _tied_values(network)), "gradients", count=arrays)
@@ -36,7 +42,11 @@ def plan_aux_update(plan: Plan, network: Network, config: Config) -> None:
 
 
 class CoarseAdjoint(Method):
-    """Layer-parallel training on real inputs one step late, with the AuxNet's tails for adjoints."""
+    """Layer-parallel training on real inputs one step late, with the AuxNet's tails for adjoints.
+
+    Attributes:
+      step: What runs a step; a subclass may have another one.
+    """
 
     name = "coarse_adjoint"
     title = "layer-parallel training on real inputs one step late, with adjoints of an AuxNet"
@@ -45,31 +55,32 @@ class CoarseAdjoint(Method):
     metrics = Method.metrics | dict.fromkeys(("stage_loss", "stage_accuracy", "coarse_error"), "stage")
 
     def resolve(self, config: Config) -> Config:
-        """beta, where `penalty.aux` is None, is that of stages with a coarse tail."""
+        """Fill in the first beta, read where `penalty.aux` is None: that of stages with a coarse tail."""
         initial = 0.1 if config.penalty.initial is None else config.penalty.initial
         return replace(config, penalty=replace(config.penalty, initial=initial))
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
         """The jitted step.
 
-        Its metrics: task_loss and accuracy of the last stage; stage_loss and stage_accuracy of each with its tail;
-        coarse_error, |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 where the piece does not learn it: beside the first and
-        the last stage, and without its weight.  A stage that no batch has reached yet (k in the first k steps) has
-        zeros.
+        Returns:
+          (state, batch) -> (state, metrics).  Metrics are task_loss and accuracy of the last stage; stage_loss and
+            stage_accuracy of each with its tail; coarse_error, |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 where the
+            piece does not learn it, which is beside the first and the last stage, and without its weight.  A stage that
+            no batch has reached yet (k in the first k steps) has zeros.
         """
         return self.jit(self.step(network, config, step_inputs), network, config, mesh)
 
     def carry(self, network: Network, config: Config) -> Carried:
-        """See `Carry`."""
+        """What is under way between steps, see `Carry`."""
         packets = P("stage", "data")
         return Carried(Carry(packets, packets), lambda step_inputs, key: Carry(*moving.empty(network, config)))
 
     def ages(self, config: Config) -> list[list[Age]]:
-        """A batch reaches stage k after k steps."""
+        """How old the gradients are: a batch reaches stage k after k steps."""
         return [[Age(k, 0)] for k in range(config.num_stages)]
 
     def work(self, network: Network, config: Config) -> list[Item]:
-        """Tied parameters are sent to every device."""
+        """The schedule of a step, in which tied parameters are sent to every device."""
         (S, D), K, tails = config.mesh_shape, network.num_stages, network.aux_tails
         slots, column = K // S, config.batch_size // D
         plan = moving.plan_start(network, config, 2 * slots * moving.packet_bytes(network, config))
@@ -89,7 +100,7 @@ class CoarseAdjoint(Method):
         return plan.items
 
     def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
-        """Packets on their way."""
+        """Bytes between steps, with the packets on their way."""
         slots = network.num_stages // config.mesh_shape[0]
         packets = slots * moving.packet_bytes(network, config)
         return super().holds(network, config, num_examples) | {"packets": packets}
@@ -97,7 +108,7 @@ class CoarseAdjoint(Method):
     def stage_program(
         self, k: int, network: Network, config: Config, step_inputs: StepInputs, state: TrainState, batch: Batch
     ) -> StageProgram:
-        """See `Method`."""
+        """The passes of stage k with its tail, and of G_k beside it, as a program to be timed alone."""
         step, carry = self.step(network, config, step_inputs), moving.timed_packet(k, network, state, batch)
         rows = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
 

@@ -8,7 +8,7 @@ In step t (K = 3; m: the batch of step m), all at the same time:
 
     l_k = phi(G_{K-1}(..G_{k+1}(X_k)), y),  X_k = F_k(lambda_k; W_k),  k < K-1;      l_{K-1} = phi(X_{K-1}, y)
 
-lambda_{k+1} = X_k of the step before, held fixed.  The stages' losses are (3) of `lagrangian` with beta = 0: coarse
+lambda_{k+1} = X_k of the step before, a constant.  The stages' losses are (3) of `lagrangian` with beta = 0: coarse
 tails.  The auxiliary variables are not what an AuxNet emits but the stages' own outputs, so that a stage learns from
 the inputs that it will have in the composed network, as in `methods.local`; the AuxNet is left with its other task, to
 tell each stage what the stages behind it will make of its output.  For that G_k is to be like F_k.  Beside its stage it
@@ -56,7 +56,12 @@ from lpjax.state.train_state import TrainState
 
 @struct.dataclass
 class Carry:
-    """What is under way.  inputs, tags: [K, B, L], [K, B, 3], the stages' inputs of this step and whose they are."""
+    """What is under way between steps.
+
+    Attributes:
+      inputs: [K, B, L], the stages' inputs of this step.
+      tags: [K, B, 3], whose they are.
+    """
 
     inputs: PyTree
     tags: PyTree
@@ -73,9 +78,18 @@ def fits(config: Config, k: int) -> bool:
 class StageResult(NamedTuple):
     """What a stage makes of a step, in shapes that are the same for all stages.
 
-    Shares of means over the batch: loss, of l_k; correct, of examples that the stage and its tail classify rightly;
-    coarse_error and output, of psi(G_k(R lambda_k) - R X_k) and psi(R X_k), 0 where G_k does not learn that.
-    real: whether there was a batch.  next_input: X_k, packed.
+    What is a mean over the batch is the device's share of it.
+
+    Attributes:
+      loss: Mean of l_k.
+      correct: Share of examples that the stage and its tail classify rightly.
+      coarse_error: Mean of psi(G_k(R lambda_k) - R X_k); 0 where G_k does not learn that.
+      output: Mean of psi(R X_k); 0 there too.
+      real: Whether there was a batch.
+      grads: Gradient with respect to the stage's parameters, packed.
+      stats: Its batch statistics, packed.
+      aux_grads: Gradient with respect to the AuxNet's parameters, a tree.
+      next_input: X_k, packed; zeros from the last stage.
     """
 
     loss: Float[Array, ""]
@@ -91,14 +105,28 @@ class StageResult(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step of one device, and what is the same in every step."""
+    """One step of one device, and what is the same in every step.
+
+    Attributes:
+      network: The network.
+      config: The configuration.
+      step_inputs: What a step is fed.
+    """
 
     network: Network
     config: Config
     step_inputs: StepInputs
 
     def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
-        """Forward and backward pass of stage k with its tail, and of G_k beside it."""
+        """Forward and backward pass of stage k with its tail, and of G_k beside it.
+
+        Args:
+          k: The stage.
+          params: Its row of parameters.
+          stats: Its row of statistics.
+          carry: Its input and tags.
+          state: With all pieces of the AuxNet; read are these, the key and beta.
+        """
         network, config, examples = self.network, self.config, moving.tagged(state, carry.tags)
         last = k == network.num_stages - 1
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
@@ -150,15 +178,25 @@ class Step:
         )
 
     def tied(self, rows: Row) -> PyTree:
-        """This device's share, zeros but for the last one, of the parameters of the AuxNet's last piece where that is
-        made of units of the last stage.  rows: [slots, ..], of the device's stages."""
+        """This device's share of the parameters of the AuxNet's last piece, made of units of the last stage.
+
+        Args:
+          rows: [slots, ...], of the device's stages.
+
+        Returns:
+          The parameters on the last device, zeros on the others.
+        """
         last = lax.axis_index("stage") == self.config.mesh_shape[0] - 1
         params = self.network.tied_params(jax.tree.map(lambda row: row[-1], rows))
         return jax.tree.map(lambda leaf: jnp.where(last, leaf, 0.0), params)
 
     def with_tied(self, state: TrainState, params: PyTree) -> TrainState:
-        """The state with all pieces of the AuxNet, these the last one's parameters.  In training nobody looks at the
-        statistics of before."""
+        """The state with all pieces of the AuxNet.
+
+        Args:
+          state: With all pieces but the last.
+          params: The last one's parameters.  Its statistics are zeros: in training nobody looks at those of before.
+        """
         _, stats = jax.eval_shape(lambda: chain.init(self.network.aux_net[-1], jax.random.key(0)))
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats)
         return replace(state, aux_params=(*state.aux_params, params), aux_stats=(*state.aux_stats, none))

@@ -27,8 +27,11 @@ from lpjax.state.train_state import TrainState
 class AuxPass(NamedTuple):
     """The AuxNet's forward pass on a device's own examples.
 
-    lam: lambda_1 .. lambda_{K-1}.  loss: this device's share of the AuxNet's own mean cross entropy.
-    pullback: (gradients at lambda_1 .., weight of `loss`) -> gradients at (parameters, lambda_1 .. lambda_{K-1}).
+    Attributes:
+      lam: lambda_1 .. lambda_{K-1}.
+      loss: This device's share of the AuxNet's own mean cross entropy.
+      pullback: (gradients at lambda_1 .., weight of `loss`) -> gradients at (parameters, lambda_1 .. lambda_{K-1}).
+      stats: Batch statistics, one tree a piece.
     """
 
     lam: tuple[Interface, ...]
@@ -40,7 +43,16 @@ class AuxPass(NamedTuple):
 def forward(
     network: Network, config: Config, params: PyTree, stats: PyTree, x: Interface, labels: Int[Array, " b"]
 ) -> AuxPass:
-    """Step 2: the AuxNet of these parameters and statistics at the images x."""
+    """Run the AuxNet forward: step 2.
+
+    Args:
+      network: The network.
+      config: The configuration.
+      params: The AuxNet's parameters.
+      stats: Its running statistics.
+      x: The network's input [b, ...].
+      labels: Of the examples.
+    """
     if not network.aux_net:  # K = 1
         return AuxPass((), jnp.zeros(()), lambda lam_grads, weight: ((), ()), ())
     mode = Mode(train=True, axes=ALL_AXES)
@@ -62,10 +74,21 @@ def corrected_inputs(
     adjoints: list[Interface],
     outputs: list[Interface],
 ) -> list[Interface]:
-    """lambda_1^+ .. lambda_{K-1}^+, what the AuxNet should have emitted.
+    """What the AuxNet should have emitted: the correction (5).
 
-    They start from what it did emit, also when sweeps corrected the stages' inputs: its constraint is to meet the
-    stages' outputs, and a distance to swept inputs would outweigh the adjoint.
+    It starts from what the AuxNet did emit, also when sweeps corrected the stages' inputs: its constraint is to meet
+    the stages' outputs, and a distance to swept inputs would outweigh the adjoint.
+
+    Args:
+      config: The configuration.
+      state: Its beta is read.
+      aux: What the AuxNet emitted.
+      multiplier: kappa_1 .. kappa_{K-1}; None where they are zero.
+      adjoints: P_1 .. P_{K-1}.
+      outputs: X_0 .. X_{K-2}.
+
+    Returns:
+      lambda_1^+ .. lambda_{K-1}^+, each [b, ...].
     """
     beta = state.penalty_coef if config.penalty.aux is None else config.penalty.aux
     return [
@@ -90,9 +113,18 @@ def adjoint_mismatch_gradient(
     labels: Int[Array, " b"],
     adjoints: list[Interface],
 ) -> PyTree:
-    """Gradient of (9) with respect to the AuxNet's parameters, this device's share: through its backward pass.
+    """Gradient of (9) with respect to the AuxNet's parameters, through its backward pass; this device's share.
 
-    adjoints: P_1 .. P_{K-1}, held fixed.
+    One psum over the mesh, of the adjoints' mean squares.
+
+    Args:
+      network: The network.
+      config: The configuration.
+      params: The AuxNet's parameters.
+      stats: Its running statistics.
+      x: The network's input [b, ...].
+      labels: Of the examples.
+      adjoints: P_1 .. P_{K-1}, constants.
     """
     scales = lax.psum([losses.inner(p, p).sum() for p in adjoints], ALL_AXES)
 
@@ -123,11 +155,25 @@ def fit(
     adjoints: list[Interface],
     tail_grads: PyTree,
 ) -> tuple[PyTree, PyTree]:
-    """The AuxNet's parameters and optimiser state after `inner_steps` of the fit (6): step 7.
+    """Fit the AuxNet to the correction by `inner_steps` of (6): step 7.
 
-    Its gradient adds its own cross entropy, (9) with `config.aux.adjoint_weight`, and, with coarse tails, what the
-    stages' tail losses ask of it (`tail_grads`, one row a stage of this device; as corrected inputs they are held fixed
-    through the inner steps).  One psum over the mesh an inner step, and one more for (9).
+    Its gradient adds its own cross entropy, (9) with `config.aux.adjoint_weight`, and, with coarse tails, `tail_grads`.
+    One psum over the mesh an inner step, and one more for (9).
+
+    Args:
+      network: The network.
+      config: The configuration.
+      state: The AuxNet's parameters, statistics and optimiser state are read.
+      optimizer: Of the AuxNet.
+      x: The network's input [b, ...].
+      labels: Of the examples.
+      aux: The AuxNet's forward pass at x.
+      corrected: lambda_1^+ .. lambda_{K-1}^+, the same in all inner steps.
+      adjoints: P_1 .. P_{K-1}.
+      tail_grads: What the stages' tail losses ask of the AuxNet, one row a stage of this device; likewise the same.
+
+    Returns:
+      The AuxNet's parameters and optimiser state.
     """
     params, opt = state.aux_params, state.aux_opt
     for inner_step in range(config.aux.inner_steps if network.aux_net else 0):

@@ -46,12 +46,12 @@ from lpjax.nn.losses import Features, Interface, Multiplier, PerExample, inner, 
 
 
 def violation(lam: Features, output: Features) -> Features:
-    """r = lambda - X."""
+    """The violation of a stage's constraint, r = lambda - X."""
     return lam - output
 
 
 def psi_gradient(r: Features) -> Features:
-    """grad psi(r) = 2 r in the mean inner product."""
+    """Gradient of the penalty of a violation: grad psi(r) = 2 r in the mean inner product."""
     return 2.0 * r
 
 
@@ -66,8 +66,8 @@ def stage_loss(
 
     Args:
       output: X_k.
-      target: lambda_{k+1}, held fixed.
-      multiplier: kappa_{k+1}, held fixed; None is zero.
+      target: lambda_{k+1}, a constant.
+      multiplier: kappa_{k+1}, a constant; None is zero.
       penalty_coef: beta.
       tail_loss: X_k -> phi of the AuxNet's remaining pieces at X_k.
     """
@@ -87,7 +87,19 @@ def correction(
     penalty_coef: Float[Array, ""] | float,
     step_size: float,
 ) -> Features:
-    """lambda^+ of (5): `adjoint` is P_j, `r` is r_j = lambda_j - X_{j-1}, `step_size` is eta."""
+    """Correct an auxiliary variable by (5).
+
+    Args:
+      lam: lambda_j.
+      adjoint: P_j.
+      multiplier: kappa_j; None is zero.
+      r: lambda_j - X_{j-1}.
+      penalty_coef: beta.
+      step_size: eta.
+
+    Returns:
+      lambda_j^+.
+    """
     gradient = adjoint + penalty_coef * psi_gradient(r)
     if multiplier is not None:
         gradient = gradient + jnp.broadcast_to(multiplier, gradient.shape)
@@ -102,7 +114,14 @@ def fit_gradient(aux_lam: Features, corrected: Features) -> Features:
 def update_multiplier(
     multiplier: Multiplier, r: Multiplier, penalty_coef: Float[Array, ""] | float, rate: float
 ) -> Multiplier:
-    """(7) with rho = 2 beta * `rate`; `r` has the multiplier's shape: an example's, or the mean over the batch."""
+    """Update a multiplier by (7).
+
+    Args:
+      multiplier: kappa_j.
+      r: Of the multiplier's shape: an example's violation, or the mean over the batch.
+      penalty_coef: beta.
+      rate: rho = 2 beta * rate.
+    """
     return multiplier + 2.0 * penalty_coef * rate * r
 
 
@@ -111,14 +130,17 @@ def coarse_correction(
     lam: Sequence[Interface],
     outputs: Sequence[Interface],
 ) -> list[Interface]:
-    """One sweep (8) from the left: new [lambda_0, .., lambda_{K-1}].
+    """Correct the stages' inputs by one sweep (8) from the left.
+
+    lambda_1 is exact after one sweep, all of them after K-1.
 
     Args:
       pieces: G_0 .. G_{K-2}.
-      lam: the inputs [lambda_0 = x, .., lambda_{K-1}] at which the stages were run.
+      lam: The inputs lambda_0 = x, .., lambda_{K-1} at which the stages were run.
       outputs: X_0 .. X_{K-2} at those inputs.
 
-    lambda_1 is exact after one sweep, all of them after K-1.
+    Returns:
+      The new lambda_0, .., lambda_{K-1}.
     """
     corrected = [lam[0]]
     for piece, old, output in zip(pieces, lam, outputs, strict=False):

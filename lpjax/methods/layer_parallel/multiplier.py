@@ -22,7 +22,17 @@ AXES: tuple[str, ...] = TABLE[0]
 
 
 def current(config: Config, state: TrainState, batch: Batch, aux: AuxPass) -> list[Multiplier] | None:
-    """kappa_1 .. kappa_{K-1} for the device's own examples, by the policy; None where they are zero."""
+    """Find the multipliers of the device's own examples, by the policy.
+
+    Args:
+      config: The configuration.
+      state: Its stored multipliers are read.
+      batch: The device's own examples.
+      aux: The AuxNet's forward pass on these.
+
+    Returns:
+      kappa_1 .. kappa_{K-1}, each [...] or [b, ...]; None where they are zero.
+    """
     if config.multiplier == "mean":
         return list(state.multiplier)
     if config.multiplier == "per_example":
@@ -43,7 +53,18 @@ def updated(
     """What the policy stores after the step: update (7) of `lagrangian`, outside every gradient.
 
     Every example counts once a pass: it moves its own row by rho r, or the mean multiplier by rho r / N (one psum over
-    the mesh an interface), N = `num_examples`.
+    the mesh an interface).
+
+    Args:
+      config: The configuration.
+      state: Its beta and stored multipliers are read.
+      batch: The device's own examples.
+      multiplier: kappa_1 .. kappa_{K-1} of these, see `current`.
+      violations: The violations r_1 .. r_{K-1} of these, each [b, ...].
+      num_examples: N, of the training set.
+
+    Returns:
+      What is stored, one array an interface; () where nothing is.
     """
     rate, beta = config.penalty.multiplier_rate, state.penalty_coef
     if config.multiplier == "mean":
@@ -66,7 +87,14 @@ def _local(index: Int[Array, " b"], rows: int) -> tuple[Int[Array, " B"], Array]
 
 
 def read(table: Float[Array, "rows ..."], index: Int[Array, " b"]) -> Float[Array, "b ..."]:
-    """Rows `index` of the table.  Collectives over the mesh: all_gather of indices, psum_scatter of the rows."""
+    """Read rows of the table.
+
+    Collectives over the mesh: all_gather of indices, psum_scatter of the rows.
+
+    Args:
+      table: The device's own rows.
+      index: Which rows of the whole table.
+    """
     local, mine = _local(index, table.shape[0])
     mine = mine.reshape(-1, *(1,) * (table.ndim - 1))
     rows = jnp.where(mine, table[jnp.clip(local, 0, table.shape[0] - 1)], 0.0)
@@ -76,7 +104,18 @@ def read(table: Float[Array, "rows ..."], index: Int[Array, " b"]) -> Float[Arra
 def write(
     table: Float[Array, "rows ..."], index: Int[Array, " b"], rows: Float[Array, "b ..."]
 ) -> Float[Array, "rows ..."]:
-    """The table with rows `index` replaced.  Collectives over the mesh: all_gather of indices and of the rows."""
+    """Replace rows of the table.
+
+    Collectives over the mesh: all_gather of indices and of the rows.
+
+    Args:
+      table: The device's own rows.
+      index: Which rows of the whole table.
+      rows: What they become.
+
+    Returns:
+      The device's own rows.
+    """
     local, mine = _local(index, table.shape[0])
     everyone = lax.all_gather(rows, AXES, tiled=True)
     return table.at[jnp.where(mine, local, table.shape[0])].set(everyone, mode="drop")

@@ -88,7 +88,7 @@ class _Writer:
 
 
 def plan_step(network: Network, config: Config) -> list[Item]:
-    """What each device computes and sends in a step."""
+    """The schedule of a layer-parallel step: what each device computes and sends."""
     writer, exchange = _Writer(network, config), make_exchange(network, config)
     plan, stale, lengths = writer.plan, config.exchange.stale, (exchange.outward_length, exchange.homeward_length)
     if network.num_stages > 1:

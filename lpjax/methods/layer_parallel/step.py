@@ -9,22 +9,19 @@
      6  ---------------- all_to_all back: P_j and X_{j-1} -> the owner of those examples ----------
      7  lambda^+, AuxNet backward on its 1/S, psum over the mesh, AuxNet optimiser;  multipliers
 
-The drawing has S = K; with S devices along 'stage', S a divisor of K, each holds K/S stages and runs them one after
-another.  In 4, `lax.switch` makes a device run only its own stages.  No collective over 'stage' may stand inside it
-(the devices would wait for different ones, forever); batch norm's pmean over 'data' may, as all of a row take one
-branch.
+The drawing has S = K; with S devices along 'stage', S a divisor of K, each runs its K/S stages one after another.  In 4
+`lax.switch` chooses a device's stages.  No collective over 'stage' may stand inside it (the devices would wait for
+different ones, forever); batch norm's pmean over 'data' may, as all of a row take one branch.  The SUM of all devices'
+losses is differentiated; a loss here is a device's share of the global mean: its examples' sum over B, the batch size.
 
 With `config.exchange.stale` the stages work on the packets of the step before, lambda made by that step's AuxNet: 2 and
-3 (for this step's batch) and 4 to 7 (for the last one's) then do not wait for one another, so that a compiler with
-asynchronous collectives can have the exchange under way while the stages compute.  The price is a second forward pass
-of the AuxNet in 7, on the batch before by today's weights, and memory for one batch more.
+3 (this step's batch) and 4 to 7 (the last one's) do not wait for one another, so that a compiler with asynchronous
+collectives can exchange while the stages compute.  The price is a second forward pass of the AuxNet in 7, on the batch
+before by this step's weights, and memory for one batch more.
 
-Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 all_gather of tags (`flow`) over
+Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 all_gather of tags (`moving`) over
 'stage'; psum over 'data' of the stages' gradients and statistics (if D > 1); psum over the mesh of the AuxNet's
 gradients, of the metrics, and of mean multipliers; for a per-example table those of `multiplier`.
-
-Everything is differentiated per device as the gradient of the SUM of all devices' losses, so a loss here is a
-device's share of the global mean: its examples' sum over B, the global batch size.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,10 +54,12 @@ from lpjax.state.train_state import TrainState
 
 @struct.dataclass
 class Carry:
-    """With `exchange.stale`, the batch on its way.
+    """The batch under way between steps, with `exchange.stale`.
 
-    packets, tags: [K, B, L] and [K, B, 3], what the stages are to work on in the next step, and whose it is (`flow`).
-    owned: the same batch, [B, ..], as its owners have it.
+    Attributes:
+      packets: [K, B, L], what the stages are to work on in the next step.
+      tags: [K, B, 3], whose it is (`moving`).
+      owned: The same batch, [B, ...], as its owners have it.
     """
 
     packets: PyTree
@@ -69,7 +68,14 @@ class Carry:
 
 
 class Owned(NamedTuple):
-    """What the owner of b examples makes of them.  multipliers: see `multiplier.current`."""
+    """What the owner of b examples makes of them.
+
+    Attributes:
+      batch: The examples.
+      x: The network's input.
+      aux: The AuxNet's forward pass at x.
+      multipliers: See `multiplier.current`.
+    """
 
     batch: Batch
     x: Interface
@@ -78,10 +84,12 @@ class Owned(NamedTuple):
 
 
 class StageResult(NamedTuple):
-    """`StagePass` in shapes that are the same for all stages, so that a `lax.switch` can return it.
+    """`StagePass` in shapes equal for all stages, so that `lax.switch` can return it; other fields as there, packed.
 
-    violation, output: sums over examples of psi(r_{k+1}) and of psi(X_k); 0 for the last stage.
-    reply: P_k and X_k, packed for the owners of the examples.
+    Attributes:
+      violation: Sum over examples of psi(r_{k+1}); 0 for the last stage.
+      output: Sum over examples of psi(X_k); 0 for the last stage.
+      reply: P_k and X_k, packed for the owners of the examples.
     """
 
     loss: Float[Array, ""]
@@ -96,7 +104,14 @@ class StageResult(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step of one device, and what is the same in every step."""
+    """One step of one device, and what is the same in every step.
+
+    Attributes:
+      network: The network.
+      config: The configuration.
+      step_inputs: What a step is fed.
+      exchange: What travels between owners and stages.
+    """
 
     network: Network
     config: Config
@@ -120,7 +135,7 @@ class Step:
     ) -> StageResult:
         """Step 4 for stage k: unpack, `stage_pass`, pack.  Of `state` only what is replicated is read."""
         network = self.network
-        lam, target, kappa = self.exchange.opened(k, packet)
+        lam, target, kappa = self.exchange.unpacked(k, packet)
         if self.config.multiplier == "mean" and target is not None:
             kappa = state.multiplier[k]
         done = stage_pass(
@@ -154,7 +169,7 @@ class Step:
         self, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], *, keys: Key[Array, " b"]
     ) -> Float[Array, "b l"]:
         """The reply of a forward pass alone, for a sweep (its adjoint is zero, and not read)."""
-        lam, _, _ = self.exchange.opened(k, packet)
+        lam, _, _ = self.exchange.unpacked(k, packet)
         trees = self.network.params.unpack(k, params), self.network.stats.unpack(k, stats)
         mode = Mode(train=True, axes=("data",), keys=keys)
         output, _ = chain.apply(self.network.stages[k], *trees, lam, mode)
@@ -175,7 +190,7 @@ class Step:
         return lagrangian.coarse_correction(pieces, lam, outputs)
 
     def own(self, state: TrainState, batch: Batch, step: Array) -> Owned:
-        """Steps 1 and 2: the input that a device's examples were given in `step`, and the AuxNet of today on it."""
+        """Steps 1 and 2: the input that a device's examples were given in `step`, and the state's AuxNet on it."""
         config = self.config
         x = self.step_inputs.network_input(batch, example_keys(state.key, step, batch.index))
         aux = aux_step.forward(self.network, config, state.aux_params, state.aux_stats, x, batch.label)
@@ -233,11 +248,7 @@ class Step:
         return new_state, metrics | {"penalty_coef": state.penalty_coef}
 
     def metrics(
-        self,
-        done: StageResult,
-        grads: Row,
-        multipliers: list[Multiplier] | None,
-        aux_loss: Array,
+        self, done: StageResult, grads: Row, multipliers: list[Multiplier] | None, aux_loss: Array
     ) -> dict[str, Array]:
         """The metrics of `make_step`, but for beta, from every device's share: two psums over the mesh."""
         B, K = self.config.batch_size, self.network.num_stages
@@ -279,7 +290,7 @@ def _seen_if(real: Array, metrics: dict[str, Array]) -> dict[str, Array]:
 
 
 def make_exchange(network: Network, config: Config) -> Exchange:
-    """What travels under a configuration."""
+    """What travels between owners and stages under a configuration."""
     return Exchange(
         network.interfaces,
         config.mesh_shape[0],
