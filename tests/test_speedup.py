@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments import processes, speedup, speedup_tables
+from experiments import bench, speedup
+from experiments.bench import Process
 from experiments.compare import load
-from experiments.processes import Process
 from experiments.step_parts import Parts
 from experiments.step_prediction import computing, eq27, prediction, schedule_of
 from lpjax.methods.local import classifiers
@@ -148,7 +148,7 @@ def test_ratios_are_paired_by_round():
         return {"seconds": list(seconds), "host_seconds": [0.1] * len(seconds), "compiled": 0}
 
     serial, own = [answer(2.0, 2.0), answer(8.0, 8.0)], [answer(1.0, 1.0), answer(4.0, 4.0)]
-    row = processes.measured_row(own, serial)
+    row = bench.measured_row(own, serial)
     assert row["rho"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert row["seconds"] == {"median": 2.5, "min": 1.0, "max": 4.0}
     assert row["compiled"] == 0
@@ -198,10 +198,10 @@ def test_rows_are_paired_with_serial_of_their_own_processes():
         with contextlib.suppress(RuntimeError):
             keep(work())
 
-    bench = SimpleNamespace(processes=2, workers=workers, prepared=prepared, timed=timed)
+    made_up = SimpleNamespace(processes=2, workers=workers, prepared=prepared, timed=timed)
     earlier = {"row": "fdg", "stages": 2}
     result = {"measured": [earlier]}
-    speedup.measure_rows(bench, ["serial", "fdg", "local"], 4, result, attempt)
+    speedup.measure_rows(made_up, ["serial", "fdg", "local"], 4, result, attempt)
     first, *rows = result["measured"]
     assert first is earlier
     assert [(m["row"], m["stages"], m["rho"]["median"], m["seconds"]["max"]) for m in rows] == [
@@ -217,7 +217,7 @@ def test_a_part_counts_with_its_median_over_processes():
         {"stages": [2.0, 3.0], "serial": 4.0},
         {"stages": [7.0, 4.0], "serial": 6.0},
     ]
-    assert processes.medians(timed) == {"stages": [2.0, 4.0], "serial": 5.0}
+    assert bench.medians(timed) == {"stages": [2.0, 4.0], "serial": 5.0}
 
 
 def test_networks_for_the_references():
@@ -309,7 +309,7 @@ def test_the_table():
     row = {"row": "coarse_tail", "stages": 2, "seconds": spread, "rho": spread}
     for alone, predicted in [([1.9], "1.90"), ([2.25, 1.875], "1.90 (1.88 .. 2.25)")]:
         prediction["by_process"] = [{"rho": rho} for rho in alone]
-        text = speedup_tables.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
+        text = speedup.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
         assert text.splitlines()[-1] == (
             f"| 2 | coarse_tail | 1.500 | 1.50 (1.25 .. 1.75) | {predicted} |  | 1.59 < 7.44 | 18.4% | 33% |"
         )
