@@ -202,9 +202,8 @@ class Bench:
           num_stages: K.
 
         Returns:
-          The schedule, see `step_prediction.schedule_of`, and seconds by name.  stages: [K].  stages_forward: likewise,
-          where the step has forward passes alone.  together: all stages at the same time, where there are devices for
-          them.
+          The schedule, see `step_prediction.schedule_of`, and seconds by name.  stages: [K].  together: all stages at
+          the same time, where there are devices for them.
         """
         config, repeats = str(self.args.config), self.args.repeats
         single = {**fields, "mesh.stage": 1}
@@ -219,8 +218,6 @@ class Bench:
                 asked = workers.many.ask("together", config=config, fields=single, repeats=repeats)
                 parts["together"] = asked["seconds"]
         parts["stages"] = [seconds.pop(f"stage {k}") for k in range(num_stages)]
-        if "forward 0" in seconds:
-            parts["stages_forward"] = [seconds.pop(f"forward {k}") for k in range(num_stages)]
         return parts.pop("schedule"), parts | seconds
 
     def predicted(self, row: str, num_stages: int, link: Json | None) -> Json:
