@@ -15,7 +15,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,10 @@ def build(name: str, num_stages: int, width: float = WIDTHS[0], grid: int | None
     units, shape = NETWORKS[name]
     unit_seconds, shapes = h100(1).unit_seconds, make_chain(units, shape).shapes[:-1]
     cuts = even_cuts([sum(unit_seconds(*unit, PER_DEVICE)) for unit in zip(units, shapes, strict=True)], num_stages)
-    cut = Config(num_stages=num_stages, cuts=cuts, standardise=True, bfloat16=True)
-    return network.build(units, shape, replace(cut, aux=AuxConfig(width=width, grid=grid)))
+    config = Config(
+        num_stages=num_stages, cuts=cuts, bfloat16=True, standardise=True, aux=AuxConfig(width=width, grid=grid)
+    )
+    return network.build(units, shape, config)
 
 
 @dataclass(frozen=True)

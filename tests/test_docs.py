@@ -15,8 +15,9 @@ import pytest
 
 from experiments import docs_tables, draw_method
 from experiments.compare import load
-from lpjax.config.load import default_config, from_config_dict
+from lpjax.config.load import default_config
 from lpjax.data import SOURCES
+from lpjax.methods import configure
 from lpjax.nn.count import chain_flops, chain_layers, chain_size, unit_flops
 from lpjax.nn.schedule import Plan, to_json
 from lpjax.training.run import build_network
@@ -117,7 +118,7 @@ def set_field(name, value):
         values[section] = values.get(section, {}) | {inner: parsed}
     else:
         values[section] = parsed
-    from_config_dict(values)
+    configure(values)
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name_of)

@@ -21,6 +21,7 @@ from lpjax.nn.count import activation_bytes
 from lpjax.report import schedule
 from lpjax.training import run as runs
 from lpjax.training.summary import describe
+from tests.helpers import seconds_by_part
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/predictions.json").read_text())
 MACHINE = Machine(
@@ -86,27 +87,6 @@ def cases(network, row):
         yield config, made, spec.num_train, GOLDEN[f"{network} / {row} / {stage} x {data}"]
 
 
-def parts_of_before(seconds):
-    """Seconds by the parts that there were before schedules."""
-    named = {
-        "data": ["augment"],
-        "stages": [f"{kind} {way}" for kind in ("stage", "tail", "classifier", "recompute") for way in PASSES],
-        "batch_norm": ["batch norm"],
-        "gradients": ["gradients"],
-        "optimizer": ["update"],
-        "fixed": ["launch", "metrics"],
-        "exchange": ["exchange", "pack"],
-        "aux_forward": ["aux forward"],
-        "aux_backward": ["aux backward"],
-        "correction": ["correct"],
-    }
-    assert set(seconds.parts) <= {label for labels in named.values() for label in labels}
-    return {part: sum(seconds.parts.get(label, 0.0) for label in labels) for part, labels in named.items()}
-
-
-PASSES = ("forward", "backward")
-
-
 @pytest.mark.parametrize("network, row", CASES)
 def test_seconds_of_a_step(network, row):
     """The model of before is right but for what it left out: the tags of moving packets are sent by a collective of
@@ -117,7 +97,7 @@ def test_seconds_of_a_step(network, row):
             continue
         S, D = config.mesh_shape
         found, expected = step_seconds(made, config, MACHINE), was["seconds"]
-        parts = parts_of_before(found)
+        parts = seconds_by_part(found)
         moving = METHODS[config.method].carry(made, config) is not None and S > 1
         tags = MACHINE.start + MACHINE.inside.latency if S * D <= 2 else MACHINE.start + MACHINE.between.latency
         one = Group(MACHINE, S * D).all_reduce(8)

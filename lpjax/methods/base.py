@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from lpjax.config.check import require
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
@@ -155,16 +154,6 @@ class Method(abc.ABC):
     def jit(self, step: Callable[..., Any], network: Network, config: Config, mesh: Mesh) -> StepFunction:
         """A device's step over the mesh, jitted."""
         return meshes.jit_step(step, mesh, self.specs(network, config))
-
-
-def check_stages(config: Config) -> None:
-    """Raises BadInput where the stages cannot be spread evenly over the devices along 'stage'."""
-    stage, K = config.mesh_shape[0], config.num_stages
-    require(
-        K % stage == 0,
-        f"mesh.stage={stage}: expected a divisor of num_stages={K}, so that every device holds equally many stages; "
-        f"choose one of {[s for s in range(1, K + 1) if K % s == 0]}",
-    )
 
 
 def stage_values(network: Network, config: Config) -> int:

@@ -49,7 +49,7 @@ from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
 from lpjax.methods import moving
-from lpjax.methods.base import WIDTH, Age, Method, StepFunction, check_stages, stage_values
+from lpjax.methods.base import WIDTH, Age, Method, StepFunction, stage_values
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
@@ -84,6 +84,11 @@ def staleness(config: Config) -> list[int]:
     """By how many steps each stage's weights are newer than those of the gradient that updates them, [K]."""
     once = 2 if config.delayed.variant == "fdg" else 1
     return [once * (config.num_stages - 1 - k) for k in range(config.num_stages)]
+
+
+def _depth(config: Config) -> int:
+    """H, positions of a ring."""
+    return max(staleness(config)) + 1
 
 
 class _Passes(NamedTuple):
@@ -195,9 +200,8 @@ class _Step:
 
         done: _Passes = self.on_stages(run, state.stage_params, state.stage_stats, inputs, tags, carry)
         grads = lax.psum(done.grads, "data")
-        stage_params, stage_opt = optim.update_rows(
-            self.step_inputs.optimizer, grads, state.stage_opt, state.stage_params
-        )
+        rows, optimizer = (state.stage_opt, state.stage_params), self.step_inputs.optimizer
+        stage_params, stage_opt = optim.update_rows(optimizer, grads, *rows)
         stats = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
         new_state = replace(
             state,
@@ -214,12 +218,8 @@ class _Step:
         )
         squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
         loss, correct, squares = meshes.by_stage(jnp.stack([done.loss, done.correct, squares]), network.num_stages)
-        metrics = {
-            "task_loss": loss[-1],
-            "accuracy": correct[-1] / config.batch_size,
-            "gradient_norm": jnp.sqrt(squares),
-        }
-        return new_state, metrics
+        metrics = {"task_loss": loss[-1], "accuracy": correct[-1] / config.batch_size}
+        return new_state, metrics | {"gradient_norm": jnp.sqrt(squares)}
 
 
 class Delayed(Method):
@@ -235,7 +235,6 @@ class Delayed(Method):
 
     def check(self, config: Config, data: Spec | None = None) -> None:
         """See `Method`."""
-        check_stages(config)
         shrink = config.delayed.shrink
         require(0 < shrink <= 1, f"delayed.shrink={shrink}: expected 0 < shrink <= 1; 1 is none")
 
@@ -298,8 +297,3 @@ class Delayed(Method):
             "rings of inputs": slots * depth * packet,
             "rings of weights": depth * WIDTH * stage_values(network, config),
         }
-
-
-def _depth(config: Config) -> int:
-    """H, positions of a ring."""
-    return max(staleness(config)) + 1

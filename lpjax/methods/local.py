@@ -34,10 +34,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.data.source import Spec
 from lpjax.errors import BadInput
 from lpjax.methods import moving
-from lpjax.methods.base import WIDTH, Age, Method, StageProgram, StepFunction, check_stages
+from lpjax.methods.base import WIDTH, Age, Method, StageProgram, StepFunction
 from lpjax.network.network import Network
 from lpjax.network.packing import Packing, Row
 from lpjax.nn import chain, losses
@@ -204,10 +203,6 @@ class Local(Method):
     title = "decoupled greedy learning"
     paper = "arXiv:1901.08164"
     metrics = Method.metrics | {"stage_loss": "stage"}
-
-    def check(self, config: Config, data: Spec | None = None) -> None:
-        """See `Method`."""
-        check_stages(config)
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
         """A stage that no batch has reached yet (stage k in the first k steps) has loss 0."""

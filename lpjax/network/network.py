@@ -71,13 +71,14 @@ class Network:
         return tuple(stage.in_shape for stage in self.stages)
 
 
-def build(units: Sequence[UnitLike], image_shape: Shape, config: Config) -> Network:
+def build(units: Sequence[UnitLike], image_shape: Shape, config: Config, *, with_aux_net: bool = True) -> Network:
     """Cut a network into stages and derive its AuxNet.
 
     Args:
       units: of the network.
       image_shape: of an example, [H, W, C].
       config: of the run; read are `num_stages`, `cuts`, `standardise`, `bfloat16`, `remat` and `aux`.
+      with_aux_net: whether to derive an AuxNet; otherwise it has no pieces.
 
     Returns:
       The network.
@@ -92,7 +93,7 @@ def build(units: Sequence[UnitLike], image_shape: Shape, config: Config) -> Netw
     stages = split(whole, num_stages=config.num_stages, cuts=config.cuts, standardise=bool(config.standardise))
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
     aux = config.aux
-    pieces = make_aux_net(stages, aux)
+    pieces = make_aux_net(stages, aux) if with_aux_net else ()
     check_tail(pieces, aux.tail)
     return Network(
         chain=whole,

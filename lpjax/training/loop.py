@@ -2,7 +2,7 @@
 
 A checkpoint holds the arrays of `canonical` and, as JSON, its `meta`:
 
-    identity     what decides the run's numbers, see `resume`
+    identity     what decides the run's numbers, see `identity`
     feed         where the training batches of each process are
     evaluation   test figures of this state, if it was tested
     figures      those of the last step
@@ -35,7 +35,7 @@ from lpjax.data.batch import TrainBatches
 from lpjax.errors import Error, Interrupted
 from lpjax.parallel import platform, processes
 from lpjax.state.train_state import TrainState
-from lpjax.training import checkpoint, resume, workdir, writers
+from lpjax.training import checkpoint, identity, resume, workdir, writers
 from lpjax.training.diagnosis import Diagnosis
 from lpjax.training.evaluate import Evaluation
 from lpjax.training.log import Figures, Log, NonFiniteError, check_arrays
@@ -254,7 +254,7 @@ class _Session:
         arrays = resume.snapshot(run, state)
         check_arrays(step, arrays)
         meta = {
-            "identity": resume.identity(run),
+            "identity": identity.identity(run),
             "feed": processes.gather(batches.get_state()),
             "evaluation": self.evaluation and self.evaluation._asdict(),
             "figures": self.log.last,

@@ -5,8 +5,7 @@ the mesh or how often it is tested, may change.
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from lpjax import methods
-from lpjax.config import named
-from lpjax.config.load import from_config_dict
-from lpjax.config.schema import Config
 from lpjax.methods import METHODS
 from lpjax.parallel import platform, processes
 from lpjax.state import canonical
@@ -27,26 +22,9 @@ from lpjax.state.canonical import Arrays
 from lpjax.state.train_state import Stored, TrainState
 from lpjax.training import checkpoint
 from lpjax.training.checkpoint import Saved
+from lpjax.training.identity import check_same, identity, understood
 from lpjax.training.run import Run, with_method
 from lpjax.training.workdir import WorkdirError
-
-FREE = (
-    "checkpoint",
-    "data.dir",
-    "data.max_corrupt",
-    "data.prefetch",
-    "data.threads",
-    "diagnose_every",
-    "dry_run",
-    "eval",
-    "log_every",
-    "mesh",
-    "num_steps",
-    "recovery",
-    "start",
-    "watch",
-)
-"""Fields of the configuration (and sections) that a resumed run may change."""
 
 Say = Callable[[str], None]
 
@@ -68,61 +46,6 @@ class Start:
 def checkpoints(workdir: Path) -> Path:
     """The folder of a run's checkpoints."""
     return workdir / "checkpoints"
-
-
-def identity(run: Run) -> dict[str, Any]:
-    """What decides a run's numbers, as JSON has it: names to values."""
-    free = tuple(f"{name}." for name in FREE)
-    config = {name: value for name, value in _flat(dataclasses.asdict(run.config)) if not f"{name}.".startswith(free)}
-    spec = {
-        f"data set: {name}": getattr(run.spec, name) for name in ("image_shape", "classes", "num_train", "num_test")
-    }
-    if run.config.phases.methods:
-        del config["method"]  # it is the phase's
-    found = {**config, **spec, "cuts": run.network.cuts, "precision": str(jnp.result_type(float))}
-    return json.loads(json.dumps(found))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def understood(saved: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's identity as this version of lpjax writes it.
-
-    Functions have the names that they go by, what was unset is filled in as `methods.resolve` does, and a field that an
-    earlier version did not have is at its default, which means what runs did without it.
-    """
-    functions = {name: named.canonical_name(saved[name]) for name in ("model.function", "aux.function")}
-    saved = dict(_flat(dataclasses.asdict(Config()))) | saved | functions
-    values: dict[str, Any] = {}
-    for name, value in saved.items():
-        *sections, field = name.removeprefix("model.arguments.").split(".")
-        section = values
-        for part in ["model"] if name.startswith("model.arguments.") else sections:
-            section = section.setdefault(part, {})
-        section[field] = value
-    known = {name: value for name, value in values.items() if hasattr(Config, name) or name in Config.__annotations__}
-    filled = dict(_flat(dataclasses.asdict(methods.filled_in(from_config_dict(known)))))
-    saved = {name: filled.get(name) if value is None else value for name, value in saved.items()}
-    free = tuple(f"{name}." for name in FREE)
-    return json.loads(json.dumps({n: value for n, value in saved.items() if not f"{n}.".startswith(free)}))
-
-
-def check_same(saved: dict[str, Any], run: Run, workdir: Path) -> None:
-    """Raises WorkdirError listing what was otherwise when the checkpoint was made."""
-    saved, now = understood(saved), identity(run)
-    names = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
-    if names:
-        listed = "; ".join(f"{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now" for name in names)
-        raise WorkdirError(
-            f"workdir={workdir} holds another run: {listed}. Give the new run another --workdir (with "
-            f"--config.start.workdir={workdir} it starts from this one's weights), or --restart to move this one aside"
-        )
 
 
 def find(run: Run, workdir: Path, say: Say) -> Saved | None:

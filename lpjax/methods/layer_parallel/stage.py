@@ -12,12 +12,11 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.methods.layer_parallel import lagrangian
-from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
-from lpjax.nn.losses import Features, Interface
+from lpjax.nn.losses import Features, Interface, Multiplier
 
 
 class StagePass(NamedTuple):
@@ -50,7 +49,7 @@ def stage_pass(
     stats: PyTree,
     lam: Features,
     target: Interface | None,
-    multiplier: InterfaceMultiplier | None,
+    multiplier: Multiplier | None,
     labels: Int[Array, " b"],
     keys: Key[Array, " b"] | None = None,
     aux: tuple[PyTree, PyTree],
@@ -67,21 +66,20 @@ def stage_pass(
       stats: The stage's tree.
       lam: lambda_k [b, ...], the stage's input.
       target: lambda_{k+1}; None for the last stage.
-      multiplier: kappa_{k+1}; None for the last stage, and for a zero multiplier.
+      multiplier: kappa_{k+1}; None for the last stage and for zero.
       labels: Of the examples.
-      keys: Of the examples, for dropout; None for none.
-      aux: Parameters and statistics of the AuxNet, for the coarse tail.
+      keys: Likewise, for dropout; None for none.
+      aux: The AuxNet's parameters and statistics.
       penalty_coef: beta.
-      config: Its `multiplier` (coarse_tail adds its tail to the loss), `aux.tail` and `batch_size` are read.
+      config: Read are `multiplier` (coarse_tail adds its tail), `aux.tail` and `batch_size`.
       axes: Mesh axes over which the stage's batch is spread; batch norm averages over them.
     """
     mode = Mode(train=True, axes=axes, keys=keys)
     with_tail = config.multiplier == "coarse_tail"
 
     def tail_loss(aux_params: PyTree, output: Features) -> losses.PerExample:
-        no_keys, length = mode._replace(keys=None), config.aux.tail
-        logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, output, no_keys, length)
-        return losses.task_loss(logits, labels)
+        how = mode._replace(keys=None), config.aux.tail
+        return losses.task_loss(aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, output, *how), labels)
 
     def local_loss(params: PyTree, lam: Features, aux_params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
         output, batch_stats = chain.apply(network.stages[k], params, stats, lam, mode)
@@ -94,10 +92,9 @@ def stage_pass(
 
     gradients = jax.value_and_grad(local_loss, argnums=(0, 1, 2) if with_tail else (0, 1), has_aux=True)
     (loss, (output, batch_stats)), (grads, adjoint, *aux_grads) = gradients(params, lam, aux[0])
-    last = k == network.num_stages - 1
     return StagePass(
         loss=loss,
-        correct=losses.correct(output, labels).astype(float).sum() if last else jnp.zeros(()),
+        correct=losses.correct(output, labels).astype(float).sum() if target is None else jnp.zeros(()),
         output=output,
         grads=grads,
         stats=batch_stats,
