@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.bench import KEPT, LARGE_PAGES, Process, interleaved, spread
 from experiments.compare import parsed
-from experiments.processes import KEPT, LARGE_PAGES, Process, interleaved, spread
 from experiments.provenance import provenance
 from lpjax.training.writers import write_json
 

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.bench import IN_TURNS
 from experiments.compare import load
-from experiments.processes import IN_TURNS
 from experiments.provenance import provenance
 from lpjax.config.schema import Config
 from lpjax.cost.machine import Link, Machine, UnitSeconds

@@ -17,14 +17,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from experiments.step_prediction import is_alone, schedule_of
+from experiments.step_prediction import schedule_of
 from lpjax.config.schema import MeshConfig
 from lpjax.cost.stage_programs import Program, StagePrograms, random_batch
 from lpjax.cost.timing import stopwatch
 from lpjax.data.batch import Batch
 from lpjax.methods.layer_parallel import aux_step, multiplier, step
-from lpjax.nn import chain
-from lpjax.nn.chain import Mode
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
 from lpjax.state.step_inputs import example_keys
@@ -64,23 +62,6 @@ class Parts(StagePrograms):
             return optim.update_rows(self.run.step_inputs.optimizer, params, opt, params)
 
         return self.program(part, params, opt)
-
-    def stage_forward(self, k: int) -> Program:
-        """The forward pass of stage k alone, with opening and packing of packets."""
-        run, state, column = self.run, self.state, self.column
-        exchange = step.make_exchange(run.network, self.config)
-        batch = random_batch(run, column, self.mesh)
-        packet = jax.random.normal(jax.random.key(0), (column, exchange.outward_length), float)
-        params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
-
-        def forward(params: PyTree, stats: PyTree, packet: Array, state: PyTree) -> PyTree:
-            keys = example_keys(state.key, state.step, batch.index)
-            lam, _, _ = exchange.unpacked(k, packet)
-            trees = run.network.params.unpack(k, params), run.network.stats.unpack(k, stats)
-            mode = Mode(train=True, axes=("data",), keys=keys)
-            return chain.apply(run.network.stages[k], *trees, lam, mode)
-
-        return self.program(forward, params, stats, packet, state)
 
     def aux_net(self, size: int) -> dict[str, Program]:
         """Of `size` examples: data, aux_forward (with what finds the multipliers), aux_all (forward pass, correction,
@@ -133,7 +114,7 @@ class Parts(StagePrograms):
     def all(self) -> dict[str, Program]:
         """The parts of a device's step; serial_data and serial_aux_all: of one device that has the whole batch."""
         network, B = self.run.network, self.run.config.batch_size
-        own, stages = B // (self.S * self.D), range(network.num_stages)
+        own = B // (self.S * self.D)
         programs = {"optimizer": self.optimizer(network.num_stages // self.S), "serial_data": self.augment(B)[0]}
         if self.method.aux_net == "inputs":
             programs |= self.aux_net(own) | {"serial_aux_all": self.aux_net(B)["aux_all"]}
@@ -141,9 +122,7 @@ class Parts(StagePrograms):
             programs["data"] = self.augment(own)[0]
         if self.method.aux_net == "tails":
             programs["aux_optimizer"] = self.aux_optimizer()
-        if any(map(is_alone, self.method.work(network, self.config))):
-            programs |= {f"forward {k}": self.stage_forward(k) for k in stages}
-        return programs | {f"stage {k}": self.stage(k) for k in stages}
+        return programs | {f"stage {k}": self.stage(k) for k in range(network.num_stages)}
 
 
 def together(parts: list[Parts], repeats: int) -> float:

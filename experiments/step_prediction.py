@@ -4,8 +4,9 @@
 entries one after another, as it does for the cost model and for drawings.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence, Set
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain, cycle
 from statistics import mean
 from typing import Any
 
@@ -45,70 +46,71 @@ def schedule_of(network: Network, config: Config) -> Json:
     """
     items = METHODS[config.method].work(network, config)
     sizes = dict(zip(("stage", "data"), config.mesh_shape, strict=True))
-    arrays = [item.count if isinstance(item, Message) else MOMENTS for item in items]
-    traffic = [scheduled([item], sizes) for item in items]
+
+    def sent(item: Item) -> list[float]:
+        traffic, together = scheduled([item], sizes), item.count if isinstance(item, Message) else MOMENTS
+        return [sum(own.number for own in traffic.values()) // together, total_bytes(traffic)]
+
     return {
-        "entries": to_json(items, [item_flops(item) for item in items]),
-        "sent": [
-            [sum(own.number for own in sent.values()) // together, total_bytes(sent)]
-            for sent, together in zip(traffic, arrays, strict=True)
-        ],
+        "entries": to_json(items, list(map(item_flops, items))),
+        "sent": list(map(sent, items)),
         "updated": UPDATE * stage_values(network, config),
     }
-
-
-def is_alone(item: Item) -> bool:
-    """Whether an entry is a stage's forward pass without a backward pass, as in a sweep."""
-    return isinstance(item, Work) and item.kind == "stage" and not item.gradients and item.until is None
 
 
 def computing(rows: Sequence[Drawn], parts: Json, updated: int) -> list[float]:
     """Seconds of each entry of a schedule, but for its collectives.
 
     A program that was timed is split over its entries in proportion to their operations: a stage's over all that is
-    done for the stage; `aux_forward` over the AuxNet's pieces, each time that they run; what `aux_all` takes beyond
-    that and the correction, the AuxNet's update with it, over the pieces' passes behind the correction.
+    done for the stage; `aux_forward` over the AuxNet's pieces; what `aux_all` takes beyond that and the correction, the
+    AuxNet's update with it, over the pieces' passes behind the correction.
 
     Args:
       rows: The schedule.
       parts: Seconds of the parts by name, of those that the method has; of the stages lists [K].
       updated: See `schedule_of`; an update takes as much longer as it has more accesses.
     """
-    measured = {f"stage {k}": seconds for k, seconds in enumerate(parts["stages"])}
-    measured |= {f"forward {k}": seconds for k, seconds in enumerate(parts.get("stages_forward", ()))}
+    measured = dict.fromkeys(chain(*PARTS.values()), 0.0) | parts
+    measured |= {f"stage {k}": own for k, own in enumerate(parts["stages"])}
     if "aux_all" in parts:
-        measured["aux_forward"] = parts["aux_forward"]
         measured["fit"] = parts["aux_all"] - parts["aux_forward"] - parts["correction"]
-    works = {i: row.item for i, row in enumerate(rows) if isinstance(row.item, Work)}
-    corrected = {work.device: i for i, work in works.items() if work.kind == "correct"}
-    fitted = {i for i, work in works.items() if i > corrected.get(work.device, len(rows))}
-    programs = {i: _program(row, i, fitted) for i, row in enumerate(rows) if row.flops}
-    operations: dict[tuple[int, str], dict[Any, float]] = defaultdict(dict)
-    for position, (device, name, entry) in programs.items():
-        operations[device, name][entry] = rows[position].flops
-    seconds, turns = [0.0] * len(rows), Counter[tuple[int, str]]()
-    for position, work in works.items():
-        if position in programs:
-            device, name, _ = programs[position]
-            seconds[position] = measured[name] * rows[position].flops / sum(operations[device, name].values())
-        elif work.accesses and position not in fitted:
-            names, turn = PARTS[work.kind], turns[work.device, work.kind]
-            name = names[turn % len(names)]
-            turns[work.device, work.kind] += 1
-            seconds[position] = parts.get(name, 0.0) * (work.accesses / updated if name == "optimizer" else 1.0)
+    programs = _programs(rows)
+    whole: dict[tuple[int, str], dict[Any, float]] = defaultdict(dict)
+    for i, (device, name, entry) in programs.items():
+        whole[device, name][entry] = updated if name == "optimizer" else _weight(rows[i])
+    seconds = [0.0] * len(rows)
+    for i, (device, name, _) in programs.items():
+        seconds[i] = measured[name] * _weight(rows[i]) / sum(whole[device, name].values())
     return seconds
 
 
-def _program(row: Drawn, position: int, fitted: Set[int]) -> tuple[int, str, Any]:
-    """Device and name of the program that an entry with a chain was timed in, and which of its entries it is."""
-    item = row.item
-    assert isinstance(item, Work), row
-    if item.kind == "aux":
-        again = item.stage, row.label  # the same piece's pass takes as long each time
-        return (item.device, "fit", position) if position in fitted else (item.device, "aux_forward", again)
-    if is_alone(item):
-        return item.device, f"forward {item.stage}", None
-    return item.device, f"stage {item.stage}", position
+def _weight(row: Drawn) -> float:
+    """Operations of an entry, or accesses of one without a chain."""
+    return row.flops or getattr(row.item, "accesses", 0)
+
+
+def _programs(rows: Sequence[Drawn]) -> dict[int, tuple[int, str, Any]]:
+    """By position the program that an entry was timed in, as device and name, and which of its entries it is.
+
+    What is the same entry of a program takes as long each time: the forward passes of a sweep, of a stale exchange.
+    """
+    works = {i: row.item for i, row in enumerate(rows) if isinstance(row.item, Work) and _weight(row)}
+    corrected = {work.device: i for i, work in works.items() if work.kind == "correct"}
+    turns: dict[tuple[int, str], Iterator[str]] = {}
+    found: dict[int, tuple[int, str, Any]] = {}
+    for i, work in works.items():
+        entry: Any = (work.stage, rows[i].label)
+        behind = i > corrected.get(work.device, len(rows))
+        if work.kind == "aux":
+            name, entry = ("fit", i) if behind else ("aux_forward", entry)
+        elif work.stage is not None:
+            name, entry = f"stage {work.stage}", entry if work.kind == "stage" else i
+        elif behind:
+            continue  # the AuxNet's update is in `aux_all`
+        else:
+            name = next(turns.setdefault((work.device, work.kind), cycle(PARTS[work.kind])))
+        found[i] = work.device, name, entry
+    return found
 
 
 def sending(sent: Sequence[Sequence[float]], link: Json | None) -> list[float]:

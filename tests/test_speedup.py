@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments import processes, speedup, speedup_tables
+from experiments import bench, speedup
+from experiments.bench import Process
 from experiments.compare import load
-from experiments.processes import Process
 from experiments.step_parts import Parts
 from experiments.step_prediction import computing, eq27, prediction, schedule_of
 from lpjax.methods.local import classifiers
-from lpjax.nn.count import chain_flops, chain_layers, chain_size
+from lpjax.nn.count import chain_flops, chain_layers, chain_size, unit_flops
 from lpjax.nn.losses import features
 from lpjax.nn.schedule import Drawn, Message, Plan
 from lpjax.training import run as runs
@@ -29,7 +29,6 @@ PARTS = {
     "optimizer": 1.0,
     "serial_aux_all": 6.0,
     "aux_forward": 1.5,
-    "stages_forward": [12.0, 7.0],
     "serial": 93.0,
     "serial_data": 1.0,
 }
@@ -89,11 +88,18 @@ def test_one_device_exchanges_nothing():
 
 
 def test_what_sweeps_and_a_stale_exchange_add():
-    """A sweep: the stages' forward passes, packets there and back, two forward passes of the pieces but the last."""
+    """A sweep: the stages' forward passes, packets there and back, two forward passes of the pieces but the last.
+
+    A stage has three passes' operations, the first one none for the gradient of the image, and its tail three.
+    """
     network, config = network_and_config(penalty__sweeps=2)
-    first, last = map(chain_flops, network.aux_net)
+    (first, last), (own, _), (_, tail) = (
+        map(chain_flops, chains) for chains in (network.aux_net, network.stages, network.aux_tails)
+    )
+    spared = unit_flops(network.chain.units[0], network.chain.in_shape)
+    forward = [40 * own / (3 * own - spared + 3 * tail), 20 / 3]
     swept = prediction(schedule_of(network, config), PARTS, None)
-    assert swept["seconds"] == pytest.approx(45 + 2 * (12.0 + 0.5 + 2 * 1.5 * first / (first + last)))
+    assert swept["seconds"] == pytest.approx(45 + 2 * (max(forward) + 0.5 + 2 * 1.5 * first / (first + last)))
     assert prediction(step(exchange__stale=True), PARTS, None)["seconds"] == pytest.approx(45 + 0.5 + 1.5)
 
 
@@ -112,7 +118,7 @@ def test_programs_are_split_by_operations():
     plan.message("all_to_all", "stage", 8, "exchange")
     for d in range(2):
         plan.work(d, "aux", stage=0, chain="chain")  # again, but not all of it
-    alone = plan.work(0, "stage", stage=0, chain="chain")
+    plan.work(0, "stage", stage=0, chain="chain")  # a forward pass alone
     kept = plan.work(0, "stage", stage=0, chain="chain")
     plan.keep(kept, plan.work(0, "stage", stage=0, chain="chain", gradients=("weights",)))
     plan.work(1, "classifier", stage=1, chain="chain")
@@ -125,10 +131,9 @@ def test_programs_are_split_by_operations():
     flops = [1, 2, 1, 2, 0, 1, 1, 5, 5, 15, 7, 0, 0, 6, 2, 0, 0, 0, 6, 2, 0]
     rows = [Drawn(item, float(own), item.label) for item, own in zip(plan.items, flops, strict=True)]
     assert isinstance(rows[4].item, Message)
-    assert rows[alone].item.until is None
     fit = [1.0, 0.375, 0.125, 0.0]  # the correction, 0.5 for 6 + 2 operations, and no update
     assert computing(rows, PARTS, updated=20) == pytest.approx(
-        [0.5, 1.0, 0.5, 1.0, 0.0, 0.5, 0.5, 12.0, 10.0, 30.0, 20.0, 1.5, *fit, 1.5, *fit]
+        [0.5, 1.0, 0.5, 1.0, 0.0, 0.5, 0.5, 10.0, 10.0, 30.0, 20.0, 1.5, *fit, 1.5, *fit]
     )
 
 
@@ -148,7 +153,7 @@ def test_ratios_are_paired_by_round():
         return {"seconds": list(seconds), "host_seconds": [0.1] * len(seconds), "compiled": 0}
 
     serial, own = [answer(2.0, 2.0), answer(8.0, 8.0)], [answer(1.0, 1.0), answer(4.0, 4.0)]
-    row = processes.measured_row(own, serial)
+    row = bench.measured_row(own, serial)
     assert row["rho"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert row["seconds"] == {"median": 2.5, "min": 1.0, "max": 4.0}
     assert row["compiled"] == 0
@@ -198,10 +203,10 @@ def test_rows_are_paired_with_serial_of_their_own_processes():
         with contextlib.suppress(RuntimeError):
             keep(work())
 
-    bench = SimpleNamespace(processes=2, workers=workers, prepared=prepared, timed=timed)
+    made_up = SimpleNamespace(processes=2, workers=workers, prepared=prepared, timed=timed)
     earlier = {"row": "fdg", "stages": 2}
     result = {"measured": [earlier]}
-    speedup.measure_rows(bench, ["serial", "fdg", "local"], 4, result, attempt)
+    speedup.measure_rows(made_up, ["serial", "fdg", "local"], 4, result, attempt)
     first, *rows = result["measured"]
     assert first is earlier
     assert [(m["row"], m["stages"], m["rho"]["median"], m["seconds"]["max"]) for m in rows] == [
@@ -217,7 +222,7 @@ def test_a_part_counts_with_its_median_over_processes():
         {"stages": [2.0, 3.0], "serial": 4.0},
         {"stages": [7.0, 4.0], "serial": 6.0},
     ]
-    assert processes.medians(timed) == {"stages": [2.0, 4.0], "serial": 5.0}
+    assert bench.medians(timed) == {"stages": [2.0, 4.0], "serial": 5.0}
 
 
 def test_networks_for_the_references():
@@ -266,8 +271,6 @@ def test_a_worker_times_a_step_and_its_parts():
             parts = process.ask("parts", config="configs/digits.py", fields=single | more, devices=2)
             parts |= process.ask("parts_seconds", repeats=1) | {"serial": 1.0}
             parts["stages"] = [parts.pop(f"stage {k}") for k in range(2)]
-            if "penalty.sweeps" in more:
-                parts["stages_forward"] = [parts.pop(f"forward {k}") for k in range(2)]
             made = prediction(parts.pop("schedule"), parts, link)
             assert 0 < made["seconds"] < 60
             assert made["seconds"] > max(parts["stages"])
@@ -309,7 +312,7 @@ def test_the_table():
     row = {"row": "coarse_tail", "stages": 2, "seconds": spread, "rho": spread}
     for alone, predicted in [([1.9], "1.90"), ([2.25, 1.875], "1.90 (1.88 .. 2.25)")]:
         prediction["by_process"] = [{"rho": rho} for rho in alone]
-        text = speedup_tables.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
+        text = speedup.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
         assert text.splitlines()[-1] == (
             f"| 2 | coarse_tail | 1.500 | 1.50 (1.25 .. 1.75) | {predicted} |  | 1.59 < 7.44 | 18.4% | 33% |"
         )
