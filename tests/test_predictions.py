@@ -1,8 +1,8 @@
 """What is computed from the methods' schedules, against what was predicted before there were schedules.
 
 `tests/golden/predictions.json` has, for every method, seconds of a step by part, bytes of memory by kind, bytes sent by
-the traced step, and the bars of the drawn schedule.  Where the numbers part by more than 2 % the tests here say which
-are right and why.
+the traced step, and the bars of the drawn schedule; commit e65e7af has the script that wrote it, with that code.  Where
+the numbers part by more than 2 % the tests here say which are right and why.
 """
 
 import json
