@@ -1,5 +1,5 @@
-"""A network of one's own: a small vision transformer (arXiv:2010.11929) on scikit-learn's digits, two stages trained
-layer-parallel.
+"""A network of one's own: a small vision transformer (arXiv:2010.11929) on scikit-learn's digits, two stages trained by
+layer_parallel.
 
     python -m lpjax.main --config=configs/digits_vit.py --workdir=runs/digits_vit
 
@@ -129,9 +129,10 @@ def get_config():
         "heads": 4,
         "patch": 2,
     }
-    config.aux.function = "lpjax.network.aux_net:own_units"
+    config.aux.function = "own_units"
     config.aux.blocks_per_stage = 2  # an attention and a feed-forward unit
     config.data.crop = 0
+    config.method = "layer_parallel"
     config.num_stages = 2
     config.penalty.initial = 10.0
     for optimizer in (config.optimizer, config.aux_optimizer):

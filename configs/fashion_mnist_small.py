@@ -1,4 +1,5 @@
-"""ResNet-20 (width 8) on the first 20,000 images of Fashion-MNIST at 14x14: network and set of `experiments.compare`.
+"""ResNet-20 (width 8) on the first 20,000 images of Fashion-MNIST at 14x14: network and set of `experiments.compare`,
+four stages trained by layer_parallel.
 
     python -m lpjax.main --config=configs/fashion_mnist_small.py --workdir=runs/fashion_mnist_small
 
@@ -22,6 +23,7 @@ def get_config() -> ConfigDict:
     config.data.flip = True
     config.model.depth = 20
     config.model.width = 8
+    config.method = "layer_parallel"
     config.num_stages = 4
     config.multiplier = "coarse_tail"
     config.num_epochs = 5

@@ -26,6 +26,7 @@ from typing import Any
 
 from experiments.provenance import provenance
 from lpjax.config.load import from_config_dict
+from lpjax.config.named import canonical_name
 from lpjax.config.schema import Config
 from lpjax.methods import METHODS
 from lpjax.training.writers import write_json
@@ -156,7 +157,7 @@ def of_config(folder: Path, config: Config) -> bool:
     def agrees(a: Any, b: Any) -> bool:
         if isinstance(a, dict) and isinstance(b, dict):
             return all(key in b and agrees(value, b[key]) for key, value in a.items())
-        return bool(a == b)
+        return bool((canonical_name(a) if isinstance(a, str) else a) == b)
 
     return agrees(found, wanted)
 

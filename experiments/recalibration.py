@@ -40,7 +40,7 @@ def tested(config: Config, workdir: Path) -> dict[str, float]:
     state, _, _ = resume.load(run, workdir)
     return {
         name: evaluate.make_evaluate(run.network, config, run.mesh, recipe)(state, run.feed).test_accuracy
-        for name, recipe in zip(BOTH, (run.recipe, plain.recipe), strict=True)
+        for name, recipe in zip(BOTH, (run.step_inputs, plain.recipe), strict=True)
     }
 
 

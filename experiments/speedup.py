@@ -526,7 +526,7 @@ def described(config: Config) -> tuple[Json, int, list[int]]:
 
     Raises RuntimeError for networks that they do not have.
     """
-    sizes = {"lpjax.models.resnet:resnet": ("width", 1), "lpjax.models.preact_resnet:wide_resnet": ("widen", 16)}
+    sizes = {"resnet": ("width", 1), "wide_resnet": ("widen", 16)}
     arguments, spec = config.model.arguments, runs.prepare(config).spec
     if config.model.function not in sizes or arguments.get("dropout"):
         raise RuntimeError(f"model {config.model}: expected one of {', '.join(sizes)}, without dropout")

@@ -45,7 +45,7 @@ class Parts(StagePrograms):
         batch, state = random_batch(self.run, size, self.mesh), self.state
 
         def part(batch: Batch) -> Array:
-            return self.run.recipe.network_input(batch, example_keys(state.key, state.step, batch.index))
+            return self.run.step_inputs.network_input(batch, example_keys(state.key, state.step, batch.index))
 
         return self.program(part, batch), batch
 
@@ -54,7 +54,7 @@ class Parts(StagePrograms):
         params, opt = jax.tree.map(lambda row: row[:slots], (self.state.stage_params, self.state.stage_opt))
 
         def part(params: PyTree, opt: PyTree) -> PyTree:
-            return optim.update_rows(self.run.recipe.optimizer, params, opt, params)
+            return optim.update_rows(self.run.step_inputs.optimizer, params, opt, params)
 
         return self.program(part, params, opt)
 
@@ -95,7 +95,7 @@ class Parts(StagePrograms):
             kappa = multiplier.current(config, state, batch, done)
             corrected = aux_step.corrected_inputs(config, state, done, kappa, adjoints, outputs)
             tails = jax.tree.map(lambda p: p[None], state.aux_params)
-            optimizer = run.recipe.aux_optimizer
+            optimizer = run.step_inputs.aux_optimizer
             return done.lam, aux_step.fit(
                 run.network, config, state, optimizer, x, batch.label, done, corrected, adjoints, tails
             )
@@ -119,7 +119,7 @@ class Parts(StagePrograms):
         state = self.state
 
         def part(params: PyTree, opt: PyTree) -> PyTree:
-            return optim.update(self.run.recipe.aux_optimizer, params, opt, params)
+            return optim.update(self.run.step_inputs.aux_optimizer, params, opt, params)
 
         return self.program(part, state.aux_params, state.aux_opt)
 

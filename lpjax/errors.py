@@ -1,17 +1,62 @@
-"""Errors of lpjax, and the exit code that each ends a command with."""
+"""Errors that end a command with a message instead of a traceback, each with the exit code of the command."""
 
 import contextlib
 from collections.abc import Iterator
 
 
-class CorruptDataError(ValueError):
+class Error(Exception):
+    """Ends a command with its message.
+
+    Attributes:
+      exit_code: of the command.
+    """
+
+    exit_code: int = 1
+
+
+class BadInput(Error, ValueError):  # noqa: N818
+    """Bad configuration, data, arguments or workdir; says what was found, what was expected and what to do."""
+
+    exit_code = 2
+
+
+class CorruptDataError(BadInput):
     """More image files could not be decoded than `data.max_corrupt`."""
+
+
+class Interrupted(Error):  # noqa: N818
+    """Stopped by Ctrl-C."""
+
+    exit_code = 130
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+    """Around work on what the user gave: ValueErrors and OSErrors of the libraries that do it become BadInput.
+
+    Raises:
+      BadInput: for any of them.
+    """
+    try:
+        yield
+    except Error:
+        raise
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{error}") from error
 
 
 @contextlib.contextmanager
 def extra_packages(what: str = "reading this data set", extra: str = "data") -> Iterator[None]:
-    """Around imports of what not every run needs: raises ValueError, saying how to install it."""
+    """Around imports of packages that not every run needs.
+
+    Args:
+      what: needs them.
+      extra: of lpjax's installation that brings them.
+
+    Raises:
+      BadInput: where one is missing, saying how to install it.
+    """
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"{error}: {what} needs more packages; pip install 'lpjax[{extra}]'") from error
+        raise BadInput(f"{error}: {what} needs more packages; pip install 'lpjax[{extra}]'") from error

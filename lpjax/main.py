@@ -11,14 +11,17 @@ that holds another run; 3 a figure became non-finite; 4 another process was lost
 Ctrl-C: the state was saved.
 """
 
-import signal
 import sys
 
 from absl import flags
-from rich.console import Console
 
-from lpjax.cli import _WORKDIR, EXIT_BAD_INPUT, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_NON_FINITE, EXIT_STOPPED, parse
-from lpjax.parallel.platform import devices_of_a_process, provide_devices
+from lpjax import cli, errors, methods
+from lpjax.config.load import from_config_dict
+from lpjax.cost import dry_run, memory
+from lpjax.parallel import platform, processes
+from lpjax.training import loop, summary, writers
+from lpjax.training import run as runs
+from lpjax.training.log import NonFiniteError
 
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or test the newest checkpoint of the workdir.")
 _RESTART = flags.DEFINE_bool("restart", False, "Move what is in the workdir aside and train from the start.")
@@ -31,50 +34,30 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 _HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 30, "A process that is silent for so long is lost.")
 
 
-def join() -> int:
-    """Join the other processes that the flags tell of; returns how many there are.  Raises ValueError."""
-    from lpjax.parallel import processes
-
-    return processes.initialize(
-        detect=_DISTRIBUTED.value,
-        coordinator=_COORDINATOR.value,
-        num_processes=_NUM_PROCESSES.value,
-        process_id=_PROCESS_ID.value,
-        heartbeat_seconds=_HEARTBEAT.value,
-    )
-
-
+@cli.command("interrupted; nothing was written")
 def main(argv: list[str]) -> int:
     """Train, test or dry-run as the command line says; returns the exit code, see the module's docstring."""
-    console = Console(soft_wrap=not sys.stdout.isatty())
-    errors = Console(stderr=True, soft_wrap=True, style="red", highlight=False, markup=False)
-    try:
-        from lpjax.config.load import from_config_dict
-
-        fields, folder = parse(argv)
+    with errors.bad_input():
+        fields, folder = cli.parse(argv)
         config = from_config_dict(fields)
-        provide_devices(devices_of_a_process(config.mesh_shape, join()))
-        from lpjax.cost import dry_run
-        from lpjax.errors import CorruptDataError
-        from lpjax.parallel import processes
-        from lpjax.training import log, loop, summary, workdir, writers
-        from lpjax.training import run as runs
-
-        console.quiet = not processes.is_writer()
+        count = processes.initialize(
+            detect=_DISTRIBUTED.value,
+            coordinator=_COORDINATOR.value,
+            num_processes=_NUM_PROCESSES.value,
+            process_id=_PROCESS_ID.value,
+            heartbeat_seconds=_HEARTBEAT.value,
+        )
+        platform.provide_devices(platform.devices_of_a_process(methods.resolve(config).mesh_shape, count))
+        console = cli.console(quiet=not processes.is_writer())
         run = runs.prepare(config)
-        summary.print_tables(console, run.network, config, run.mesh, run.spec.num_train)
+        summary.print_tables(console, run)
+        console.print(memory.in_words(run.network, run.config, run.spec.num_train))
         if config.dry_run:
-            needs = dry_run.dry_run(run, console)
-            if _WORKDIR.value and processes.is_writer():
+            cost = dry_run.dry_run(run, console)
+            if flags.FLAGS.workdir and processes.is_writer():
                 folder.mkdir(parents=True, exist_ok=True)
-                writers.write_json(folder / "traffic.json", needs)
+                writers.write_json(folder / "cost.json", cost)
             return 0
-    except (ValueError, OSError) as error:
-        errors.print(f"lpjax: {error}")
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        errors.print("lpjax: interrupted; nothing was written")
-        return EXIT_INTERRUPTED
     try:
         if _MODE.value == "eval":
             result = loop.evaluate(run, folder)
@@ -83,25 +66,11 @@ def main(argv: list[str]) -> int:
             result = loop.train(run, folder, console, restart=_RESTART.value)
             seconds = f"{result['seconds_total']:.0f} s; {folder}/result.json"
             console.print(f"test accuracy {result['test_accuracy']:.4f}, {seconds}")
-    except log.NonFiniteError as error:
-        errors.print(f"lpjax: {error}")
-        return EXIT_NON_FINITE
-    except (CorruptDataError, workdir.WorkdirError) as error:
-        errors.print(f"lpjax: {error}")
-        return EXIT_BAD_INPUT
-    except loop.StoppedError as stopped:
-        errors.print(f"lpjax: {stopped}; the same command goes on from there")
-        return EXIT_INTERRUPTED if stopped.signal == signal.SIGINT else EXIT_STOPPED
-    except KeyboardInterrupt:
-        errors.print(f"lpjax: interrupted; the same command goes on from the last checkpoint in {folder}")
-        return EXIT_INTERRUPTED
-    except OSError as error:  # a full disk, above all
-        errors.print(f"lpjax: {error}")
-        return EXIT_FAULT
+    except KeyboardInterrupt as error:
+        message = f"interrupted; the same command goes on from the last checkpoint in {folder}"
+        raise errors.Interrupted(message) from error
     return 0
 
 
 if __name__ == "__main__":
-    from lpjax.parallel.processes import run
-
-    sys.exit(run(main, sys.argv, agreed=(0, EXIT_NON_FINITE, EXIT_STOPPED)))
+    sys.exit(processes.run(main, sys.argv, agreed=(0, NonFiniteError.exit_code, loop.StoppedError.exit_code)))

@@ -9,6 +9,7 @@ import numpy as np
 from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.data import SOURCES
+from lpjax.methods import configure
 from lpjax.network.network import Network, build
 from lpjax.training.run import Run, prepare
 
@@ -23,7 +24,12 @@ SMALL = {
 
 
 def small_config(**fields) -> Config:
-    """The small configuration; `section__field=value` sets a nested field."""
+    """The small configuration, with all fields filled in; `section__field=value` sets a nested field."""
+    return configure(small_values(**fields))
+
+
+def small_values(**fields) -> dict:
+    """Its fields."""
     values = {name: dict(value) if isinstance(value, dict) else value for name, value in SMALL.items()}
     for name, value in fields.items():
         section, _, inner = name.partition("__")
@@ -31,16 +37,16 @@ def small_config(**fields) -> Config:
             values.setdefault(section, {})[inner] = value
         else:
             values[section] = value
-    return from_config_dict(values)
+    return values
 
 
 def small_run(**fields) -> Run:
-    return prepare(small_config(**fields))
+    return prepare(from_config_dict(small_values(**fields)))
 
 
 def cut_network(units, image_shape, **fields) -> Network:
-    """The network of these units, cut as a configuration of these fields says."""
-    return build(units, image_shape, Config(**fields))
+    """The network of these units, standardised and cut as a configuration of these fields says."""
+    return build(units, image_shape, Config(**({"standardise": True} | fields)))
 
 
 def plain_sgd(rate: float = 1.0) -> dict:

@@ -104,6 +104,10 @@ def test_only_finished_runs_of_the_same_configuration_are_kept(tmp_path, config)
     assert changed(model=dataclasses.replace(config.model, arguments={"depth": 8, "width": 16})) is None
     assert changed(watch=dataclasses.replace(config.watch, stall_seconds=1.0))
 
+    dotted = dataclasses.replace(config.model, function="lpjax.models.resnet:resnet")
+    make_run(tmp_path / "dotted", dataclasses.replace(config, model=dotted))
+    assert compare.finished(tmp_path / "dotted", config), "the same function"
+
 
 def test_fields_of_a_row():
     assert compare.row_fields("ddg", 4, 5) == {"method": "delayed", "delayed.variant": "ddg", "num_stages": 4}

@@ -1,15 +1,20 @@
 """The configuration: every config file builds, every mistake is refused by name, before anything compiles."""
 
 import importlib.util
+import re
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers import small_config
 
+from lpjax.config import named
 from lpjax.config.load import default_config, from_config_dict
 from lpjax.config.schema import Config
 from lpjax.cost.memory import device_bytes
 from lpjax.data import SOURCES
+from lpjax.methods import METHODS
 from lpjax.nn.count import chain_size
 from lpjax.training import run as runs
 from lpjax.training import summary
@@ -44,6 +49,28 @@ def test_every_config_builds(path):
     assert memory["activations"] > 0
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_names_its_method(path, monkeypatch):
+    """In its header, too: a change of the default changes no file.  A multiplier is set only where it is read."""
+    module = load(path)
+    config = module.get_config()
+    assert re.search(rf"\b{config.method}\b", module.__doc__)
+    assert config.method == "layer_parallel" or "config.multiplier" not in path.read_text()
+    for method in METHODS:
+        monkeypatch.setattr("lpjax.config.load.Config", partial(Config, method=method))
+        assert load(path).get_config().method == config.method
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_can_be_given_from_any_folder(path, tmp_path, monkeypatch):
+    """Where lpjax can be imported, and what is beside the file cannot."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder).resolve() != path.parent.parent])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert load(path).get_config().num_stages > 1
+
+
 def test_configs_are_found():
     assert len(CONFIGS) >= 10
     assert "digits" in [path.stem for path in CONFIGS]
@@ -58,10 +85,26 @@ def test_a_models_fields_are_its_functions_arguments():
     config = default_config()
     config.model.depth = 32
     assert from_config_dict(config.to_dict()).model.arguments == {"depth": 32, "width": 16}
-    config.model = {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 16, "widen": 4}
+    config.model = {"function": "wide_resnet", "depth": 16, "widen": 4}
     model = from_config_dict(config.to_dict()).model
-    assert model.function == "lpjax.models.preact_resnet:wide_resnet"
+    assert model.function == "wide_resnet"
     assert model.arguments == {"depth": 16, "widen": 4}
+
+
+@pytest.mark.parametrize("field", named.PROVIDED)
+def test_what_comes_with_lpjax_goes_by_its_name(field):
+    """The dotted name is understood when a configuration is read; both are of the same function."""
+    section, _, _ = field.partition(".")
+    for name, place in named.PROVIDED[field].items():
+        assert named.load(name, field) is named.load(place, field)
+        assert getattr(from_config_dict({section: {"function": place}}), section).function == name
+    assert named.canonical_name(name) == name
+    assert named.canonical_name("mine:resnet") == "mine:resnet"
+
+
+@pytest.mark.parametrize("name", ["convolutions", "own_units"])
+def test_names_of_before_are_understood(name):
+    assert from_config_dict({"aux": {"function": f"lpjax.aux_net:{name}"}}).aux.function == name
 
 
 def test_numbers_and_tuples_get_their_types():
@@ -125,7 +168,12 @@ def test_mistakes_are_refused(values, message):
             r"model: missing a required argument: 'width'; .* takes depth, width: correct",
         ),
         ({"model": {"depth": 8, "widht": 4}}, r"model: .*takes depth, width"),
-        ({"model__function": "resnet"}, r"model.function='resnet': expected 'package.module:function'"),
+        (
+            {"model__function": "resnt"},
+            r"model.function='resnt': expected one of resnet, preact_resnet, .*'package.module:function'; .* resnet\?",
+        ),
+        ({"aux__function": "resnet"}, "aux.function='resnet': expected one of convolutions, own_units, or"),
+        ({"model__function": "resnet:"}, r"model.function='resnet:': expected 'package.module:function'"),
         ({"model__function": "lpjax.nothing:resnet"}, "No module named 'lpjax.nothing'; correct the name"),
         ({"model__function": "lpjax.models.resnet:nothing"}, "has no attribute 'nothing'; correct the name"),
         (
@@ -133,7 +181,7 @@ def test_mistakes_are_refused(values, message):
             "is a float; name a function",
         ),
         (
-            {"model": {"function": "lpjax.models.imagenet_resnet:imagenet_resnet", "depth": 18}},
+            {"model": {"function": "imagenet_resnet", "depth": 18}},
             r"a map of 1x1 cannot be taken at stride 2.*use larger images",
         ),
         ({"aux__function": "lpjax.network.aux_net:nothing"}, "aux.function='lpjax.network.aux_net:nothing'"),

@@ -1,5 +1,7 @@
 """Data in memory: the digits' fixed split, batches of an epoch, augmentation that can be replayed."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,21 @@ def test_training_batches_and_a_restart_in_the_middle():
     for step in (3, 4):
         np.testing.assert_array_equal(next(again).index, epoch_order(1, step // 2, 1437)[step % 2 * 600 :][:600])
     assert again.corrupt == []
+
+
+def test_what_the_devices_take_for_a_batch_is_no_wait_for_data(monkeypatch):
+    """As where they have a step to finish first."""
+    make_gather = feed.make_gather
+
+    def make_slow(*args):
+        gather = make_gather(*args)
+        return lambda index: (time.sleep(0.2), gather(index))[1]
+
+    monkeypatch.setattr(feed, "make_gather", make_slow)
+    batches = make_feed(DIGITS, small_config(), make_mesh(1, 1)).train()
+    for _ in range(3):
+        next(batches)
+        assert 0 < batches.waited < 0.1
 
 
 def test_the_whole_test_split_padded():
@@ -256,7 +273,7 @@ def test_a_set_that_is_not_reduced_is_left_alone():
 def test_a_run_on_a_reduced_set(dry_run):
     run = small_run(data={"shrink": 2, "train_examples": 100, "crop": 1}, num_stages=2, dry_run=dry_run)
     assert run.spec.image_shape == (4, 4, 1)
-    assert (run.recipe.num_examples, run.recipe.steps_per_epoch) == (100, 6)
+    assert (run.step_inputs.num_examples, run.step_inputs.steps_per_epoch) == (100, 6)
     if not dry_run:
         assert next(run.feed.train()).image.shape == (16, 4, 4, 1)
         np.testing.assert_allclose(run.moments[0], reduced(DIGITS, run.config.data).mean)

@@ -183,8 +183,8 @@ def test_commands_could_be_given(page):
         if spec.submodule_search_locations:  # a package is run by its __main__
             spec = importlib.util.find_spec(f"{module}.__main__")
         source = Path(spec.origin).read_text()
-        if "main.parse(" in source:  # the options of lpjax.main, and more
-            source += (ROOT / "lpjax/main.py").read_text()
+        if "cli.parse(" in source:  # --config and --workdir, too
+            source += (ROOT / "lpjax/cli.py").read_text()
         for word in words:
             option, _, value = word.strip("[]").partition("=")
             if not option.startswith("--") or option.startswith("--config."):

@@ -21,15 +21,14 @@ from test_main import ROOT, environment
 from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES, prepare
 from lpjax.data.source import Spec
-from lpjax.export import __main__ as lpjax_export
-from lpjax.export import fold, model_file
+from lpjax.export import fold, from_run, model_file
 from lpjax.export import program as programs
 from lpjax.models import imagenet_resnet, preact_resnet, resnet
 from lpjax.network.network import composed
 from lpjax.nn import layers
 from lpjax.nn.chain import Mode
 
-PREACT = {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 10, "widen": 1}
+PREACT = {"function": "wide_resnet", "depth": 10, "widen": 1}
 MLP = {"function": "configs.digits_mlp:residual_mlp", "blocks": 3, "width": 8}
 FILES = (model_file.PROGRAM, model_file.ARRAYS, model_file.DESCRIPTION)
 
@@ -49,7 +48,7 @@ def random_trees(run):
 def logits(run, params, stats, images):
     """Of the composed network, as training has it."""
     params, stats = jax.tree.map(jnp.asarray, (params, stats))
-    return composed(run.network, params, stats, run.recipe.normalised(jnp.asarray(images)), Mode(train=False))[0]
+    return composed(run.network, params, stats, run.step_inputs.normalised(jnp.asarray(images)), Mode(train=False))[0]
 
 
 def images(run, count):
@@ -70,7 +69,7 @@ def run():
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "model"
-    lpjax_export.write(folder, run, *random_trees(run), step=7, test_accuracy=0.5)
+    from_run.write(folder, run, *random_trees(run), step=7, test_accuracy=0.5)
     return folder
 
 
@@ -82,7 +81,7 @@ def copied(folder, tmp_path):
 def sign(folder):
     """The sums of what is in the folder now: what whoever made it would write."""
     lines = subprocess.run(["sha256sum", *FILES], cwd=folder, capture_output=True, check=True).stdout
-    (folder / model_file.SUMS).write_bytes(lines)
+    (folder / model_file.CHECKSUMS).write_bytes(lines)
 
 
 def test_the_program_is_the_composed_network_for_any_batch(run, folder):
@@ -96,7 +95,7 @@ def test_the_program_is_the_composed_network_for_any_batch(run, folder):
 def test_its_statistics_are_those_of_the_evaluation(run):
     state, data = run.create(), dataset(run)
     expected = run.evaluate(state, run.feed).test_accuracy
-    program = lpjax_export.make_program(run, *lpjax_export.composed_trees(run, state))
+    program = from_run.make_program(run, *from_run.composed_trees(run, state))
     classes = np.asarray(program.call(data.test_images)).argmax(1)
     assert (classes == data.test_labels).mean() == pytest.approx(expected)
 
@@ -162,14 +161,16 @@ def test_no_file_tells_where_it_was_made(folder):
 
 
 def test_the_sums_are_those_of_sha256sum(folder):
-    subprocess.run(["sha256sum", "--check", "--strict", model_file.SUMS], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        ["sha256sum", "--check", "--strict", model_file.CHECKSUMS], cwd=folder, check=True, capture_output=True
+    )
 
 
 def test_the_card_and_the_description(run, folder):
     card = (folder / model_file.CARD).read_text()
     for words in (
         "# resnet on digits",
-        "`lpjax.models.resnet:resnet(depth=8, width=4)`",
+        "`resnet(depth=8, width=4)`",
         "step 7 of a run of 2 epochs",
         "| test accuracy | 0.5000 on 360 images |",
         "| parameters | 4,934 |",
@@ -190,7 +191,7 @@ def test_the_card_and_the_description(run, folder):
     "fields",
     [
         {"model": PREACT},
-        {"model": MLP, "aux__function": "lpjax.network.aux_net:own_units", "data__crop": 0},
+        {"model": MLP, "aux__function": "own_units", "data__crop": 0},
         {"num_stages": 1},
         {"method": "serial", "standardise": False},
     ],
@@ -199,14 +200,14 @@ def test_the_card_and_the_description(run, folder):
 def test_other_networks(fields):
     run = small_run(**fields)
     trees = random_trees(run)
-    program = lpjax_export.make_program(run, *trees)
+    program = from_run.make_program(run, *trees)
     close(jax.jit(program.call)(images(run, 4)), logits(run, *trees, images(run, 4)))
     programs.check(program, (8, 8, 1), 10)
 
 
 def test_bfloat16(run):
     narrow, trees = small_run(bfloat16=True), random_trees(run)
-    program = lpjax_export.make_program(narrow, *trees)
+    program = from_run.make_program(narrow, *trees)
     close(jax.jit(program.call)(images(run, 9)), logits(run, *trees, images(run, 9)), 0.05)
 
 
@@ -233,22 +234,23 @@ def compiled(program):
 def test_folding_changes_nothing_and_saves_work(model, norms, optimised):
     run = small_run(model=model, num_stages=2)  # so that there are blocks in a scan
     params, stats = random_trees(run)
-    program = lpjax_export.make_program(run, params, stats)
+    program = from_run.make_program(run, params, stats)
     before = jax.tree.map(np.copy, (params, stats))
     folded_params, folded_stats, count = fold.fold(run.network, params, stats)
     assert count == norms
     jax.tree.map(np.testing.assert_array_equal, (params, stats), before)
-    folded = lpjax_export.make_program(run, folded_params, folded_stats)
+    folded = from_run.make_program(run, folded_params, folded_stats)
     plain, cheap = compiled(program), compiled(folded)
     close(cheap(images(run, 4)), plain(images(run, 4)))
     assert cheap.cost_analysis()["flops"] < plain.cost_analysis()["flops"]
     multiplies = [len(re.findall(r" multiply\(", compiled.as_text())) for compiled in (plain, cheap)]
     repeats = [repeat for stage in run.network.stages for repeat in stage.repeats]  # each is compiled once
-    assert multiplies[0] - multiplies[1] >= sum(len(fold.pairs(repeat.unit, repeat.in_shape)) for repeat in repeats)
+    pairs = [fold.foldable_pairs(repeat.unit, repeat.in_shape) for repeat in repeats]
+    assert multiplies[0] - multiplies[1] >= sum(map(len, pairs))
 
 
 def test_a_folded_model_says_so(run, tmp_path):
-    lpjax_export.write(tmp_path / "model", run, *random_trees(run), fold_batch_norm=True)
+    from_run.write(tmp_path / "model", run, *random_trees(run), fold_batch_norm=True)
     model = model_file.load(tmp_path / "model")
     assert model.description.provenance["folded_batch_norms"] == 7
     assert 0 < model.description.provenance["logits_changed_by"] < 1e-4
@@ -289,7 +291,7 @@ def between(first, second):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_what_can_be_folded(unit, shape, expected):
-    assert set(fold.pairs(unit, shape)) == expected
+    assert set(fold.foldable_pairs(unit, shape)) == expected
 
 
 # ---------------------------------------------------------------- writing
@@ -307,7 +309,7 @@ def test_a_folder_that_is_not_free(folder, tmp_path):
     for name in ("empty", "new/deeper"):
         model_file.write(tmp_path / name, model.description, model.program, {}, "")
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(
-            [*FILES, model_file.CARD, model_file.SUMS]
+            [*FILES, model_file.CARD, model_file.CHECKSUMS]
         )
 
 
@@ -324,7 +326,7 @@ def test_whole_or_not_at_all(folder, tmp_path, monkeypatch):
 
 
 def test_classes_without_names_go_by_their_numbers(run):
-    described = lpjax_export.describe(dataclasses.replace(run, spec=Spec((8, 8, 1), 3, 1, 1)))
+    described = from_run.describe(dataclasses.replace(run, spec=Spec((8, 8, 1), 3, 1, 1)))
     assert described.class_names == ("0", "1", "2")
 
 
@@ -350,7 +352,7 @@ def test_missing_packages(package, run, folder, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- hostile folders
 
 
-@pytest.mark.parametrize("name", [*FILES, model_file.SUMS])
+@pytest.mark.parametrize("name", [*FILES, model_file.CHECKSUMS])
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "removed", "a folder"])
 def test_damage_is_named(name, damage, copied):
     path = copied / name

@@ -119,8 +119,8 @@ def complaint(done):
 
 
 def lines(folder):
-    """writers.jsonl without the clock."""
-    entries = map(json.loads, (folder / "writers.jsonl").read_text().splitlines())
+    """metrics.jsonl without the clock."""
+    entries = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{name: value for name, value in entry.items() if name not in CLOCK} for entry in entries]
 
 
@@ -286,7 +286,7 @@ def test_no_room_for_a_checkpoint(uninterrupted, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that could not be closed
-@pytest.mark.parametrize("name", ["writers.jsonl", "tensorboard"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
 def test_no_room_for_figures(name, short, tmp_path, monkeypatch):
     """Whichever file it is: the run stops, and goes on when there is room."""
 
@@ -295,7 +295,7 @@ def test_no_room_for_figures(name, short, tmp_path, monkeypatch):
 
     run, whole = short
     folder = copy(whole, tmp_path / "run", 4)
-    module, to_fail = (writers.json, "dumps") if name == "writers.jsonl" else (record_writer.RecordWriter, "write")
+    module, to_fail = (writers.json, "dumps") if name == "metrics.jsonl" else (record_writer.RecordWriter, "write")
     monkeypatch.setattr(module, to_fail, full)
     with pytest.raises(OSError, match="No space left"):
         loop.train(run, folder, quiet())
@@ -391,8 +391,8 @@ def test_every_checkpoint_damaged_and_a_restart(uninterrupted, tmp_path):
 def test_a_torn_last_line(tail, short, tmp_path):
     run, whole = short
     folder = copy(whole, tmp_path / "run", 4)
-    written = (folder / "writers.jsonl").read_text().splitlines(keepends=True)
-    (folder / "writers.jsonl").write_text("".join(written[:4]) + tail)
+    written = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(written[:4]) + tail)
     loop.train(run, folder, quiet())
     assert_same_end(folder, whole)
 

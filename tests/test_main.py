@@ -28,13 +28,15 @@ def lpjax(*arguments, config="configs/digits.py", cwd=ROOT, **changes):
 
 
 def test_trains_on_as_many_devices_as_the_mesh_needs(tmp_path):
-    done = lpjax(*SMALL, "--config.num_steps=3", "--config.mesh.data=2", f"--workdir={tmp_path}")
+    folder = tmp_path / "run [b]1"  # what rich would take for markup
+    done = lpjax(*SMALL, "--config.num_steps=3", "--config.mesh.data=2", f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
     assert result["device"] == "8 x cpu"
     assert result["mesh"] == {"stage": 4, "data": 2}
     assert "cut into 4 stages, 32 examples a column" in done.stdout
     assert "step 3/3" in done.stdout
+    assert f"{folder}/result.json" in done.stdout
     assert "\x1b" not in done.stdout, "no control characters when it is not a terminal"
 
 

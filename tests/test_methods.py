@@ -24,7 +24,7 @@ from lpjax.training import resume
 TRAIN = Mode(train=True)
 RATE = 0.3
 RANDOM = {
-    "model": {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
+    "model": {"function": "wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
     "data__cutout": 3,
 }
 STAGED = {
@@ -348,7 +348,7 @@ def test_local_needs_a_head_that_fits():
         small_run(
             method="local",
             model={"function": "test_methods:narrow_head"},
-            aux__function="lpjax.network.aux_net:own_units",
+            aux__function="own_units",
             num_stages=2,
             cuts=(1,),
         )

@@ -34,7 +34,7 @@ def input_and_labels(run, count=16):
 
 
 RANDOM = {
-    "model": {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
+    "model": {"function": "wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
     "data__cutout": 3,
 }
 """Five units, with dropout: as all randomness, the same on every mesh."""

@@ -20,9 +20,9 @@ from PIL import Image
 from test_export import random_trees
 from test_main import ROOT, environment
 
+from lpjax import predict as command
 from lpjax.data import images
-from lpjax.export import __main__ as export
-from lpjax.export import model_file, predict
+from lpjax.export import from_run, model_file, predict
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def run():
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict") / "model"
-    export.write(folder, run, *random_trees(run))
+    from_run.write(folder, run, *random_trees(run))
     return folder
 
 
@@ -53,7 +53,7 @@ def expected(folder, pixels):
 
 def call(capsys, folder, *arguments):
     """Exit code, lines of stdout, and stderr."""
-    code = predict.main([f"--model={folder}", *map(str, arguments)])
+    code = command.main([f"--model={folder}", *map(str, arguments)])
     out, err = capsys.readouterr()
     return code, out.splitlines(), err
 
@@ -192,7 +192,7 @@ def test_a_damaged_model(folder, digits, tmp_path, capsys):
 )
 def test_mistakes_exit_with_2(arguments, folder, capsys):
     with pytest.raises(SystemExit, match="2"):
-        predict.main([f"--model={folder}", *arguments])
+        command.main([f"--model={folder}", *arguments])
     assert "usage: python -m lpjax.predict" in capsys.readouterr().err
 
 

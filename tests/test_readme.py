@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lpjax.errors import BadInput, Interrupted
+from lpjax.training.log import NonFiniteError
+from lpjax.training.loop import StoppedError
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -22,7 +26,5 @@ def test_files_it_names_exist():
 
 
 def test_every_exit_code_is_documented():
-    from lpjax import cli
-
-    for code in (cli.EXIT_BAD_INPUT, cli.EXIT_NON_FINITE, cli.EXIT_STOPPED, cli.EXIT_INTERRUPTED):
-        assert f"{code} " in README
+    for error in (BadInput, NonFiniteError, StoppedError, Interrupted):
+        assert f"{error.exit_code} " in README

@@ -244,12 +244,12 @@ def test_names_do_not_depend_on_the_cut():
 
 def small_tree(**fields):
     run = small_run(mesh__stage=1, **fields)
-    return canonical.to_tree(canonical.fetch(run.create()), run.config, run.network, run.recipe.num_examples)
+    return canonical.to_tree(canonical.fetch(run.create()), run.config, run.network, run.step_inputs.num_examples)
 
 
 def test_versions_that_changed_are_said(tmp_path, monkeypatch):
     trained(tmp_path, num_steps=1)
-    monkeypatch.setattr(resume.tables, "versions", lambda: {"jax": "99"})
+    monkeypatch.setattr(resume.platform, "versions", lambda: {"jax": "99"})
     said, _ = trained(tmp_path, num_steps=2)
     assert f"made with other versions (jax {jax.__version__} -> 99)" in said
     assert dataclasses.is_dataclass(resume.Start)

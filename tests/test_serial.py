@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 WITH_DROPOUT = {
-    "model": {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
+    "model": {"function": "wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
     "num_stages": 3,
 }
 

@@ -39,7 +39,7 @@ def test_a_table_of_multipliers_has_the_columns_examples_alone():
     run = runs.prepare(small_config(multiplier="per_example", data__crop=0, num_stages=2, mesh__stage=1, dry_run=True))
     programs = StagePrograms(run, jax.devices()[0])
     assert [len(table) for table in programs.state.multiplier] == [programs.column]
-    assert programs.column < run.recipe.num_examples
+    assert programs.column < run.step_inputs.num_examples
 
 
 def test_stages_are_timed_in_turns(monkeypatch):

@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import threading
+import time
 
 import jax
 import numpy as np
@@ -224,6 +225,31 @@ def test_a_sample_is_the_same_each_time_and_cropped_as_in_training():
         assert (a.image != centres).any(axis=(1, 2, 3)).mean() > 0.5, "crops at random"
         assert (abs(a.image.astype(int) - 5 * a.index[:, None, None, None]) < 5).all(), "of these images"
         np.testing.assert_array_equal(a.label, a.index % 7)
+
+
+def slow(function, seconds):
+    return lambda *args: (time.sleep(seconds), function(*args))[1]
+
+
+def test_how_long_a_batch_waited_for_files(monkeypatch):
+    """Eight of them, one after another: 0.02 s each."""
+    monkeypatch.setattr(Memory, "__getitem__", slow(Memory.__getitem__, 0.02))
+    batches = streamed(make_stream(), data__threads=1, data__prefetch=1).train()
+    for _ in range(3):
+        next(batches)
+        assert batches.waited > 0.1
+
+
+def test_what_the_devices_take_for_a_batch_is_no_wait_for_files(monkeypatch):
+    """As where they have a step to finish first: the files are read meanwhile."""
+    batches = streamed(make_stream()).train()
+    next(batches)
+    monkeypatch.setattr(stream, "_on_mesh", slow(stream._on_mesh, 0.3))
+    waited = []
+    for _ in range(5):
+        next(batches)
+        waited.append(batches.waited)
+    assert 0 < np.median(waited) < 0.1
 
 
 def test_grey_streams():

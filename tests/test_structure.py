@@ -4,12 +4,12 @@ import json
 
 import pytest
 from helpers import small_config
+from lpjax.training.structure import beside, describe, units
 
 from lpjax.data import SOURCES
 from lpjax.methods.local import classifiers
 from lpjax.nn.count import chain_flops, chain_size
 from lpjax.training import run as runs
-from lpjax.training.structure import beside, describe, units
 
 
 def built(**fields):

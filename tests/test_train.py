@@ -1,23 +1,27 @@
 """A run from its parts: files, figures, learning, and the ways it ends."""
 
+import dataclasses
 import io
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small_config, small_run, take_steps
 from rich.console import Console
+from test_stream import Memory, make_stream, slow, streamed
 
 from lpjax.config.schema import POLICIES
 from lpjax.cost import dry_run
 from lpjax.cost.memory import device_bytes
-from lpjax.data import SOURCES
+from lpjax.data import SOURCES, stream
 from lpjax.nn.count import chain_size
 from lpjax.report import curves, drawings, record
 from lpjax.state import train_state
 from lpjax.training import log, loop, summary, writers
 from lpjax.training import run as runs
+from lpjax.training.evaluate import Evaluation
 
 
 def quiet():
@@ -27,7 +31,7 @@ def quiet():
 def lines(workdir, kind="train"):
     return [
         entry
-        for entry in map(json.loads, (workdir / "writers.jsonl").read_text().splitlines())
+        for entry in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         if entry["kind"] == kind
     ]
 
@@ -68,11 +72,29 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert "step 20/22" in console.file.getvalue()
 
 
+@pytest.mark.parametrize("read, step", [(0.02, 0.0), (0.0, 0.3)], ids=["slow files", "slow step"])
+def test_data_seconds_are_of_waiting_for_data_alone(read, step, tmp_path, monkeypatch):
+    """Seconds for a file, of which a batch has eight, and for a step, behind which the devices take the next batch."""
+    monkeypatch.setattr(Memory, "__getitem__", slow(Memory.__getitem__, read))
+    monkeypatch.setattr(stream, "_on_mesh", slow(stream._on_mesh, step))
+    run = dataclasses.replace(
+        small_run(mesh__stage=1, num_steps=8, log_every=1),
+        feed=streamed(make_stream(), data__threads=1, data__prefetch=8),
+        step=lambda state, batch: (state, dict.fromkeys(("task_loss", "accuracy"), jnp.zeros(()))),
+        evaluate=lambda state, feed: Evaluation(0.0, 0.0, None, None, 11),
+    )
+    result = loop.train(run, tmp_path, quiet())
+    logged = np.median([entry["data_seconds"] for entry in lines(tmp_path)])
+    for waited in (result["data_seconds_median"], logged):
+        assert waited > 0.1 if read else 0 < waited < 0.1
+    assert result["seconds_per_step_median"] > max(8 * read / 2, step)
+
+
 def test_restart_keeps_the_earlier_run(tmp_path):
     loop.train(small_run(num_steps=1), tmp_path, quiet())
-    before = (tmp_path / "writers.jsonl").read_text()
+    before = (tmp_path / "metrics.jsonl").read_text()
     loop.train(small_run(num_steps=2, seed=1), tmp_path, quiet(), restart=True)
-    assert (tmp_path / "previous-1" / "writers.jsonl").read_text() == before
+    assert (tmp_path / "previous-1" / "metrics.jsonl").read_text() == before
     assert (tmp_path / "previous-1" / "checkpoints" / "1").is_dir()
     assert len(lines(tmp_path)) == 2
     loop.train(small_run(num_steps=1), tmp_path, quiet(), restart=True)

@@ -1,4 +1,4 @@
-"""From a config file and the command line to a checked `Config`.
+"""Read a configuration: from a config file and the command line to a checked `Config`.
 
 A config file (`configs/*.py`) is Python by ml_collections' convention and is executed when it is loaded.  Its
 `get_config()` starts from `default_config()`, sets fields, and returns the `ConfigDict`; `--config.field=value`
@@ -17,12 +17,17 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
-from lpjax.config.check import check
+from lpjax.config import named
 from lpjax.config.schema import Config, ModelConfig
+from lpjax.errors import BadInput
 
 
 def default_config() -> config_dict.ConfigDict:
-    """The defaults as a `ConfigDict` that refuses unknown fields and values of another type."""
+    """Give the defaults, for a config file to start from.
+
+    Returns:
+      The defaults, locked: unknown fields and values of another type are refused.
+    """
 
     def convert(instance: Any) -> config_dict.ConfigDict:
         if isinstance(instance, ModelConfig):
@@ -30,13 +35,9 @@ def default_config() -> config_dict.ConfigDict:
         out = config_dict.ConfigDict()
         for name, hint in typing.get_type_hints(type(instance)).items():
             value = getattr(instance, name)
-            if dataclasses.is_dataclass(value):
-                out[name] = convert(value)
-            elif type(None) in typing.get_args(hint):
+            if type(None) in typing.get_args(hint):
                 out[name] = config_dict.placeholder(_optional(hint))
-                out[name] = value
-            else:
-                out[name] = value
+            out[name] = convert(value) if dataclasses.is_dataclass(value) else value
         return out
 
     return convert(Config()).lock()
@@ -48,16 +49,22 @@ def _optional(hint: Any) -> Any:
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
-    """A checked `Config` from a (nested) mapping.
+    """Type a configuration; `lpjax.methods.resolve` fills it in and checks it.
 
-    Raises ValueError naming the field, its value, what was expected and what to do.
+    Args:
+      values: Fields, and sections as mappings, such as `get_config().to_dict()`; what is left out has its default.
+
+    Returns:
+      The configuration.  Functions that come with lpjax go by their names (`named.canonical_name`).
+
+    Raises:
+      BadInput: A field does not exist or has a value of another type; says what was expected and what to do.
     """
-    config = _build(Config, dict(values), "")
-    check(config)
-    return config
+    return _build(Config, dict(values), "")
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    """Make a section of its fields; `prefix` is what their names begin with in messages."""
     if cls is ModelConfig:  # its other fields are the arguments of its function
         function = _typed(str, values.pop("function", ModelConfig.function), f"{prefix}function")
         return ModelConfig(function, {name: _plain(value) for name, value in values.items()})
@@ -66,13 +73,13 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
-            raise ValueError(f"{prefix}{name}: no such field; {hint}")
+            raise BadInput(f"{prefix}{name}: no such field; {hint}")
     out = {}
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping) and not hasattr(value, "items"):
-                raise ValueError(f"{prefix}{name}={value!r}: expected a section with fields")
+                raise BadInput(f"{prefix}{name}={value!r}: expected a section with fields")
             out[name] = _build(typing.cast(type, hint), dict(value.items()), f"{prefix}{name}.")
         else:
             out[name] = _typed(hint, value, f"{prefix}{name}")
@@ -84,24 +91,24 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the type `hint`, or ValueError."""
+    """Give `value` as the type `hint`, in a field called `name`, or raise ValueError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return None if value is None else _typed(next(arg for arg in args if arg is not type(None)), value, name)
     if origin is Literal:
         if value not in args:
             close = difflib.get_close_matches(str(value), args, n=1)
-            raise ValueError(
+            raise BadInput(
                 f"{name}={value!r}: expected one of {', '.join(args)}"
                 + (f"; did you mean {close[0]}?" if close else "")
             )
         return value
     if origin is tuple:
         if not isinstance(value, tuple | list):
-            raise ValueError(f"{name}={value!r}: expected a tuple, such as (1, 2)")
+            raise BadInput(f"{name}={value!r}: expected a tuple, such as (1, 2)")
         return tuple(_typed(args[0], item, name) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{name}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-    return value
+        raise BadInput(f"{name}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
+    return named.canonical_name(value) if name in named.PROVIDED else value

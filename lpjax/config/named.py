@@ -1,33 +1,89 @@
-"""Functions that a configuration names: "package.module:function", anything that can be imported."""
+"""Import functions that a configuration names: "resnet", which comes with lpjax, or any "package.module:function"."""
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lpjax.errors import BadInput
+
+PROVIDED: dict[str, dict[str, str]] = {
+    "model.function": {
+        "resnet": "lpjax.models.resnet:resnet",
+        "preact_resnet": "lpjax.models.preact_resnet:preact_resnet",
+        "wide_resnet": "lpjax.models.preact_resnet:wide_resnet",
+        "imagenet_resnet": "lpjax.models.imagenet_resnet:imagenet_resnet",
+    },
+    "aux.function": {
+        "convolutions": "lpjax.network.aux_net:convolutions",
+        "own_units": "lpjax.network.aux_net:own_units",
+    },
+}
+"""What comes with lpjax, by field: its names, and where each function is."""
+
+_DOTTED = {place: name for names in PROVIDED.values() for name, place in names.items()}
+_DOTTED |= {f"lpjax.aux_net:{name}": name for name in PROVIDED["aux.function"]}  # checkpoints of older runs have these
+
+
+def canonical_name(text: str) -> str:
+    """Give the name of a function that comes with lpjax, so that runs made under its dotted name go on.
+
+    Args:
+      text: What a configuration or a checkpoint names.
+
+    Returns:
+      The name where `text` is the dotted name of such a function, `text` itself otherwise.
+    """
+    return _DOTTED.get(text, text)
+
 
 def load(name: str, field: str) -> Callable[..., Any]:
-    """The function called `name`; `field` is where the configuration names it.
+    """Import the function that a configuration names.
 
-    Raises ValueError where there is none.
+    Args:
+      name: One of `PROVIDED[field]`, or "package.module:function".
+      field: Where the configuration names it, "model.function" or "aux.function".
+
+    Returns:
+      The function.
+
+    Raises:
+      ValueError: There is none of that name.
     """
-    module_name, colon, attribute = name.partition(":")
+    module_name, colon, attribute = PROVIDED[field].get(name, name).partition(":")
+    if not colon:
+        close = difflib.get_close_matches(name, PROVIDED[field], n=1)
+        raise BadInput(
+            f"{field}={name!r}: expected one of {', '.join(PROVIDED[field])}, or 'package.module:function'"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
     expected = f"{field}={name!r}: expected 'package.module:function', importable from the current folder"
-    if not (module_name and colon and attribute):
-        raise ValueError(f"{expected}, such as lpjax.models.resnet:resnet")
+    if not (module_name and attribute):
+        raise BadInput(f"{expected}, such as {next(iter(PROVIDED[field].values()))}")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{expected}: {error}; correct the name, or start from the folder that holds it") from error
+        raise BadInput(f"{expected}: {error}; correct the name, or start from the folder that holds it") from error
     if not callable(function):
-        raise ValueError(f"{expected}: {attribute} is a {type(function).__name__}; name a function")
+        raise BadInput(f"{expected}: {attribute} is a {type(function).__name__}; name a function")
     return function
 
 
 def call(name: str, field: str, arguments: Mapping[str, Any], **given: Any) -> Any:
-    """What the named function returns for the configuration's `arguments` and those `given`.
+    """Call the function that a configuration names.
 
-    Raises ValueError where they do not fit the function's.
+    Args:
+      name: See `load`.
+      field: See `load`.
+      arguments: Of the function, as the configuration has them.
+      **given: Its other arguments, by keyword.
+
+    Returns:
+      What the function returns.
+
+    Raises:
+      ValueError: There is no such function, or the arguments do not fit it.
     """
     function = load(name, field)
     signature = inspect.signature(function)
@@ -36,5 +92,5 @@ def call(name: str, field: str, arguments: Mapping[str, Any], **given: Any) -> A
     except TypeError as error:
         takes = ", ".join(parameter for parameter in signature.parameters if parameter not in given)
         section = field.partition(".")[0]
-        raise ValueError(f"{section}: {error}; {name} takes {takes}: correct the fields of {section}") from error
+        raise BadInput(f"{section}: {error}; {name} takes {takes}: correct the fields of {section}") from error
     return function(**arguments, **given)

@@ -5,11 +5,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import jax
-
-from lpjax.network import packing
+from lpjax.errors import BadInput
 from lpjax.nn.chain import Shape, UnitLike, make_chain
-from lpjax.nn.count import activation_bytes, unit_flops
+from lpjax.nn.count import activation_bytes, layers, unit_flops
 
 UnitSeconds = Callable[[UnitLike, Shape, int], tuple[float, float]]
 """(unit, in_shape, examples) -> seconds of its forward and of its backward pass."""
@@ -30,7 +28,7 @@ class Link:
 
     def __post_init__(self) -> None:
         if self.latency < 0 or self.bandwidth <= 0:
-            raise ValueError(f"{self}: expected latency >= 0 seconds and bandwidth > 0 bytes a second; correct them")
+            raise BadInput(f"{self}: expected latency >= 0 seconds and bandwidth > 0 bytes a second; correct them")
 
 
 def all_reduce(n: int, size: Number, link: Link) -> float:
@@ -53,9 +51,23 @@ def all_gather(n: int, size: Number, link: Link) -> float:
     return (n - 1) * (size / link.bandwidth + link.latency)
 
 
+def reduce_scatter(n: int, size: Number, link: Link) -> float:
+    """Ring: (n-1)/n size / bandwidth + (n-1) latency, `size` a device's own."""
+    return (n - 1) * (size / n / link.bandwidth + link.latency)
+
+
 def ppermute(n: int, size: Number, link: Link) -> float:
     """size / bandwidth + latency; 0 for n = 1."""
     return size / link.bandwidth + link.latency if n > 1 else 0.0
+
+
+COLLECTIVES = {
+    "all_gather": all_gather,
+    "all_to_all": all_to_all,
+    "reduce_scatter": reduce_scatter,
+    "ppermute": ppermute,
+}
+"""But the all-reduce, which several links share."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.devices_per_node < 1 or self.memory_bandwidth <= 0:
-            raise ValueError(
+            raise BadInput(
                 f"devices_per_node={self.devices_per_node}, memory_bandwidth={self.memory_bandwidth}: expected at "
                 f"least one device and a bandwidth > 0 bytes a second; correct them"
             )
@@ -108,26 +120,9 @@ class Group:
         link = machine.inside if self.n * self.stride <= machine.devices_per_node else machine.between
         return machine.start * (self.n > 1) + collective(self.n, size, link)
 
-
-@dataclass(frozen=True)
-class Layers:
-    """Of a unit.  kernels: convolutions and matrices.  params: values.  norms: channels of each batch norm."""
-
-    kernels: int
-    params: int
-    norms: tuple[int, ...]
-
-
-@functools.cache
-def layers(unit: UnitLike, in_shape: Shape) -> Layers:
-    """The layers of a unit, from its parameters and statistics."""
-    params, stats = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
-    named = jax.tree.leaves_with_path(params)
-    return Layers(
-        kernels=sum(packing.kind(path) == "kernel" for path, _ in named),
-        params=sum(leaf.size for _, leaf in named),
-        norms=tuple(leaf.size for leaf in jax.tree.leaves(stats))[::2],  # each has a mean and a variance
-    )
+    def seconds(self, collective: str, size: Number) -> float:
+        """Seconds of a collective, called as in `nn.schedule.Message`, of `size` bytes, a device's own."""
+        return self.all_reduce(size) if collective == "psum" else self(COLLECTIVES[collective], size)
 
 
 @functools.cache
@@ -156,7 +151,7 @@ def roofline(
       kernel_seconds: of the kernels of a layer (convolution, statistics, normalisation) on next to no data.
     """
     if not 0 < efficiency <= 1:
-        raise ValueError(f"efficiency={efficiency}: expected a share of the peak, 0 < efficiency <= 1; correct it")
+        raise BadInput(f"efficiency={efficiency}: expected a share of the peak, 0 < efficiency <= 1; correct it")
 
     @functools.cache
     def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:

@@ -9,24 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from lpjax.config.schema import MeshConfig
-from lpjax.cost.timing import in_turns
+from lpjax.cost.timing import interleaved
 from lpjax.data.batch import Batch
-from lpjax.methods import coarse_adjoint, local, moving
-from lpjax.methods.layer_parallel import step as layer_parallel
+from lpjax.methods import METHODS
 from lpjax.parallel import mesh as meshes
-from lpjax.state import train_state
-from lpjax.state.step_inputs import example_keys
 from lpjax.training.run import Run
-
-METHODS = ("layer_parallel", "coarse_adjoint", "local")
-"""Whose stages are programs of one forward and one backward pass with what is computed beside it."""
 
 
 def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
@@ -56,12 +49,13 @@ class StagePrograms:
     """Those of a run on one device."""
 
     def __init__(self, run: Run, device: jax.Device) -> None:
-        self.run = run
+        self.run, self.method = run, METHODS[run.config.method]
         self.mesh = Mesh(np.array([[device]]), meshes.ALL_AXES, axis_types=(AxisType.Auto,) * 2)
         self.column = run.config.batch_size // run.config.mesh.data
         self.config = replace(run.config, mesh=MeshConfig(1, 1), batch_size=self.column)
-        recipe = replace(run.recipe, num_examples=self.column)  # a table of multipliers has these, not the training set
-        self.state = train_state.create(self.config, run.network, self.mesh, recipe)
+        # A table of multipliers has a column's examples, not the training set.
+        step_inputs = replace(run.step_inputs, num_examples=self.column)
+        self.state = self.method.create(run.network, self.config, self.mesh, step_inputs)
 
     def program(self, part: Callable[..., Any], *args: PyTree) -> Program:
         """A part compiled for the device."""
@@ -71,40 +65,20 @@ class StagePrograms:
 
     def stage(self, k: int) -> Program:
         """Forward and backward pass of stage k on its local loss, with what the method computes beside it and the
-        packing of what it sends.  Raises ValueError for a method that is not one of `METHODS`."""
-        run, state, batch = self.run, self.state, random_batch(self.run, self.column, self.mesh)
-        step: Any
-        packet: PyTree
-        if self.config.method == "layer_parallel":
-            exchange = layer_parallel.make_exchange(run.network, self.config)
-            step = layer_parallel.Step(run.network, self.config, run.recipe, exchange)
-            packet = jax.random.normal(jax.random.key(0), (self.column, exchange.outward_length), float)
-        elif self.config.method in METHODS:
-            if self.config.method == "coarse_adjoint":
-                step = coarse_adjoint.Step(run.network, self.config, run.recipe)
-            else:
-                own = local.classifiers(run.network, self.config.local.blocks)
-                step = local.Step(run.network, self.config, run.recipe, own)
-            inputs = jax.random.normal(jax.random.key(0), (self.column, moving.length(run.network)), float)
-            tags = jnp.stack([batch.label, batch.index, jnp.zeros_like(batch.index)], axis=1)
-            packet = replace(jax.tree.map(lambda row: row[k], state.carry), inputs=inputs, tags=tags)
-        else:
-            raise ValueError(f"method={self.config.method}: expected one of {', '.join(METHODS)}")
-        params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
+        packing of what it sends.
 
-        def part(params: PyTree, stats: PyTree, packet: PyTree, state: PyTree) -> PyTree:
-            if self.config.method == "coarse_adjoint" and run.network.tied:
-                state = step.with_tied(state, step.tied(state.stage_params))
-            if self.config.method != "layer_parallel":
-                return step.run_stage(k, params, stats, packet, state=state)
-            keys = example_keys(state.key, state.step, batch.index)
-            return step.run_stage(k, params, stats, packet, state=state, labels=batch.label, keys=keys)
-
-        return self.program(part, params, stats, packet, state)
+        Raises:
+          ValueError: The method has no such programs (`Method.stage_program`).
+        """
+        make, batch = self.method.stage_program, random_batch(self.run, self.column, self.mesh)
+        if make is None:
+            raise ValueError(f"method={self.method.name}: a stage of it is no program of its own: expected another one")
+        made = make(k, self.run.network, self.config, self.run.step_inputs, self.state, batch)
+        return self.program(made.run, *made.args)
 
 
 def stage_seconds(run: Run, repeats: int) -> list[float]:
-    """Of the stages' programs on the first device, in turns, the least of each: what disturbs a machine only adds."""
+    """Of the stages' programs on the first device, interleaved, the least of each: a disturbance only adds."""
     programs = StagePrograms(run, jax.devices()[0])
     stages = [programs.stage(k) for k in range(run.network.num_stages)]
-    return [min(own) for own in in_turns([stage.run for stage in stages], repeats)]
+    return [min(own) for own in interleaved([stage.run for stage in stages], repeats)]

@@ -26,7 +26,7 @@ def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> l
     return [seconds() for _ in range(1 + repeats)][1:]
 
 
-def in_turns(programs: Sequence[Callable[[], Any]], repeats: int = 5) -> list[list[float]]:
+def interleaved(programs: Sequence[Callable[[], Any]], repeats: int = 5) -> list[list[float]]:
     """`stopwatch` of several programs that take turns, so that a machine whose speed changes changes it for all.
 
     In each turn there is a call that is not counted: since its last one, others have had a program's memory, which the
@@ -50,35 +50,40 @@ class Seconds(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitTimer:
-    """(unit, in_shape) -> `Seconds` on one device, each measured once.
+    """(unit, in_shape, examples) -> `Seconds` on one device, each measured once.
 
-    batch: examples.  repeats: of each measurement.  dtype, remat: see `chain.Chain`.  A unit that keeps the shape is
-    measured as a scan of `row` of them, as it runs in a stage.
+    A unit that keeps the shape is measured as a scan of `row` of them, as it runs in a stage.  All but the first unit
+    are interleaved with that one, or with a slower one that came after it, and measured as multiples of what it took:
+    times of units that were measured minutes apart on a machine whose speed changes would not compare.
 
-    All but the first unit are measured in turns with that one, or with a slower one that came after it, and as
-    multiples of what it took: times of units that were measured minutes apart on a machine whose speed changes would
-    not compare.
+    Attributes:
+      repeats: Of each measurement.
+      dtype: Of activations, see `chain.Chain`.
+      remat: See `chain.Chain`.
+      row: How many equal units are measured together.
+      known: What was measured.
+      first: The program that the others are measured beside, and what it took.
     """
 
-    batch: int
     repeats: int = 5
     dtype: str | None = None
     remat: bool = False
     row: int = 3
-    known: dict[tuple[UnitLike, Shape], Seconds] = field(default_factory=dict, compare=False)
+    known: dict[tuple[UnitLike, Shape, int], Seconds] = field(default_factory=dict, compare=False)
     first: list[tuple[Callable[[], Any], float]] = field(default_factory=list, compare=False)
 
-    def __call__(self, unit: UnitLike, in_shape: Shape) -> Seconds:
-        if (unit, in_shape) not in self.known:
-            self.known[unit, in_shape] = self._measured(unit, in_shape)
-        return self.known[unit, in_shape]
+    def __call__(self, unit: UnitLike, in_shape: Shape, examples: int) -> Seconds:
+        key = unit, in_shape, examples
+        if key not in self.known:
+            self.known[key] = self._measured(*key)
+        return self.known[key]
 
-    def _measured(self, unit: UnitLike, in_shape: Shape) -> Seconds:
+    def _measured(self, unit: UnitLike, in_shape: Shape, examples: int) -> Seconds:
         one = make_chain([unit], in_shape)
         count = self.row if one.out_shape == in_shape else 1
         units = replace(make_chain([unit] * count, in_shape), dtype=self.dtype, remat=self.remat)
         params, stats = jax.jit(lambda key: chain.init(units, key))(jax.random.key(0))
-        x = jax.random.normal(jax.random.key(1), (self.batch, *in_shape), float)
+        x = jax.random.normal(jax.random.key(1), (examples, *in_shape), float)
 
         def forward(params: PyTree, x: Array) -> tuple[Array, PyTree]:
             return chain.apply(units, params, stats, x, Mode(train=True))
@@ -93,11 +98,11 @@ class UnitTimer:
 
         programs = [partial(jax.jit(f), params, x) for f in (forward, both, without_input)]
         if not self.first:
-            medians = [statistics.median(own) for own in in_turns(programs, self.repeats)]
+            medians = [statistics.median(own) for own in interleaved(programs, self.repeats)]
             self.first.append((programs[1], medians[1]))
         else:
             beside, took = self.first[0]
-            *timed, now = in_turns([*programs, beside], self.repeats)
+            *timed, now = interleaved([*programs, beside], self.repeats)
             medians = [took * statistics.median(a / b for a, b in zip(own, now, strict=True)) for own in timed]
             if medians[1] > took:  # what takes long compares better
                 self.first[0] = programs[1], medians[1]

@@ -1,10 +1,14 @@
-"""What a step costs a device, from its traced and its compiled program; nothing is run or timed."""
+"""What a device sends in a step: as its schedule says, and as its traced program has it; nothing is run."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from lpjax.methods.base import WIDTH
+from lpjax.nn.count import chain_layers
+from lpjax.nn.schedule import Item, Message, Work
 
 KINDS = {
     "psum": "psum",
@@ -23,8 +27,78 @@ KINDS = {
 """Kinds of collectives by the names of their primitives, which differ between versions of JAX."""
 
 
-def exchanged_bytes(jaxpr: ClosedJaxpr | Jaxpr, axis_sizes: Mapping[str, int]) -> dict[str, float]:
-    """Bytes that one device sends in the collectives of a program, by kind; kinds it has none of are left out.
+class Sent(NamedTuple):
+    """Of the collectives of a kind among more than one device.
+
+    Attributes:
+      number: How many.
+      bytes: That one device sends in all of them.
+    """
+
+    number: int = 0
+    bytes: float = 0.0
+
+
+Traffic = dict[str, Sent]
+"""By kind of collective; kinds that there are none of are left out, collectives of one device too."""
+
+
+def _added(parts: Iterable[Traffic], times: int = 1) -> Traffic:
+    total: Traffic = {}
+    for part in parts:
+        for kind, sent in part.items():
+            before = total.get(kind, Sent())
+            total[kind] = Sent(before.number + times * sent.number, before.bytes + times * sent.bytes)
+    return total
+
+
+def total_bytes(traffic: Traffic) -> float:
+    """Of all kinds together."""
+    return sum(sent.bytes for sent in traffic.values())
+
+
+def _sent(kind: str, n: int, size: int) -> Traffic:
+    factor = {
+        "psum": 2 * (n - 1) / n,
+        "all_gather": n - 1,
+        "all_to_all": (n - 1) / n,
+        "reduce_scatter": (n - 1) / n,
+        "ppermute": 1,
+    }
+    return {kind: Sent(1, float(factor[kind] * size))} if n > 1 else {}
+
+
+def scheduled(items: Sequence[Item], axis_sizes: Mapping[str, int]) -> Traffic:
+    """What the device that sends most sends in a step, by the step's schedule.
+
+    Batch norms average two moments a channel in each pass, over the axes that their work names; a backward pass that
+    computes its forward pass again averages twice.
+
+    Args:
+      items: The schedule.
+      axis_sizes: Of the mesh.
+    """
+
+    def devices(axes: Iterable[str]) -> int:
+        return math.prod(axis_sizes[axis] for axis in axes)
+
+    def norms(work: Work) -> Traffic:
+        again = 2 if work.gradients and work.chain.remat else 1
+        return _added(
+            _added((_sent("psum", devices(work.norm_axes), 2 * WIDTH * c) for c in own.norms), count * again)
+            for count, own in chain_layers(work.chain)
+        )
+
+    messages = [_sent(m.collective, devices(m.axes), m.bytes) for m in items if isinstance(m, Message)]
+    own = [
+        _added(norms(item) for item in items if isinstance(item, Work) and item.chain and item.device == d)
+        for d in range(axis_sizes["stage"])
+    ]
+    return _added([*messages, max(own, key=total_bytes)])
+
+
+def exchanged(jaxpr: ClosedJaxpr | Jaxpr, axis_sizes: Mapping[str, int]) -> Traffic:
+    """What one device sends in the collectives of a program.
 
     Of n devices over the collective's axes, for a device's own input of `size` bytes:
 
@@ -32,33 +106,38 @@ def exchanged_bytes(jaxpr: ClosedJaxpr | Jaxpr, axis_sizes: Mapping[str, int]) -
         all_gather                  (n-1) size
         all_to_all                  (n-1)/n size
         reduce_scatter              (n-1)/n size
-        ppermute                    size                0 if n = 1; a device at the edge of a shift sends nothing
+        ppermute                    size                a device at the edge of a shift sends nothing
 
-    A scan counts its length times, a cond as its dearest branch.  A body of a while loop, whose passes nobody knows,
-    may hold no collective that sends: ValueError.  `axis_sizes`: of the mesh.
+    A scan counts its length times, a cond as its dearest branch.
+
+    Args:
+      jaxpr: The program.
+      axis_sizes: Of the mesh.
+
+    Raises:
+      ValueError: A body of a while loop, whose passes nobody knows, holds a collective that sends.
     """
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    total: dict[str, float] = {}
-    for eqn in inner.eqns:
-        for kind, size in _of_equation(eqn, axis_sizes).items():
-            total[kind] = total.get(kind, 0.0) + size
-    return total
+    return _added(_of_equation(eqn, axis_sizes) for eqn in inner.eqns)
 
 
-def _of_equation(eqn: JaxprEqn, axis_sizes: Mapping[str, int]) -> dict[str, float]:
+def exchanged_bytes(jaxpr: ClosedJaxpr | Jaxpr, axis_sizes: Mapping[str, int]) -> dict[str, float]:
+    """Bytes of `exchanged`, by kind."""
+    return {kind: sent.bytes for kind, sent in exchanged(jaxpr, axis_sizes).items()}
+
+
+def _of_equation(eqn: JaxprEqn, axis_sizes: Mapping[str, int]) -> Traffic:
     name = eqn.primitive.name
     if name not in KINDS and name != "axis_index" and "axis_name" in eqn.params:
         raise ValueError(f"{name}: a collective of unknown cost; expected one of {', '.join(KINDS)}")
     if name in KINDS:
-        kind = KINDS[name]
-        return {kind: _sent(kind, _devices(eqn, axis_sizes), sum(map(_size, eqn.invars)))}
-    costs = [exchanged_bytes(inner, axis_sizes) for inner in _programs(eqn.params)]
+        return _sent(KINDS[name], _devices(eqn, axis_sizes), sum(map(_size, eqn.invars)))
+    inside = [exchanged(inner, axis_sizes) for inner in _programs(eqn.params)]
     if name == "cond":
-        return max(costs, key=lambda cost: sum(cost.values()))
-    if name == "while" and any(sum(cost.values()) for cost in costs):
-        raise ValueError(f"a while loop with collectives {costs}: its number of passes is unknown; use a scan")
-    times = eqn.params["length"] if name == "scan" else 1
-    return {kind: times * sum(c.get(kind, 0.0) for c in costs) for kind in {k: None for cost in costs for k in cost}}
+        return max(inside, key=total_bytes)
+    if name == "while" and any(map(total_bytes, inside)):
+        raise ValueError(f"a while loop with collectives {inside}: its number of passes is unknown; use a scan")
+    return _added(inside, eqn.params["length"] if name == "scan" else 1)
 
 
 def _programs(params: Mapping[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
@@ -80,14 +159,3 @@ def _devices(eqn: JaxprEqn, axis_sizes: Mapping[str, int]) -> int:
 
 def _size(var: Var | Literal) -> int:
     return math.prod(var.aval.shape) * var.aval.dtype.itemsize  # type: ignore[attr-defined]
-
-
-def _sent(kind: str, n: int, size: int) -> float:
-    factor = {
-        "psum": 2 * (n - 1) / n,
-        "all_gather": n - 1,
-        "all_to_all": (n - 1) / n,
-        "reduce_scatter": (n - 1) / n,
-        "ppermute": n > 1,
-    }
-    return float(factor[kind] * size)

@@ -18,6 +18,7 @@ import numpy as np
 
 from lpjax.data.source import check_labels
 from lpjax.data.tfds_sets import import_tfds
+from lpjax.errors import BadInput
 
 CIFAR_URL, IMAGENET_URL = "https://www.cs.toronto.edu/~kriz/cifar.html", "https://image-net.org/download-images"
 ARCHIVES = {
@@ -69,7 +70,7 @@ def open_tar(name: str, archive: Path) -> Iterator[tarfile.TarFile]:
             yield tar
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = str(error).splitlines()[0].rstrip(":")
-        raise ValueError(f"{archive}: not a whole tar archive ({reason}); {download_again(name)}") from error
+        raise BadInput(f"{archive}: not a whole tar archive ({reason}); {download_again(name)}") from error
 
 
 def files_in(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
@@ -96,13 +97,11 @@ def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]
         found = {file: content(tar, member) for file, member in files_in(tar) if file in wanted}
     missing = [f"{layout.folder}/{file}" for file in wanted if file not in found]
     if missing:
-        raise ValueError(
-            f"{archive}: not the binary version of {name}: no {', '.join(missing)}; {download_again(name)}"
-        )
+        raise BadInput(f"{archive}: not the binary version of {name}: no {', '.join(missing)}; {download_again(name)}")
     for key, file in layout.labels.items():
         names = [line for line in found[file].decode().splitlines() if line]
         if len(names) != features[key].num_classes:
-            raise ValueError(
+            raise BadInput(
                 f"{archive}: {file} has {len(names)} names of classes: expected {features[key].num_classes}; "
                 f"{download_again(name)}"
             )
@@ -112,7 +111,7 @@ def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]
         length = len(layout.labels) + 3072
         for file in files:
             if not found[file] or len(found[file]) % length:
-                raise ValueError(
+                raise BadInput(
                     f"{archive}: {file} has {len(found[file])} bytes: expected a multiple of {length} (a record: "
                     f"{len(layout.labels)} of labels, 3072 of pixels); {download_again(name)}"
                 )
@@ -153,7 +152,7 @@ def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
         members = list(files_in(tar))
         strange = [file for file, _ in members if file.removesuffix(".tar") not in synsets]
         if strange or not members:
-            raise ValueError(
+            raise BadInput(
                 f"{archive}: holds {', '.join(strange[:3]) or 'no files'}: expected one tar per synset, n01440764.tar "
                 f"and so on; {download_again('imagenet2012')}"
             )
@@ -166,7 +165,7 @@ def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
                         data = rgb_jpeg(data)
                     yield image_name, {"file_name": image_name, "image": data, "label": file.removesuffix(".tar")}
                 if empty:
-                    raise ValueError(f"{archive}: {file} holds no images; {download_again('imagenet2012')}")
+                    raise BadInput(f"{archive}: {file} holds no images; {download_again('imagenet2012')}")
 
 
 def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
@@ -179,14 +178,14 @@ def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
         for file, member in files_in(tar):
             match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", file)
             if not match or not 1 <= int(match[1]) <= len(labels):
-                raise ValueError(
+                raise BadInput(
                     f"{archive}: holds {file}: expected ILSVRC2012_val_00000001.JPEG to "
                     f"ILSVRC2012_val_{len(labels):08d}.JPEG; {download_again('imagenet2012')}"
                 )
             empty = False
             yield file, {"file_name": file, "image": content(tar, member), "label": labels[int(match[1]) - 1]}
         if empty:
-            raise ValueError(f"{archive}: holds no images; {download_again('imagenet2012')}")
+            raise BadInput(f"{archive}: holds no images; {download_again('imagenet2012')}")
 
 
 def imagenet_splits(archives: Sequence[Path], features: Any) -> dict[str, Examples]:

@@ -8,13 +8,18 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from lpjax.errors import BadInput
+
 
 @struct.dataclass
 class Batch:
     """Examples of one step, sharded over the mesh by `mesh.EXAMPLES`.
 
-    image: uint8 [B, H, W, C], as stored.  label: int32 [B].  index: int32 [B], position in the training set; keys the
-    augmentation, dropout and the table of multipliers.  -1 fills up a test batch, with some image.
+    Attributes:
+        image: uint8 [B, H, W, C], as stored.
+        label: int32 [B].
+        index: int32 [B], position in the training set; keys the augmentation, dropout and the table of multipliers.
+            -1 pads a test batch, with any image.
     """
 
     image: PyTree
@@ -24,21 +29,25 @@ class Batch:
 
 @runtime_checkable
 class TrainBatches(Protocol):
-    """The endless row of training batches, from any step.
+    """Endless iterator over training batches that can start at any step.
 
-    corrupt: what was skipped so far because it could not be decoded, one message each.
+    Attributes:
+        corrupt: One message for each image file skipped so far because it could not be decoded.
+        waited: Seconds that the host took to have the last batch's examples: for their order, for files to be read and
+            decoded.  Not for putting them on the devices, which may have to finish a step first.
     """
 
     corrupt: list[str]
+    waited: float
 
     def __next__(self) -> Batch: ...
 
     def get_state(self) -> dict[str, Any]:
-        """Where the row is, in JSON's types."""
+        """The position of the iterator, in JSON's types."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from a position that `get_state` returned."""
         ...
 
 
@@ -47,7 +56,7 @@ class Feed(Protocol):
     """Batches of one data set on one mesh, B = `config.batch_size` examples each."""
 
     def train(self) -> TrainBatches:
-        """Each epoch in a new order, from (seed, epoch)."""
+        """Training batches; each epoch is in a new order, from (seed, epoch)."""
         ...
 
     def sample(self, count: int) -> Iterator[Batch]:
@@ -55,7 +64,7 @@ class Feed(Protocol):
         ...
 
     def test(self) -> Iterator[Batch]:
-        """The whole test split."""
+        """The whole test split; the last batch is padded."""
         ...
 
 
@@ -65,21 +74,28 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def sample_order(num_examples: int, batch_size: int, mesh: Mesh, count: int) -> list[np.ndarray]:
-    """Positions of at most `count` batches that fit the mesh; a source may list its classes one after another."""
+    """Positions of at most `count` batches of training examples that fit the mesh, the same ones each time.
+
+    They are shuffled: a source may list its classes one after another.
+    """
     size = min(batch_size, num_examples // mesh.size * mesh.size)
     shuffled = epoch_order(0, 0, num_examples)
     return [shuffled[i : i + size] for i in range(0, num_examples - size + 1, size)][:count]
 
 
 def padded_order(num_examples: int, batch_size: int) -> list[np.ndarray]:
-    """Positions 0 .. num_examples-1 in batches of one size; -1 fills up the last."""
+    """Positions 0 .. num_examples-1 in batches of one size; the last is padded with -1."""
     index = np.full(-(-num_examples // batch_size) * batch_size, -1, np.int32)
     index[:num_examples] = np.arange(num_examples)
     return np.split(index, len(index) // batch_size)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Complete batches of one epoch."""
+    """Number of complete batches in one epoch.
+
+    Raises:
+        ValueError: The training set is smaller than a batch.
+    """
     if num_examples < batch_size:
-        raise ValueError(f"batch_size={batch_size}: the training set has {num_examples} examples; use fewer per batch")
+        raise BadInput(f"batch_size={batch_size}: the training set has {num_examples} examples; use fewer per batch")
     return num_examples // batch_size

@@ -4,6 +4,7 @@
 larger sets.  A step cannot tell them apart.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -21,9 +22,9 @@ from lpjax.parallel.processes import from_host
 
 
 def make_feed(data: Dataset | Stream, config: Config, mesh: Mesh) -> Feed:
-    """The feed of a set."""
+    """The feed of a data set, whichever kind it is."""
     if isinstance(data, Stream):
-        with extra_packages():
+        with extra_packages():  # grain and Pillow
             from lpjax.data.stream import Streamed
         return Streamed(data, config, mesh)
     return Resident(data, config, mesh)
@@ -52,28 +53,32 @@ class Resident:
 
 
 class ResidentBatches:
-    """`TrainBatches` of a set in memory: (seed, step) alone say what a batch is.
+    """`TrainBatches` of a set in memory: (seed, step) alone determine a batch.
 
     The last incomplete batch of an epoch is left out.
     """
 
     def __init__(self, gather: Callable[[np.ndarray], Batch], num_examples: int, config: Config) -> None:
         self.corrupt: list[str] = []
+        self.waited = 0.0
         self._gather, self._num_examples, self._config = gather, num_examples, config
         self._per_epoch = steps_per_epoch(num_examples, config.batch_size)
         self._order, self._order_epoch = np.empty(0, np.int32), -1
         self._step = 0
 
     def __next__(self) -> Batch:
+        began = time.perf_counter()
         epoch, position = divmod(self._step, self._per_epoch)
         if epoch != self._order_epoch:
             self._order, self._order_epoch = epoch_order(self._config.seed, epoch, self._num_examples), epoch
         self._step += 1
         size = self._config.batch_size
-        return self._gather(self._order[position * size : (position + 1) * size])
+        index = self._order[position * size : (position + 1) * size]
+        self.waited = time.perf_counter() - began
+        return self._gather(index)
 
     def get_state(self) -> dict[str, Any]:
-        """See `TrainBatches`: the number of batches given."""
+        """See `TrainBatches`: the number of batches returned so far."""
         return {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -82,7 +87,13 @@ class ResidentBatches:
 
 
 def make_gather(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Callable[[np.ndarray], Batch]:
-    """A function from example positions [B] to the `Batch` of those examples, sharded over the mesh."""
+    """A function from positions of examples, int [B], to their `Batch`.
+
+    Args:
+        images: uint8 [N, H, W, C]; replicated over the mesh, once.
+        labels: int32 [N].
+        mesh: What a batch is sharded over.
+    """
     everywhere, split = NamedSharding(mesh, REPLICATED), NamedSharding(mesh, EXAMPLES)
     resident = from_host(images, everywhere), from_host(labels, everywhere)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lpjax.config.schema import DataConfig
 from lpjax.data.source import Source, Spec, Stream, channel_moments, data_folder
-from lpjax.errors import extra_packages
+from lpjax.errors import BadInput, extra_packages
 
 CONTENT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -48,7 +48,7 @@ def _splits(config: DataConfig) -> tuple[list[str], Files, Files]:
     classes = _sub_folders(train)
     unknown = sorted(set(_sub_folders(tests[0])) - set(classes))
     if unknown:
-        raise ValueError(
+        raise BadInput(
             f"{tests[0] / unknown[0]}: no class of that name in train: expected one of its {len(classes)} sub-folders; "
             f"rename or remove it"
         )
@@ -67,7 +67,7 @@ def _files(split: Path, classes: list[str]) -> Files:
         paths += found
         labels += [label] * len(found)
     if not paths:
-        raise ValueError(
+        raise BadInput(
             f"{split}: the split is empty: expected CLASS/*.jpg with at least one image; add images, or correct "
             f"data.dir"
         )
@@ -95,12 +95,12 @@ def _load(config: DataConfig) -> Stream:
         moments.append(channel_moments(pixels[None]))
         grey.append(images.is_grey(file))
     if not moments:
-        raise ValueError(
+        raise BadInput(
             f"{train.name(i)}: {damage}; nor can any other of the files looked at be decoded: expected image files; "
             f"replace them"
         ) from damage
     if config.channels == 3 and all(grey):
-        raise ValueError(
+        raise BadInput(
             f"{train.name(0)}: grey, as all files looked at: expected colour for data.channels=3; set "
             f"data.channels=1, or use colour images"
         )

@@ -21,6 +21,7 @@ import numpy as np
 
 from lpjax.config.schema import DataConfig
 from lpjax.data.source import Dataset, Source, Spec, channel_moments, check_labels, data_folder
+from lpjax.errors import BadInput
 from lpjax.nn.chain import Shape
 
 _NAME = re.compile(r"(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx\d-ubyte(\.gz)?")
@@ -42,10 +43,10 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Shape]]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             zeros, kind, num_axes = struct.unpack(">HBB", file.read(4))
             if zeros or kind != _UNSIGNED_BYTE or not num_axes:
-                raise ValueError(f"{path}: expected the header of an IDX file of unsigned bytes; {remedy}")
+                raise BadInput(f"{path}: expected the header of an IDX file of unsigned bytes; {remedy}")
             yield file, struct.unpack(f">{num_axes}I", file.read(4 * num_axes))
     except (struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged or truncated ({error}); {remedy}") from error
+        raise BadInput(f"{path}: damaged or truncated ({error}); {remedy}") from error
 
 
 def axes(path: Path) -> Shape:
@@ -59,7 +60,7 @@ def read(path: Path) -> np.ndarray:
     with _open(path) as (file, shape):
         values = np.frombuffer(file.read(), np.uint8)
     if len(values) != math.prod(shape):
-        raise ValueError(
+        raise BadInput(
             f"{path}: {len(values)} values: expected {math.prod(shape)} for axes {shape}; copy or download it again"
         )
     return values.reshape(shape)
@@ -76,14 +77,14 @@ def _files(config: DataConfig) -> dict[tuple[str, str], Path]:
     for split, name in (("train", "train"), ("test", "t10k")):
         for kind, rank in (("images", 3), ("labels", 1)):
             if (split, kind) not in found:
-                raise ValueError(f"{folder}: no {name}-{kind}-idx{rank}-ubyte[.gz]; put it there, or correct data.dir")
+                raise BadInput(f"{folder}: no {name}-{kind}-idx{rank}-ubyte[.gz]; put it there, or correct data.dir")
     return found
 
 
 def _image_shape(path: Path, shape: Shape) -> Shape:
     """[H, W, C] of a file of images with axes [N, H, W] or [N, H, W, C]."""
     if len(shape) not in (3, 4):
-        raise ValueError(f"{path}: axes {shape}: expected [N, H, W] or [N, H, W, C], images; is it a file of labels?")
+        raise BadInput(f"{path}: axes {shape}: expected [N, H, W] or [N, H, W, C], images; is it a file of labels?")
     return (*shape[1:], 1)[:3]
 
 
@@ -94,20 +95,20 @@ def _describe(published: Spec | None, config: DataConfig) -> Spec:
         images, labels = files[split, "images"], files[split, "labels"]
         counts[split], *_ = axes(images)
         if axes(labels) != (counts[split],):
-            raise ValueError(
+            raise BadInput(
                 f"{labels}: axes {axes(labels)}: expected one label for each of the {counts[split]} images of "
                 f"{images.name}; use files of one set"
             )
         if not counts[split]:
-            raise ValueError(f"{images}: the {split} split is empty: expected at least one image; use another file")
+            raise BadInput(f"{images}: the {split} split is empty: expected at least one image; use another file")
         shapes[split] = _image_shape(images, axes(images))
     if shapes["train"] != shapes["test"]:
-        raise ValueError(
+        raise BadInput(
             f"{files['test', 'images']}: images of {shapes['test']}: expected {shapes['train']} as in the training "
             f"set; use files of one set"
         )
     if published and shapes["train"] != published.image_shape:
-        raise ValueError(
+        raise BadInput(
             f"{files['train', 'images']}: images of {shapes['train']}: expected {published.image_shape}; choose "
             f"data.name=idx for another set"
         )

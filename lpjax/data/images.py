@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from lpjax.errors import BadInput
 from lpjax.nn.chain import Shape
 
 Box = tuple[float, float, float, float]
@@ -92,7 +93,7 @@ def _open(file: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(file), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ValueError("not an image file") from error  # Pillow's own message is of an address in memory
+        raise BadInput("not an image file") from error  # Pillow's own message is of an address in memory
     if image.mode[0] in "IF":  # Pillow would cut off what is brighter than 255
-        raise ValueError(f"pixels of more than 8 bits (Pillow's mode {image.mode}): expected 8; convert the file")
+        raise BadInput(f"pixels of more than 8 bits (Pillow's mode {image.mode}): expected 8; convert the file")
     return image

@@ -20,10 +20,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from lpjax import cli, errors
 from lpjax.data.archives import ARCHIVES, Examples, download_again, splits
 from lpjax.data.tfds_sets import allow_open_files, import_tfds, is_prepared, open_set, set_folder
-
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+from lpjax.errors import BadInput
 
 
 def find_archives(name: str, source: Path) -> list[Path]:
@@ -56,7 +56,7 @@ def check_sha256(name: str, archive: Path, expected: str) -> None:
             digest.update(chunk)
             progress.update(len(chunk))
     if digest.hexdigest() != expected:
-        raise ValueError(
+        raise BadInput(
             f"{archive}: sha256 is {digest.hexdigest()}, expected {expected}: damaged, or not the official archive; "
             f"{download_again(name)}, or say --sha256={digest.hexdigest()} if you packed it yourself"
         )
@@ -125,7 +125,7 @@ def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ())
     official = {url.rpartition("/")[2]: info.checksum for url, info in builder.url_infos.items()}
     expected = [digest.lower() for digest in sha256] or [official[file] for file in ARCHIVES[name]]
     if len(expected) != len(archives):
-        raise ValueError(
+        raise BadInput(
             f"--sha256 given {len(expected)} times: expected {len(archives)}, for {' and '.join(ARCHIVES[name])}"
         )
     for archive, digest in zip(archives, expected, strict=True):
@@ -144,7 +144,9 @@ def expanded(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def main(argv: Sequence[str]) -> int:
+@cli.command("interrupted; nothing was prepared")
+@errors.bad_input()
+def main(argv: list[str]) -> int:
     """Prepare a set as the command line says; returns the exit code, see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m lpjax.data.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=sorted(ARCHIVES), help="the data set")
@@ -164,14 +166,7 @@ def main(argv: Sequence[str]) -> int:
         help="the archive's sha256 where it is not the official one; once per archive, in the order above",
     )
     arguments = parser.parse_args(argv[1:])
-    try:
-        print(prepare(arguments.name, arguments.source, arguments.data_dir, arguments.sha256))
-    except (ValueError, OSError) as error:
-        print(f"lpjax.data.prepare: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("lpjax.data.prepare: interrupted; nothing was prepared", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    print(prepare(arguments.name, arguments.source, arguments.data_dir, arguments.sha256))
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from lpjax.config.schema import DataConfig
+from lpjax.errors import BadInput
 from lpjax.nn.chain import Shape
 
 
@@ -22,6 +23,7 @@ class Spec:
 
     image_shape: [H, W, C] as the network gets them.  num_train, num_test: examples of the two splits.
     class_names: one a class, for people; None where the set has none, so that classes go by their numbers.
+    cropped: whether images are cropped at random as they are read, so that an example is never the same twice.
     """
 
     image_shape: Shape
@@ -29,6 +31,7 @@ class Spec:
     num_train: int
     num_test: int
     class_names: tuple[str, ...] | None = field(default=None, compare=False)
+    cropped: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +93,7 @@ class Source:
 def data_folder(config: DataConfig, content: str) -> Path:
     """The folder `config.dir`; raises ValueError or FileNotFoundError, saying that it should hold `content`."""
     if config.dir is None:
-        raise ValueError(f"data.dir is unset: data.name={config.name} needs the folder with {content}; set data.dir")
+        raise BadInput(f"data.dir is unset: data.name={config.name} needs the folder with {content}; set data.dir")
     folder = Path(os.path.expanduser(config.dir))
     if not folder.is_dir():
         raise FileNotFoundError(f"data.dir={config.dir}: no such folder: expected one with {content}; correct data.dir")
@@ -112,19 +115,19 @@ def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
     """
     (height, width, channels), factor = spec.image_shape, config.shrink
     if height % factor or width % factor:
-        raise ValueError(
+        raise BadInput(
             f"data.shrink={factor}: expected a divisor of the sides of the {height} x {width} images; choose another"
         )
     held_out = config.validation_examples or 0
     left = spec.num_train - held_out
     if left < 1:
-        raise ValueError(
+        raise BadInput(
             f"data.validation_examples={held_out}: expected fewer than the {spec.num_train} examples of the training "
             f"set; lower it"
         )
     count = left if config.train_examples is None else config.train_examples
     if count > left:
-        raise ValueError(
+        raise BadInput(
             f"data.train_examples={count}: expected at most the {left} examples of the training set"
             + (f" less data.validation_examples={held_out}" if held_out else "")
             + "; lower it, or leave it unset for all"
@@ -142,7 +145,7 @@ def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
     if config.shrink == 1 and held_out is None and count is None:
         return data
     if isinstance(data, Stream):
-        raise ValueError(
+        raise BadInput(
             f"data.shrink={config.shrink}, data.train_examples={count}, data.validation_examples={held_out} with "
             f"data.name={config.name}: expected 1 and unset, as its image files are read while training; set "
             f"data.image_size for smaller images"
@@ -168,7 +171,7 @@ def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
     """Raises ValueError for a label outside 0 .. classes-1; `where` names the file."""
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(bad):
-        raise ValueError(
+        raise BadInput(
             f"{where}: label {labels[bad[0]]} of example {bad[0]}: expected 0 to {classes - 1} ({classes} classes); "
             f"use the files of this set, or mend the labels"
         )

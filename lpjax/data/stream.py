@@ -1,12 +1,14 @@
 """Batches of a set too large for memory: read and decoded by grain's threads ahead of the step, each process its share.
 
-Whatever the number of processes, the row of training examples is the same, cut into the same batches: a process reads
-the examples that belong on its devices (`mesh.own_examples`).  Only where files are damaged, each skips its own.  What
-depends on an image file's own size (the random resized crop) is done here; the rest of the augmentation is in the step.
+Whatever the number of processes, the sequence of training examples is the same, cut into the same batches: a process
+reads the examples that belong on its devices (`mesh.own_examples`).  Only where files are damaged, each skips its own.
+What depends on an image file's own size (the random resized crop) is done here; the rest of the augmentation is in the
+step.
 """
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,10 +26,9 @@ from lpjax.parallel.mesh import EXAMPLES, own_examples
 
 
 class _Decoder:
-    """Positions of one split to examples {image, label, index}.
+    """Turns positions of one split into examples {image, label, index}; grain's threads share it, and read ahead.
 
-    Files that cannot be decoded are written down in `corrupt`, each once: "name: reason", and the reason may differ
-    from crop to crop.  Grain's threads share it, and read ahead.
+    A file that cannot be decoded adds "name: reason" to `corrupt`, once: the reason may differ from crop to crop.
     """
 
     def __init__(self, files: ImageFiles, config: Config, corrupt: list[str]) -> None:
@@ -36,7 +37,15 @@ class _Decoder:
         self._lock = threading.Lock()
 
     def __call__(self, position: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray] | None:
-        """The example at a position, None if its file is damaged; raises CorruptDataError after too many of those."""
+        """The example at a position, or None if its file is damaged.
+
+        Args:
+            position: Of the split's image files.
+            rng: Draws the random resized crop; without it the image is cropped in the centre.
+
+        Raises:
+            CorruptDataError: It is one damaged file too many.
+        """
         data = self._config
         try:
             file, label = self._files[position]
@@ -56,7 +65,7 @@ class _Decoder:
         return {"image": image, "label": np.asarray(label, np.int32), "index": np.asarray(position, np.int32)}
 
     def padded(self, position: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """The example, or for position -1 and a damaged file an empty image of index -1."""
+        """The example, or for position -1 and a damaged file a black image of index -1."""
         example = self(position, rng) if position >= 0 else None
         if example is not None:
             return example
@@ -84,35 +93,48 @@ class Streamed:
         return self._in_order(self._stream.test, padded_order(len(self._stream.test), self._config.batch_size))
 
     def _in_order(self, files: ImageFiles, order: list[np.ndarray], cropped: bool = False) -> Iterator[Batch]:
-        """Examples at positions [batch, example].  cropped: at random, as in training."""
+        """Batches of the examples at the positions `order[batch][example]`.
+
+        Args:
+            files: The split.
+            order: Batches of one size.
+            cropped: At random, as in training.
+        """
         decoder = _Decoder(files, self._config, [])
-        row = grain.MapDataset.source(np.concatenate(order)).seed(0)
-        row = row.random_map(lambda i, rng: decoder.padded(int(i), rng if cropped else None))
+        examples = grain.MapDataset.source(np.concatenate(order)).seed(0)
+        examples = examples.random_map(lambda i, rng: decoder.padded(int(i), rng if cropped else None))
         starts = np.cumsum([0] + [len(positions) for positions in order])
-        mine = [at + own_examples(self._mesh, len(batch)) for at, batch in zip(starts, order, strict=False)]
-        examples = grain.MapDataset.source(np.concatenate(mine)).map(lambda i: row[int(i)])
-        for local in examples.to_iter_dataset(_read_options(self._config)).batch(len(mine[0])):
-            yield _on_mesh(local, self._mesh)
+        local = [start + own_examples(self._mesh, len(batch)) for start, batch in zip(starts, order, strict=False)]
+        share = grain.MapDataset.source(np.concatenate(local)).map(lambda i: examples[int(i)])
+        for batch in share.to_iter_dataset(_read_options(self._config)).batch(len(local[0])):
+            yield _on_mesh(batch, self._mesh)
 
 
 class StreamedBatches:
-    """`TrainBatches` of a `Stream`.  Epochs follow without a gap: a batch may be of the end of one and the next one's
-    start.
+    """`TrainBatches` of a `Stream`.
+
+    Epochs follow without a gap: a batch may hold the end of one and the start of the next.
     """
 
     def __init__(self, files: ImageFiles, config: Config, mesh: Mesh) -> None:
         self.corrupt: list[str] = []
+        self.waited = 0.0
         self._mesh = mesh
         decoder = _Decoder(files, config, self.corrupt)
         order = grain.MapDataset.range(len(files)).seed(config.seed).shuffle().repeat()  # reshuffled each epoch
-        row = order.random_map(lambda i, rng: decoder(int(i), rng))
+        examples = order.random_map(lambda i, rng: decoder(int(i), rng))
         own, size = own_examples(mesh, config.batch_size), config.batch_size
         self._own = len(own)
-        examples = grain.MapDataset.range(sys.maxsize).map(lambda i: row[i // len(own) * size + int(own[i % len(own)])])
-        self._batches = iter(examples.to_iter_dataset(_read_options(config)).batch(len(own)))
+        share = grain.MapDataset.range(sys.maxsize).map(
+            lambda i: examples[i // len(own) * size + int(own[i % len(own)])]
+        )
+        self._batches = iter(share.to_iter_dataset(_read_options(config)).batch(len(own)))
 
     def __next__(self) -> Batch:
-        return _on_mesh(next(self._batches), self._mesh)
+        began = time.perf_counter()
+        local = next(self._batches)
+        self.waited = time.perf_counter() - began
+        return _on_mesh(local, self._mesh)
 
     def get_state(self) -> dict[str, Any]:
         """See `TrainBatches`: grain's own, for this process's share, and what was skipped."""
@@ -132,6 +154,6 @@ def _read_options(config: Config) -> grain.ReadOptions:
 
 
 def _on_mesh(local: dict[str, np.ndarray], mesh: Mesh) -> Batch:
-    """A batch from every host's share of it."""
+    """The batch of which every process has its share."""
     sharding = NamedSharding(mesh, EXAMPLES)
     return Batch(**{name: jax.make_array_from_process_local_data(sharding, part) for name, part in local.items()})

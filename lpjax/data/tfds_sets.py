@@ -17,7 +17,7 @@ import numpy as np
 
 from lpjax.config.schema import DataConfig
 from lpjax.data.source import Dataset, Source, Spec, Stream, channel_moments, check_labels
-from lpjax.errors import extra_packages
+from lpjax.errors import BadInput, extra_packages
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The customary ones: all published networks were trained with them."""
@@ -63,7 +63,7 @@ def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """
     remedy = f"python -m lpjax.data.prepare {name} --source=ARCHIVE --data_dir={data_dir or 'DIR'}"
     if data_dir is None:
-        raise ValueError(f"data.dir is unset: expected the folder where {name} is prepared; prepare it with: {remedy}")
+        raise BadInput(f"data.dir is unset: expected the folder where {name} is prepared; prepare it with: {remedy}")
     data_dir = os.path.expanduser(data_dir)
     if not Path(data_dir).is_dir():
         raise FileNotFoundError(f"data.dir={data_dir}: no such folder; prepare {name} with: {remedy}")
@@ -74,14 +74,14 @@ def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     builder = tfds.builder(name, data_dir=data_dir)
     formats = {found.value for found in builder.info.available_file_formats()}
     if "array_record" not in formats:
-        raise ValueError(
+        raise BadInput(
             f"{folder}: prepared as {', '.join(sorted(formats))}: expected array_record, which is read without "
             f"TensorFlow; remove that folder or choose another data_dir and do: {remedy} "
             f"(or, with TensorFlow, tfds.builder({name!r}, file_format='array_record').download_and_prepare())"
         )
     for split in ("train", _TEST_SPLIT[name]):
         if split not in builder.info.splits or not builder.info.splits[split].num_examples:
-            raise ValueError(f"{folder}: split {split!r} is missing or empty; remove that folder and do: {remedy}")
+            raise BadInput(f"{folder}: split {split!r} is missing or empty; remove that folder and do: {remedy}")
         for file in builder.info.splits[split].filepaths:
             if not file.exists():
                 raise FileNotFoundError(f"{file} is missing; copy it again, or remove that folder and do: {remedy}")
@@ -112,7 +112,7 @@ def _in_memory(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
                 images[position] = np.asarray(Image.open(io.BytesIO(example["image"])))
                 labels[position] = example["label"]
         except Exception as error:  # each library on the way has its own
-            raise ValueError(
+            raise BadInput(
                 f"{where}: examples {start} to {chunk[-1]} cannot be read ({error}); remove that folder, prepare again"
             ) from error
     check_labels(labels, builder.info.features["label"].num_classes, where)

@@ -1,11 +1,11 @@
-"""The README.md of a model folder."""
+"""The model card: the README.md of a model folder."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from lpjax.export.model_file import ARRAYS, DESCRIPTION, PROGRAM, SUMS, Description
+from lpjax.export.model_file import ARRAYS, CHECKSUMS, DESCRIPTION, PROGRAM, Description
 
 _CARD = """\
 # {function} on {data}
@@ -67,7 +67,12 @@ The network knows its {classes} classes only, and gives one of them to any image
 
 
 def text(description: Description, arrays: Mapping[str, np.ndarray]) -> str:
-    """The card, in Markdown, of a model with these arrays."""
+    """The model card, in Markdown.
+
+    Args:
+      description: of the model.
+      arrays: its parameters and statistics by name.
+    """
     known, config = description.provenance, description.provenance["config"]
     height, width, channels = description.image_shape
     arguments = ", ".join(f"{name}={value}" for name, value in config["model"]["arguments"].items())
@@ -92,7 +97,7 @@ def text(description: Description, arrays: Mapping[str, np.ndarray]) -> str:
         program=PROGRAM,
         arrays=ARRAYS,
         description=DESCRIPTION,
-        sums=SUMS,
+        sums=CHECKSUMS,
     )
 
 
@@ -110,17 +115,7 @@ def _batch_norm(known: Mapping[str, Any]) -> str:
 
 
 def _training(config: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    known_as = {
-        "layer_parallel": f"layer-parallel training (arXiv:2112.05387), multiplier policy {config['multiplier']}",
-        "coarse_adjoint": "layer-parallel training on real inputs one step late, with adjoints of an AuxNet",
-        "serial": "layer-serial backprop",
-        "data_parallel": "data-parallel backprop",
-        "pipeline": "pipelined backprop (arXiv:1811.06965)",
-        "delayed": "delayed gradients (arXiv:1804.10574, arXiv:1906.09108)",
-        "local": "decoupled greedy learning (arXiv:1901.08164)",
-    }
-    names = config["phases"]["methods"] or [config["method"]]
-    method = ", then ".join(known_as.get(name, name) for name in names)
+    method = ", then ".join(known["methods"])
     optimizer = config["optimizer"]
     return (
         f"By {method}, {config['num_stages']} stages: step {known.get('step', 'not known')} of a run of "

@@ -30,14 +30,14 @@ from jax import export
 from jax.export import Exported
 from jaxtyping import Array, Float, UInt8
 
-from lpjax.errors import extra_packages
+from lpjax.errors import BadInput, extra_packages
 from lpjax.export import program as programs
 from lpjax.nn.chain import Shape
 
 PROGRAM, ARRAYS, DESCRIPTION = "model.stablehlo", "model.safetensors", "model.json"
-SUMS, CARD = "SHA256SUMS", "README.md"
+CHECKSUMS, CARD = "SHA256SUMS", "README.md"
 FORMAT = "lpjax model 1"
-MAX_BYTES = {PROGRAM: 2**31, DESCRIPTION: 2**24, SUMS: 2**12}
+MAX_BYTES = {PROGRAM: 2**31, DESCRIPTION: 2**24, CHECKSUMS: 2**12}
 """Of what is read into memory.  The program's container cannot hold more than 2 GiB."""
 
 MAX_SIDE, MAX_NAME = 2**13, 200
@@ -49,10 +49,13 @@ _EXPORT_PACKAGES = "an exported model", "export"
 class Description:
     """What there is to know of a model.
 
-    class_names: one a class.  image_shape: [H, W, C].
-    crop: share of the shorter side of an image file that the crop in its middle keeps, to be scaled to [H, W].
-    mean, std: per channel, of images scaled to 0..1, that the program normalises by.
-    provenance: where the model is from, in JSON's types.
+    Attributes:
+      class_names: one a class.
+      image_shape: [H, W, C].
+      crop: share of the shorter side of an image file that the crop in its middle keeps, to be scaled to [H, W].
+      mean: [C], of images scaled to 0..1, that the program normalises by.
+      std: [C], likewise.
+      provenance: where the model is from, in JSON's types.
     """
 
     class_names: tuple[str, ...]
@@ -64,11 +67,11 @@ class Description:
 
 
 def _check_description(values: Mapping[str, Any]) -> None:
-    """Raises ValueError for fields that are not as `Description` says, with tuples for JSON's lists."""
+    """Refuse fields that are not as `Description` says, with tuples for JSON's lists."""
 
     def require(ok: bool, name: str, expected: str) -> None:
         if not ok:
-            raise ValueError(f"{name}={str(values[name])[:MAX_NAME]!r}: expected {expected}")
+            raise BadInput(f"{name}={str(values[name])[:MAX_NAME]!r}: expected {expected}")
 
     def are(name: str, kind: Callable[[Any], bool]) -> bool:
         return isinstance(values[name], tuple) and all(map(kind, values[name]))
@@ -93,7 +96,12 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model that was loaded."""
+    """A model that was loaded.
+
+    Attributes:
+      description: what there is to know of it.
+      program: as `jax.export` has it.
+    """
 
     description: Description
     program: Exported
@@ -109,19 +117,31 @@ class Model:
 
 
 def check_free(folder: Path) -> None:
-    """Raises ValueError where there is something that writing a model to `folder` would overwrite."""
+    """Refuse a folder in which writing a model would overwrite something.
+
+    Raises:
+      BadInput: unless there is no such folder, or an empty one.
+    """
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
-        raise ValueError(f"{folder}: exists: expected no such folder, or an empty one; choose another, or remove it")
+        raise BadInput(f"{folder}: exists: expected no such folder, or an empty one; choose another, or remove it")
 
 
 def write(
     folder: Path, description: Description, program: Exported, arrays: Mapping[str, np.ndarray], card: str
 ) -> None:
-    """Write a model to `folder`, whole or not at all.
+    """Write a model, whole or not at all.
 
-    Raises ValueError where the folder is not free or `load` would refuse it.
+    Args:
+      folder: a new one, or an empty one.
+      description: what there is to know of the model.
+      program: as `jax.export` has it.
+      arrays: parameters and statistics by name.
+      card: the model card, in Markdown.
+
+    Raises:
+      BadInput: where the folder is not free or `load` would refuse the model.
     """
     folder = folder.resolve()
     check_free(folder)
@@ -130,7 +150,7 @@ def write(
     with extra_packages(*_EXPORT_PACKAGES):
         from safetensors.numpy import save
 
-        serialised = programs.without_locations(program).serialize()
+        serialised = programs.without_debug_info(program).serialize()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -138,8 +158,8 @@ def write(
         (partial / ARRAYS).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
         values = {"format": FORMAT} | asdict(description)
         (partial / DESCRIPTION).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-        sums = [f"{_digest(partial / name)}  {name}\n" for name in (PROGRAM, ARRAYS, DESCRIPTION)]
-        (partial / SUMS).write_text("".join(sums))
+        sums = [f"{_sha256(partial / name)}  {name}\n" for name in (PROGRAM, ARRAYS, DESCRIPTION)]
+        (partial / CHECKSUMS).write_text("".join(sums))
         (partial / CARD).write_text(card)
         partial.rename(folder)
     finally:
@@ -147,16 +167,21 @@ def write(
 
 
 def load(folder: Path) -> Model:
-    """The model in `folder`.
+    """Load a model, which may be from someone else.
 
-    Raises ValueError or OSError, naming the file at fault, where one is missing, damaged or not what it should be.
+    Args:
+      folder: that `write` wrote.
+
+    Raises:
+      BadInput: naming the file at fault, where one is damaged or not what it should be.
+      OSError: likewise, where one is missing.
     """
-    _check_sums(folder)
+    _verify_checksums(folder)
     path = folder / DESCRIPTION
     try:
         description = _parse(_read(path))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}; {_REMEDY}") from error
+        raise BadInput(f"{path}: {error}; {_REMEDY}") from error
     path = folder / PROGRAM
     with extra_packages(*_EXPORT_PACKAGES):
         import flatbuffers  # noqa: F401 - JAX imports it late
@@ -164,38 +189,38 @@ def load(folder: Path) -> Model:
         program = export.deserialize(bytearray(_read(path)))
         programs.check(program, description.image_shape, len(description.class_names))
     except Exception as error:  # a damaged file raises whatever the parser met
-        raise ValueError(f"{path}: {error}; {_REMEDY}") from error
+        raise BadInput(f"{path}: {error}; {_REMEDY}") from error
     return Model(description, program)
 
 
 def _parse(text: bytes) -> Description:
     def no_constant(name: str) -> None:
-        raise ValueError(f"{name}: expected finite numbers")
+        raise BadInput(f"{name}: expected finite numbers")
 
     values = json.loads(text, parse_constant=no_constant)
     expected = {"format", *(field.name for field in fields(Description))}
     if not isinstance(values, dict) or set(values) != expected:
-        raise ValueError(f"expected an object with the fields {', '.join(sorted(expected))}")
+        raise BadInput(f"expected an object with the fields {', '.join(sorted(expected))}")
     if values.pop("format") != FORMAT:
-        raise ValueError(f"another format: expected {FORMAT!r}; use the version of lpjax that wrote it")
+        raise BadInput(f"another format: expected {FORMAT!r}; use the version of lpjax that wrote it")
     plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     _check_description(plain)
     return Description(**plain)
 
 
-def _check_sums(folder: Path) -> None:
-    """Raises ValueError for the first file that is not the one whose sum was written."""
+def _verify_checksums(folder: Path) -> None:
+    """Refuse the first file that is not the one whose sum was written."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder: expected one that python -m lpjax.export wrote")
-    lines = _read(folder / SUMS).decode(errors="replace").splitlines()
+    lines = _read(folder / CHECKSUMS).decode(errors="replace").splitlines()
     for name in (PROGRAM, ARRAYS, DESCRIPTION):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; {_REMEDY}")
-        if f"{_digest(folder / name)}  {name}" not in lines:
-            raise ValueError(f"{folder / name}: damaged: its SHA-256 is not the one in {SUMS}; {_REMEDY}")
+        if f"{_sha256(folder / name)}  {name}" not in lines:
+            raise BadInput(f"{folder / name}: damaged: its SHA-256 is not the one in {CHECKSUMS}; {_REMEDY}")
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -208,5 +233,5 @@ def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes: expected at most {limit:,}; {_REMEDY}")
+        raise BadInput(f"{path}: {path.stat().st_size:,} bytes: expected at most {limit:,}; {_REMEDY}")
     return content

@@ -1,4 +1,4 @@
-"""What a program that `jax.export` wrote may be: a pure function of images, that does nothing but compute."""
+"""Checks of a program that `jax.export` wrote: it must be a pure function of images that does nothing but compute."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,32 +10,43 @@ from jax.export import Exported
 from jax.extend.mlir import ir, passmanager
 from jax.extend.mlir.dialects import stablehlo
 
+from lpjax.errors import BadInput
 from lpjax.nn.chain import Shape
 
-_READERS = stablehlo.StablehloCompatibilityRequirement.WEEK_12
+_COMPATIBILITY = stablehlo.StablehloCompatibilityRequirement.WEEK_12
 """JAX of twelve weeks ago can read the program too."""
 
 _TREES = jax.tree.structure(((0,), {})), jax.tree.structure(0)
-REACHING_OUT = frozenset(f"stablehlo.{name}" for name in ("custom_call", "infeed", "outfeed", "send", "recv"))
-HARMLESS_CALLS = frozenset({"stablehlo.custom_call @shape_assertion"})
+EXTERNAL = frozenset(f"stablehlo.{name}" for name in ("custom_call", "infeed", "outfeed", "send", "recv"))
+"""Operations that exchange values with something outside the program."""
+HARMLESS = frozenset({"stablehlo.custom_call @shape_assertion"})
 """By which `jax.export` itself checks a symbolic batch; gone before anything is compiled."""
 
 
 def check(program: Exported, image_shape: Shape, classes: int) -> None:
-    """Raises ValueError for a program that is not a function of images to logits, or could do more than compute."""
+    """Refuse a program that is not a function of images to logits, or could do more than compute.
+
+    Args:
+      program: to check.
+      image_shape: [H, W, C] that it must take.
+      classes: as many logits as it must return.
+
+    Raises:
+      BadInput: saying what the program is and what was expected.
+    """
     image = ",".join(map(str, image_shape))
     signature = [*map(str, program.in_avals), "->", *map(str, program.out_avals)]
     expected = [f"uint8[b,{image}]", "->", f"float32[b,{classes}]"]
     if signature != expected:
-        raise ValueError(f"a program {' '.join(signature)}: expected {' '.join(expected)}")
+        raise BadInput(f"a program {' '.join(signature)}: expected {' '.join(expected)}")
     if str((program.in_tree, program.out_tree)) != str(_TREES):
-        raise ValueError(f"a program of {program.in_tree} to {program.out_tree}: expected one array to one array")
+        raise BadInput(f"a program of {program.in_tree} to {program.out_tree}: expected one array to one array")
     effects = (*program.ordered_effects, *program.unordered_effects)
     if program.nr_devices != 1 or effects:
-        raise ValueError(f"a program for {program.nr_devices} devices with effects {effects}: expected 1 and none")
-    for operation in _operations(program.mlir_module_serialized) - HARMLESS_CALLS:
-        if operation.split()[0] in REACHING_OUT or not operation.startswith(("stablehlo.", "func.", "builtin.")):
-            raise ValueError(f"a program with the operation {operation}: expected one that only computes")
+        raise BadInput(f"a program for {program.nr_devices} devices with effects {effects}: expected 1 and none")
+    for operation in _operations(program.mlir_module_serialized) - HARMLESS:
+        if operation.split()[0] in EXTERNAL or not operation.startswith(("stablehlo.", "func.", "builtin.")):
+            raise BadInput(f"a program with the operation {operation}: expected one that only computes")
 
 
 def _operations(serialised: bytes) -> set[str]:
@@ -59,9 +70,9 @@ def _module(serialised: bytes) -> Iterator[ir.Module]:
         yield stablehlo.deserialize_portable_artifact(context, serialised)
 
 
-def without_locations(program: Exported) -> Exported:
+def without_debug_info(program: Exported) -> Exported:
     """The program without the names of the source files it was traced from, which are paths on this machine."""
     with _module(program.mlir_module_serialized) as module:
         passmanager.PassManager.parse("builtin.module(strip-debuginfo)").run(module.operation)
-        version = stablehlo.get_version_from_compatibility_requirement(_READERS)
+        version = stablehlo.get_version_from_compatibility_requirement(_COMPATIBILITY)
         return replace(program, mlir_module_serialized=stablehlo.serialize_portable_artifact(module, version))

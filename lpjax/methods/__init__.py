@@ -1,51 +1,77 @@
-"""Ways to train one network, by `config.method`; each is a file of this folder.
+"""Ways to train one network: `METHODS`, by what `config.method` calls them.
 
-A method's file has
-
-    make_step(network, config, mesh, recipe) -> step        step: (state, batch) -> (state, figures), the state donated
-
-and, if it keeps anything of its own between steps, what `TrainState.carry` is to hold:
-
-    init_carry(network, config, recipe, key) -> carry       under `shard_map`: a device's own slice
-    carry_specs(config) -> partition specs of it            what differs by stage leads with the K stages
-
-All share chain, cut, data, optimiser (`recipe`), evaluation, checkpoints and the loop.
+Each is one file or one folder here, and says itself what it is (`base.Method`): its step, its schedule, what it keeps
+and what it checks.  All share chain, cut, data, optimisers, tests, checkpoints and the training loop.
 """
 
-import importlib
-from types import ModuleType
-from typing import NamedTuple
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
+from lpjax.config.check import check, require
+from lpjax.config.load import from_config_dict
+from lpjax.config.schema import Config
+from lpjax.methods.backprop import DataParallel, Serial
+from lpjax.methods.base import Method
+from lpjax.methods.coarse_adjoint import CoarseAdjoint
+from lpjax.methods.delayed import Delayed
+from lpjax.methods.layer_parallel.method import LayerParallel
+from lpjax.methods.local import Local
+from lpjax.methods.pipeline import Pipeline
 
-class Entry(NamedTuple):
-    """What the configuration must know of a method.
-
-    staged: each device along 'stage' holds its K/S stages, K devices unless told otherwise; otherwise every device
-        holds the whole network.
-    devices: along 'stage' where nothing is said: "stages" (K) or "one".
-    aux_net: what an AuxNet is for: "inputs" of the stages (and tails), "tails" alone, or "" where there is none.  With
-        "inputs" interfaces are standardised (`Config.standardised`).
-    """
-
-    staged: bool
-    devices: str = "stages"
-    aux_net: str = ""
-
-
-METHODS = {
-    "layer_parallel": Entry(staged=True, aux_net="inputs"),
-    "coarse_adjoint": Entry(staged=True, aux_net="tails"),
-    "serial": Entry(staged=False, devices="one"),
-    "data_parallel": Entry(staged=False),
-    "pipeline": Entry(staged=True),
-    "delayed": Entry(staged=True),
-    "local": Entry(staged=True),
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (LayerParallel(), CoarseAdjoint(), Serial(), DataParallel(), Pipeline(), Delayed(), Local())
 }
+"""What `config.method` can be; a method of one's own is one more entry."""
 
 
-def module(method: str) -> ModuleType:
-    """The file of a method; not imported before it is asked for, as it reads the configuration."""
-    place = {"layer_parallel": "layer_parallel.step", "serial": "backprop", "data_parallel": "backprop"}.get(
-        method, method
+def configure(values: Mapping[str, Any]) -> Config:
+    """A configuration that can be run, from (nested) fields.
+
+    Args:
+      values: Fields to their values; what is left out has its default.
+
+    Raises:
+      BadInput: A field does not exist, has a wrong value, or contradicts another one.
+    """
+    return resolve(from_config_dict(values))
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with the defaults that depend on its methods filled in, checked; again, it stays as it is.
+
+    Raises:
+      BadInput: See `configure`.
+    """
+    config = filled_in(config)
+    check(config)
+    for name in config.all_methods:
+        METHODS[name].check(config)
+    return config
+
+
+def filled_in(config: Config) -> Config:
+    """`resolve` without the checks, but that the methods exist."""
+    for field, names in (("method", (config.method,)), ("phases.methods", config.phases.methods)):
+        for name in names:
+            _check_name(field, name)
+    methods = [METHODS[name] for name in config.all_methods]
+    stage, standardise = config.mesh.stage, config.standardise
+    if stage is None:
+        stage = 1 if all(method.devices == "one" for method in methods) else config.num_stages
+    if standardise is None:
+        standardise = any(method.aux_net == "inputs" for method in methods)
+    config = replace(
+        config, method=config.all_methods[0], mesh=replace(config.mesh, stage=stage), standardise=standardise
     )
-    return importlib.import_module(f"lpjax.methods.{place}")
+    for method in methods:
+        config = method.resolve(config)
+    return config
+
+
+def _check_name(field: str, name: str) -> None:
+    close = difflib.get_close_matches(name, METHODS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    require(name in METHODS, f"{field}={name!r}: expected one of {', '.join(METHODS)}{hint}")

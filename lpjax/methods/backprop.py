@@ -1,5 +1,9 @@
-"""Synchronous data-parallel backprop: the whole network on every device, each with its part of the batch.
+"""Backprop: layer-serial on one device, the baseline, and synchronous data-parallel on several.
 
+    serial
+    device 0     F_0(x) F_1 .. F_{K-1}   phi   dF_{K-1} .. dF_1 dF_0   update                      T = T_f + T_b
+
+    data_parallel: the whole network on every device, each with its part of the batch
     device 0     F_0 .. F_{K-1}(x_0)   dF_{K-1} .. dF_0   |            |  update
     device 1     F_0 .. F_{K-1}(x_1)   dF_{K-1} .. dF_0   | all-reduce |  update             T = (T_f + T_b) / N + ..
      ..                                                   |  of grad W |
@@ -13,9 +17,7 @@ numbers of one.  Every device holds all parameters and optimiser state.  The bat
 Collectives of a step: psum over the mesh of the gradients, loss and count; batch norm's pmeans.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import jax
 from jax import lax
@@ -24,24 +26,38 @@ from jaxtyping import Array, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
+from lpjax.methods.base import UPDATE, WIDTH, Method, StepFunction
 from lpjax.network.network import Network, composed
 from lpjax.network.packing import Row
 from lpjax.nn import losses
 from lpjax.nn.chain import Mode
+from lpjax.nn.schedule import Item, Plan
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim, train_state
-from lpjax.state.step_inputs import Recipe, example_keys
+from lpjax.state.step_inputs import StepInputs, example_keys
 from lpjax.state.train_state import TrainState
 
 
 def backprop(
-    network: Network, config: Config, recipe: Recipe, params: Row, stats: Row, keys: Array, batch: Batch
+    network: Network, config: Config, step_inputs: StepInputs, params: Row, stats: Row, keys: Array, batch: Batch
 ) -> tuple[Row, Row, dict[str, Array]]:
-    """Backprop's gradient of the mean loss, the batch statistics, and {task_loss, accuracy}, as a device sees it.
+    """Backprop's gradient of the mean loss, as a device sees it.
 
-    keys: of its examples.  Collectives over the mesh: psum of gradients and figures, batch norm's pmeans.
+    Collectives over the mesh: psum of gradients and metrics, batch norm's pmeans.
+
+    Args:
+      network: The network.
+      config: The configuration.
+      step_inputs: What a step is fed.
+      params: Rows of all stages' parameters.
+      stats: Rows of their statistics.
+      keys: Of the device's examples.
+      batch: The device's examples.
+
+    Returns:
+      The gradient and the batch statistics as rows, and {task_loss, accuracy}.
     """
-    x = recipe.network_input(batch, keys)
+    x = step_inputs.network_input(batch, keys)
     old = network.stats.unpack_all(stats)
     mode = Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
 
@@ -53,32 +69,48 @@ def backprop(
     gradients = jax.value_and_grad(loss, has_aux=True)
     (task_loss, (correct, batch_stats)), grads = gradients(network.params.unpack_all(params))
     rows, task_loss, correct = lax.psum((network.params.pack_all(grads), task_loss, correct), meshes.ALL_AXES)
-    figures = {"task_loss": task_loss, "accuracy": correct / config.batch_size}
-    return rows, network.stats.pack_all(batch_stats), figures
+    metrics = {"task_loss": task_loss, "accuracy": correct / config.batch_size}
+    return rows, network.stats.pack_all(batch_stats), metrics
 
 
-def make_step(
-    network: Network, config: Config, mesh: Mesh, recipe: Recipe
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted backprop step (state, batch) -> (state, figures); the state is donated and replicated.
+class DataParallel(Method):
+    """Synchronous data-parallel backprop."""
 
-    Figures: task_loss [], accuracy [], gradient_norm [K].
-    """
-    step = partial(_device_step, network, config, recipe)
-    return meshes.jit_step(step, mesh, meshes.REPLICATED)
+    name = "data_parallel"
+    title = "data-parallel backprop"
+    staged = False
+
+    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
+        """See `Method`."""
+
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+            keys = example_keys(state.key, state.step, batch.index)
+            params, opt = state.stage_params, state.stage_opt
+            grads, stats, metrics = backprop(network, config, step_inputs, params, state.stage_stats, keys, batch)
+            params, opt = optim.update_rows(step_inputs.optimizer, grads, opt, params)
+            stats = train_state.running_average(state.stage_stats, stats)
+            state = replace(state, step=state.step + 1, stage_params=params, stage_opt=opt, stage_stats=stats)
+            return state, metrics | {"gradient_norm": optim.row_norms(grads)}
+
+        return self.jit(step, network, config, mesh)
+
+    def work(self, network: Network, config: Config) -> list[Item]:
+        """See `Method`."""
+        plan, (S, D) = Plan(), config.mesh_shape
+        own = config.batch_size // (S * D)
+        values = network.num_stages * sum(network.params.lengths.values())
+        for d in range(S):
+            plan.work(d, "augment", accesses=4 * own * losses.features(network.chain.in_shape))
+            plan.passes(d, network.parts(), "stage", examples=own, norm_axes=meshes.ALL_AXES)
+        plan.message("psum", meshes.ALL_AXES, WIDTH * (values + 2), "gradients")
+        for d in range(S):
+            plan.work(d, "update", accesses=UPDATE * values)
+        return plan.items
 
 
-def _device_step(
-    network: Network, config: Config, recipe: Recipe, state: TrainState, batch: Batch
-) -> tuple[TrainState, dict[str, Array]]:
-    keys = example_keys(state.key, state.step, batch.index)
-    rows, stats, figures = backprop(network, config, recipe, state.stage_params, state.stage_stats, keys, batch)
-    stage_params, stage_opt = optim.update_rows(recipe.optimizer, rows, state.stage_opt, state.stage_params)
-    new_state = replace(
-        state,
-        step=state.step + 1,
-        stage_params=stage_params,
-        stage_opt=stage_opt,
-        stage_stats=train_state.running_average(state.stage_stats, stats),
-    )
-    return new_state, figures | {"gradient_norm": optim.row_norms(rows)}
+class Serial(DataParallel):
+    """Layer-serial backprop; on a larger mesh it is data-parallel."""
+
+    name = "serial"
+    title = "layer-serial backprop"
+    devices = "one"

@@ -27,10 +27,9 @@ learns from the batches of all stages.  There is no c_{K-1} then.
 
 Collectives of a step: two all_gathers over 'stage' (input and tags), with `aux.tied` a psum over it of the tied
 weights; ppermutes over 'stage' of outputs and tags; psum over 'data' of the stages' gradients; psum over the mesh of
-the AuxNet's and of the figures; batch norm's over 'data'.
+the AuxNet's and of the metrics; batch norm's over 'data'.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -40,21 +39,25 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
+from lpjax.data.source import Spec
 from lpjax.methods import moving
+from lpjax.methods.base import UPDATE, WIDTH, Age, Method, StageProgram, StepFunction, check_stages
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
+from lpjax.nn.count import chain_size
+from lpjax.nn.schedule import Item, Part
 from lpjax.parallel import exchange
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim, train_state
-from lpjax.state.step_inputs import Recipe
-from lpjax.state.train_state import TrainState
+from lpjax.state.step_inputs import StepInputs
+from lpjax.state.train_state import Carried, TrainState
 
 
 @struct.dataclass
@@ -63,21 +66,6 @@ class Carry:
 
     inputs: PyTree
     tags: PyTree
-
-
-def lags(config: Config) -> list[int]:
-    """How many steps ago the batch of each stage's gradient entered the network."""
-    return list(range(config.num_stages))
-
-
-def carry_specs(config: Config) -> Carry:
-    """Where the carry lies on the mesh."""
-    return Carry(P("stage", "data"), P("stage", "data"))
-
-
-def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Carry:
-    """Nothing under way."""
-    return Carry(*moving.empty(network, config, network.num_stages // config.mesh_shape[0]))
 
 
 def fits(config: Config, k: int) -> bool:
@@ -113,11 +101,11 @@ class Step:
 
     network: Network
     config: Config
-    recipe: Recipe
+    step_inputs: StepInputs
 
     def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
         """Forward and backward pass of stage k with its tail, and of G_k beside it."""
-        network, config, examples = self.network, self.config, moving.opened(state, carry.tags)
+        network, config, examples = self.network, self.config, moving.tagged(state, carry.tags)
         last = k == network.num_stages - 1
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
         coarse_mode = mode._replace(keys=None)
@@ -183,10 +171,13 @@ class Step:
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step as one device sees it."""
-        network, config, recipe, carry = self.network, self.config, self.recipe, state.carry
+        network, config, step_inputs, carry = self.network, self.config, self.step_inputs, state.carry
         S, K = config.mesh_shape[0], network.num_stages
-        x, tags = moving.column_batch(recipe, state, batch)
-        inputs, tags = moving.entering(moving.pack(network, x), carry.inputs), moving.entering(tags, carry.tags)
+        x, tags = moving.column_batch(step_inputs, state, batch)
+        inputs, tags = (
+            moving.with_new_batch(moving.pack(network, x), carry.inputs),
+            moving.with_new_batch(tags, carry.tags),
+        )
 
         complete = state
         if network.tied:
@@ -202,18 +193,18 @@ class Step:
         if network.tied:
             *aux_grads, tied_grads = aux_grads
             grads, aux_grads = jax.tree.map(jnp.add, grads, *pull_back(tied_grads)), tuple(aux_grads)
-        stage_params, stage_opt = optim.update_rows(recipe.optimizer, grads, state.stage_opt, state.stage_params)
+        stage_params, stage_opt = optim.update_rows(step_inputs.optimizer, grads, state.stage_opt, state.stage_params)
         averaged = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
-        aux_params, aux_opt = optim.update(recipe.aux_optimizer, aux_grads, state.aux_opt, state.aux_params)
+        aux_params, aux_opt = optim.update(step_inputs.aux_optimizer, aux_grads, state.aux_opt, state.aux_params)
         new_state = replace(
             state,
             step=state.step + 1,
             stage_params=stage_params,
             stage_opt=stage_opt,
-            stage_stats=moving.averaged(state.stage_stats, averaged, done.real),
+            stage_stats=moving.where_real(done.real, averaged, state.stage_stats),
             aux_params=aux_params,
             aux_opt=aux_opt,
-            penalty_coef=recipe.penalty_coef(state.step + 1),
+            penalty_coef=step_inputs.penalty_coef(state.step + 1),
             carry=Carry(
                 inputs=exchange.shift(done.next_input, S, forward=True),
                 tags=exchange.shift(tags, S, forward=True),
@@ -222,7 +213,7 @@ class Step:
         squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
         mine = jnp.stack([done.loss, done.correct, done.coarse_error, done.output, squares])
         loss, correct, coarse_error, output, squares = meshes.by_stage(mine, K)
-        figures = {
+        metrics = {
             "task_loss": loss[-1],
             "accuracy": correct[-1],
             "stage_loss": loss,
@@ -230,17 +221,86 @@ class Step:
             "gradient_norm": jnp.sqrt(squares),
             "coarse_error": coarse_error / jnp.maximum(output, 1e-30),
         }
-        return new_state, figures
+        return new_state, metrics
 
 
-def make_step(
-    network: Network, config: Config, mesh: Mesh, recipe: Recipe
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step (state, batch) -> (state, figures); the state is donated.
+class CoarseAdjoint(Method):
+    """Layer-parallel training on real inputs one step late, with the AuxNet's tails for adjoints."""
 
-    Figures: task_loss [] and accuracy [] of the last stage; stage_loss [K] and stage_accuracy [K] of each with its
-    tail; gradient_norm [K]; coarse_error [K], |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 where the piece does not learn
-    it: beside the first and the last stage, and without its weight.  A stage that no batch has reached yet (k in the
-    first k steps) has zeros.
-    """
-    return meshes.jit_step(Step(network, config, recipe), mesh, train_state.specs(config))
+    name = "coarse_adjoint"
+    title = "layer-parallel training on real inputs one step late, with adjoints of an AuxNet"
+    aux_net = "tails"
+    metrics = Method.metrics | dict.fromkeys(("stage_loss", "stage_accuracy", "coarse_error"), "stage")
+
+    def resolve(self, config: Config) -> Config:
+        """beta, where `penalty.aux` is None, is that of stages with a coarse tail."""
+        initial = 0.1 if config.penalty.initial is None else config.penalty.initial
+        return replace(config, penalty=replace(config.penalty, initial=initial))
+
+    def check(self, config: Config, data: Spec | None = None) -> None:
+        """See `Method`."""
+        check_stages(config)
+
+    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
+        """The jitted step.
+
+        Its metrics: task_loss and accuracy of the last stage; stage_loss and stage_accuracy of each with its tail;
+        coarse_error, |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 where the piece does not learn it: beside the first and
+        the last stage, and without its weight.  A stage that no batch has reached yet (k in the first k steps) has
+        zeros.
+        """
+        return self.jit(Step(network, config, step_inputs), network, config, mesh)
+
+    def carry(self, network: Network, config: Config) -> Carried:
+        """See `Carry`."""
+        packets = P("stage", "data")
+        return Carried(Carry(packets, packets), lambda step_inputs, key: Carry(*moving.empty(network, config)))
+
+    def ages(self, config: Config) -> list[list[Age]]:
+        """A batch reaches stage k after k steps."""
+        return [[Age(k, 0)] for k in range(config.num_stages)]
+
+    def work(self, network: Network, config: Config) -> list[Item]:
+        """The AuxNet's gradients are summed, its parameters updated, on every device; tied ones are sent there."""
+        (S, D), K, tails = config.mesh_shape, network.num_stages, network.aux_tails
+        slots, column = K // S, config.batch_size // D
+        plan = moving.plan_start(network, config, 2 * slots * moving.packet_bytes(network, config))
+        values = sum(map(chain_size, network.aux_own))
+        tied = sum(map(chain_size, network.aux_net)) - values
+        if tied:
+            plan.message("psum", "stage", WIDTH * tied, "gradients")
+        for k, stage in enumerate(network.stages):
+            behind = [Part(k, tails[i]) for i in aux_net.tail(K, k + 1, config.aux.tail) if tails]
+            if fits(config, k):
+                behind.append(Part(k, tails[k]))
+            own = Part(k, stage, ("weights",))
+            plan.local(k // slots, own, behind, "tail", micro=-k, examples=column, norm_axes=("data",))
+        moving.plan_update(plan, network, config)
+        if network.aux_net:
+            plan.message("psum", meshes.ALL_AXES, WIDTH * (values + tied), "gradients")
+            for d in range(S):
+                plan.work(d, "update", accesses=UPDATE * values)
+        moving.plan_shift(plan, network, config, column)
+        moving.plan_tags(plan, config)
+        plan.message("psum", meshes.ALL_AXES, 5 * WIDTH * K, "metrics")
+        return plan.items
+
+    def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
+        """Packets on their way."""
+        slots = network.num_stages // config.mesh_shape[0]
+        packets = slots * moving.packet_bytes(network, config)
+        return super().holds(network, config, num_examples) | {"packets": packets}
+
+    def stage_program(
+        self, k: int, network: Network, config: Config, step_inputs: StepInputs, state: TrainState, batch: Batch
+    ) -> StageProgram:
+        """See `Method`."""
+        step, carry = Step(network, config, step_inputs), moving.timed_packet(k, network, state, batch)
+        rows = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
+
+        def run(params: PyTree, stats: PyTree, carry: Carry, state: TrainState) -> PyTree:
+            if network.tied:
+                state = step.with_tied(state, step.tied(state.stage_params))
+            return step.run_stage(k, params, stats, carry, state=state)
+
+        return StageProgram(run, (*rows, carry, state))

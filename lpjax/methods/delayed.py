@@ -28,7 +28,7 @@ backward pass (the authors' codes keep the activations instead): FDG costs one m
 last, than backprop, and much less memory.  Batch norm uses the batch's statistics both times.
 
 Collectives of a step: two all_gathers over 'stage' (input and tags); ppermutes over 'stage' of outputs, tags and
-gradients (DDG: K-1 of outputs); psum over 'data' of the stages' gradients, psum over the mesh of the figures; batch
+gradients (DDG: K-1 of outputs); psum over 'data' of the stages' gradients, psum over the mesh of the metrics; batch
 norm's over 'data'.
 """
 
@@ -44,18 +44,22 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from lpjax.config.check import require
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
+from lpjax.data.source import Spec
 from lpjax.methods import moving
+from lpjax.methods.base import WIDTH, Age, Method, StepFunction, check_stages, stage_values
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
+from lpjax.nn.schedule import Item
 from lpjax.parallel import exchange
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim, train_state
-from lpjax.state.step_inputs import Recipe
-from lpjax.state.train_state import TrainState
+from lpjax.state.step_inputs import StepInputs
+from lpjax.state.train_state import Carried, TrainState
 
 
 @struct.dataclass
@@ -82,27 +86,6 @@ def staleness(config: Config) -> list[int]:
     return [once * (config.num_stages - 1 - k) for k in range(config.num_stages)]
 
 
-def lags(config: Config) -> list[int]:
-    """How many steps ago the batch of each stage's gradient entered the network."""
-    arrived = range(config.num_stages) if config.delayed.variant == "fdg" else [0] * config.num_stages
-    return [a + stale for a, stale in zip(arrived, staleness(config), strict=True)]
-
-
-def carry_specs(config: Config) -> Carry:
-    """Where the carry lies on the mesh."""
-    packets, rings = P("stage", "data"), P("stage", None, "data")
-    return Carry(packets, packets, packets, rings, rings, meshes.STAGES)
-
-
-def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Carry:
-    """Nothing is under way."""
-    slots, depth = network.num_stages // config.mesh_shape[0], max(staleness(config)) + 1
-    packets, tags = moving.empty(network, config, slots)
-    weights = {kind: jnp.zeros((slots, depth, size)) for kind, size in network.params.lengths.items()}
-    rings = jnp.repeat(packets[:, None], depth, 1), jnp.repeat(tags[:, None], depth, 1)
-    return Carry(packets, tags, packets, *rings, weights)
-
-
 class _Passes(NamedTuple):
     """What a stage makes of a step, in shapes that are the same for all stages."""
 
@@ -119,7 +102,7 @@ class _Passes(NamedTuple):
 class _Step:
     network: Network
     config: Config
-    recipe: Recipe
+    step_inputs: StepInputs
 
     def on_stages(self, run: Callable[..., Any], *operands: PyTree) -> Any:
         """See `mesh.on_stages`."""
@@ -132,14 +115,14 @@ class _Step:
         network = self.network
         if k == network.num_stages - 1:
             return jnp.zeros_like(packet)
-        mode = Mode(train=True, axes=("data",), keys=moving.opened(state, tags).keys)
+        mode = Mode(train=True, axes=("data",), keys=moving.tagged(state, tags).keys)
         trees = network.params.unpack(k, params), network.stats.unpack(k, stats)
         output, _ = chain.apply(network.stages[k], *trees, moving.unpack(packet, network.interfaces[k]), mode)
         return moving.pack(network, output)
 
     def sequential_forward(self, state: TrainState, x: Float[Array, "b l"], tags: Array) -> Array:
         """DDG's forward pass: every stage's input, one stage after the other."""
-        inputs = moving.entering(x, jnp.zeros_like(state.carry.forward))
+        inputs = moving.with_new_batch(x, jnp.zeros_like(state.carry.forward))
         for turn in range(self.network.num_stages - 1):
 
             def run(k: int, *args: Any, turn: int = turn) -> Array:
@@ -153,7 +136,7 @@ class _Step:
         self, state: TrainState, k: int, params: Row, stats: Row, packet: Array, tags: moving.Tags, gradient: Array
     ) -> tuple[Array, Array, Array, Row, Row, Array]:
         """Loss, correct, whether there was a batch, gradient, statistics and adjoint of a batch's backward pass."""
-        network, examples = self.network, moving.opened(state, tags)
+        network, examples = self.network, moving.tagged(state, tags)
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
         old, lam = network.stats.unpack(k, stats), moving.unpack(packet, network.interfaces[k])
 
@@ -192,10 +175,10 @@ class _Step:
         """One step as one device sees it."""
         network, config, carry = self.network, self.config, state.carry
         S = config.mesh_shape[0]
-        x, tags = moving.column_batch(self.recipe, state, batch)
+        x, tags = moving.column_batch(self.step_inputs, state, batch)
         x = moving.pack(network, x)
         if config.delayed.variant == "fdg":
-            inputs, tags = moving.entering(x, carry.forward), moving.entering(tags, carry.tags)
+            inputs, tags = moving.with_new_batch(x, carry.forward), moving.with_new_batch(tags, carry.tags)
         else:
             tags = jnp.repeat(tags[None], len(carry.forward), 0)
             inputs = self.sequential_forward(state, x, tags)
@@ -212,14 +195,16 @@ class _Step:
 
         done: _Passes = self.on_stages(run, state.stage_params, state.stage_stats, inputs, tags, carry)
         grads = lax.psum(done.grads, "data")
-        stage_params, stage_opt = optim.update_rows(self.recipe.optimizer, grads, state.stage_opt, state.stage_params)
+        stage_params, stage_opt = optim.update_rows(
+            self.step_inputs.optimizer, grads, state.stage_opt, state.stage_params
+        )
         stats = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
         new_state = replace(
             state,
             step=state.step + 1,
             stage_params=stage_params,
             stage_opt=stage_opt,
-            stage_stats=moving.averaged(state.stage_stats, stats, done.real),
+            stage_stats=moving.where_real(done.real, stats, state.stage_stats),
             carry=replace(
                 carry,
                 forward=exchange.shift(done.output, S, forward=True),
@@ -229,20 +214,92 @@ class _Step:
         )
         squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
         loss, correct, squares = meshes.by_stage(jnp.stack([done.loss, done.correct, squares]), network.num_stages)
-        figures = {
+        metrics = {
             "task_loss": loss[-1],
             "accuracy": correct[-1] / config.batch_size,
             "gradient_norm": jnp.sqrt(squares),
         }
-        return new_state, figures
+        return new_state, metrics
 
 
-def make_step(
-    network: Network, config: Config, mesh: Mesh, recipe: Recipe
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step (state, batch) -> (state, figures); the state is donated.
+class Delayed(Method):
+    """Delayed gradients: backward passes that do not wait for the stages behind."""
 
-    Figures: task_loss [] and accuracy [] of the batch that the last stage had (0 in FDG's first K-1 steps, where it
-    has none); gradient_norm [K].
-    """
-    return meshes.jit_step(_Step(network, config, recipe), mesh, train_state.specs(config))
+    name = "delayed"
+    title = "delayed gradients"
+    paper = "arXiv:1804.10574, arXiv:1906.09108"
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """See `Method`."""
+        return {"variant": config.delayed.variant}
+
+    def check(self, config: Config, data: Spec | None = None) -> None:
+        """See `Method`."""
+        check_stages(config)
+        shrink = config.delayed.shrink
+        require(0 < shrink <= 1, f"delayed.shrink={shrink}: expected 0 < shrink <= 1; 1 is none")
+
+    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
+        """The metrics are of the batch that the last stage had, 0 in FDG's first K-1 steps, where it has none."""
+        return self.jit(_Step(network, config, step_inputs), network, config, mesh)
+
+    def carry(self, network: Network, config: Config) -> Carried:
+        """See `Carry`."""
+        packets, rings = P("stage", "data"), P("stage", None, "data")
+        depth = _depth(config)
+
+        def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
+            packets, tags = moving.empty(network, config)
+            rows = network.params.lengths.items()
+            weights = {kind: jnp.zeros((len(packets), depth, size)) for kind, size in rows}
+            rings = jnp.repeat(packets[:, None], depth, 1), jnp.repeat(tags[:, None], depth, 1)
+            return Carry(packets, tags, packets, *rings, weights)
+
+        return Carried(Carry(packets, packets, packets, rings, rings, meshes.STAGES), init)
+
+    def ages(self, config: Config) -> list[list[Age]]:
+        """FDG: a batch reaches stage k after k steps; its gradient comes `staleness` later."""
+        fdg = config.delayed.variant == "fdg"
+        return [[Age(k * fdg + stale, stale)] for k, stale in enumerate(staleness(config))]
+
+    def work(self, network: Network, config: Config) -> list[Item]:
+        """All weights enter a ring, and those of an older step are read: three accesses."""
+        (S, D), K = config.mesh_shape, network.num_stages
+        slots, column = K // S, config.batch_size // D
+        plan = moving.plan_start(network, config, slots * moving.packet_bytes(network, config))
+        what: dict[str, Any] = {"examples": column, "norm_axes": ("data",)}
+
+        def forward(k: int) -> int:
+            entered = -k if config.delayed.variant == "fdg" else 0
+            return plan.work(k // slots, "stage", stage=k, chain=network.stages[k], micro=entered, **what)
+
+        if config.delayed.variant == "ddg":
+            for k in range(K - 1):
+                forward(k)
+                moving.plan_shift(plan, network, config, column, next_step=False)
+        for k, (age,) in enumerate(self.ages(config)):
+            if config.delayed.variant == "fdg" and k < K - 1:
+                forward(k)
+            again = "recompute" if k < K - 1 else ""
+            plan.passes(k // slots, [network.parts()[k]], "stage", again=again, micro=-age.entered, **what)
+        moving.plan_update(plan, network, config, more=3 * stage_values(network, config))
+        for _ in range(2):  # outputs (DDG: zeros) and gradients
+            moving.plan_shift(plan, network, config, column)
+        moving.plan_tags(plan, config)
+        plan.message("psum", meshes.ALL_AXES, 3 * WIDTH * K, "metrics")
+        return plan.items
+
+    def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
+        """Packets on their way, and rings of inputs and of weights."""
+        slots, depth = network.num_stages // config.mesh_shape[0], _depth(config)
+        packet = moving.packet_bytes(network, config)
+        return super().holds(network, config, num_examples) | {
+            "packets": 2 * slots * packet,
+            "rings of inputs": slots * depth * packet,
+            "rings of weights": depth * WIDTH * stage_values(network, config),
+        }
+
+
+def _depth(config: Config) -> int:
+    """H, positions of a ring."""
+    return max(staleness(config)) + 1

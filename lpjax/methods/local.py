@@ -17,10 +17,10 @@ The classifier C_k is `local.blocks` units like the stage's own last one and the
 `aux_optimizer`, lives on its stage's device, and is thrown away.
 
 Collectives of a step: two all_gathers over 'stage' (input and tags); ppermutes over 'stage' of outputs and tags; psum
-over 'data' of the gradients, psum over the mesh of the figures; batch norm's over 'data'.
+over 'data' of the gradients, psum over the mesh of the metrics; batch norm's over 'data'.
 """
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -34,17 +34,21 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
+from lpjax.data.source import Spec
+from lpjax.errors import BadInput
 from lpjax.methods import moving
+from lpjax.methods.base import WIDTH, Age, Method, StageProgram, StepFunction, check_stages
 from lpjax.network.network import Network
 from lpjax.network.packing import Packing, Row
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Chain, Mode, make_chain
 from lpjax.nn.layers import STANDARDISE
+from lpjax.nn.schedule import Item, Part
 from lpjax.parallel import exchange
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim, train_state
-from lpjax.state.step_inputs import Recipe
-from lpjax.state.train_state import TrainState
+from lpjax.state.step_inputs import StepInputs
+from lpjax.state.train_state import Carried, TrainState
 
 
 @struct.dataclass
@@ -71,6 +75,7 @@ class Classifiers:
     stats: Packing
 
 
+@functools.lru_cache(maxsize=32)
 def classifiers(network: Network, blocks: int) -> Classifiers:
     """Classifiers of a network's stages.
 
@@ -84,11 +89,11 @@ def classifiers(network: Network, blocks: int) -> Classifiers:
         try:
             made = make_chain([*alike[-1:] * blocks, head], stage.out_shape)
         except ValueError as error:
-            raise ValueError(
+            raise BadInput(
                 f"method=local: the network's head does not fit behind stage {k}: {error}; choose other cuts"
             ) from error
         if made.out_shape != network.chain.out_shape:
-            raise ValueError(
+            raise BadInput(
                 f"method=local: the network's head behind stage {k} gives {made.out_shape}: expected "
                 f"{network.chain.out_shape}, logits; let the head pool its input, or choose other cuts"
             )
@@ -96,29 +101,6 @@ def classifiers(network: Network, blocks: int) -> Classifiers:
     chains.append(make_chain([], network.chain.out_shape))
     trees = [jax.eval_shape(lambda key, c=c: chain.init(c, key), jax.random.key(0)) for c in chains]
     return Classifiers(tuple(chains), Packing.of([p for p, _ in trees]), Packing.of([s for _, s in trees]))
-
-
-def lags(config: Config) -> list[int]:
-    """How many steps ago the batch of each stage's gradient entered the network."""
-    return list(range(config.num_stages))
-
-
-def carry_specs(config: Config) -> Carry:
-    """Where the carry lies on the mesh."""
-    return Carry(P("stage", "data"), P("stage", "data"), meshes.STAGES, meshes.STAGES, meshes.STAGES)
-
-
-def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Carry:
-    """New classifiers, and nothing under way."""
-    S, own = config.mesh_shape[0], classifiers(network, config.local.blocks)
-
-    def init(k: int) -> tuple[Row, Row]:
-        params, stats = chain.init(own.chains[k], jax.random.fold_in(key, k))
-        return own.params.pack(params), own.stats.pack(stats)
-
-    params, stats = meshes.on_stages(init, network.num_stages, S)
-    packets, tags = moving.empty(network, config, network.num_stages // S)
-    return Carry(packets, tags, params, optim.init_rows(recipe.aux_optimizer, params), stats)
 
 
 class _Passes(NamedTuple):
@@ -138,12 +120,12 @@ class Step:
 
     network: Network
     config: Config
-    recipe: Recipe
+    step_inputs: StepInputs
     own: Classifiers
 
     def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> _Passes:
         """Forward and backward pass of stage k and its classifier on its input of this step."""
-        network, own, examples = self.network, self.own, moving.opened(state, carry.tags)
+        network, own, examples = self.network, self.own, moving.tagged(state, carry.tags)
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
         old = network.stats.unpack(k, stats), own.stats.unpack(k, carry.stats)
         lam = moving.unpack(carry.inputs, network.interfaces[k])
@@ -170,13 +152,13 @@ class Step:
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step as one device sees it."""
-        network, config, recipe, carry = self.network, self.config, self.recipe, state.carry
+        network, config, step_inputs, carry = self.network, self.config, self.step_inputs, state.carry
         S, K = config.mesh_shape[0], network.num_stages
-        x, tags = moving.column_batch(recipe, state, batch)
+        x, tags = moving.column_batch(step_inputs, state, batch)
         carry = replace(
             carry,
-            inputs=moving.entering(moving.pack(network, x), carry.inputs),
-            tags=moving.entering(tags, carry.tags),
+            inputs=moving.with_new_batch(moving.pack(network, x), carry.inputs),
+            tags=moving.with_new_batch(tags, carry.tags),
         )
 
         def run(k: int, *args: Any) -> _Passes:
@@ -185,11 +167,11 @@ class Step:
         operands = state.stage_params, state.stage_stats, replace(carry, opt=())
         done: _Passes = meshes.on_stages(run, K, S, *operands)
         grads, classifier_grads = lax.psum(done.grads, "data")
-        stage_params, stage_opt = optim.update_rows(recipe.optimizer, grads, state.stage_opt, state.stage_params)
-        params, opt = optim.update_rows(recipe.aux_optimizer, classifier_grads, carry.opt, carry.params)
+        stage_params, stage_opt = optim.update_rows(step_inputs.optimizer, grads, state.stage_opt, state.stage_params)
+        params, opt = optim.update_rows(step_inputs.aux_optimizer, classifier_grads, carry.opt, carry.params)
         old = state.stage_stats, carry.stats
         averaged = train_state.running_average(old, lax.pmean(done.stats, "data"))
-        stage_stats, stats = (moving.averaged(o, new, done.real) for o, new in zip(old, averaged, strict=True))
+        stage_stats, stats = (moving.where_real(done.real, new, o) for o, new in zip(old, averaged, strict=True))
         new_state = replace(
             state,
             step=state.step + 1,
@@ -206,22 +188,98 @@ class Step:
         )
         squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
         loss, correct, squares = meshes.by_stage(jnp.stack([done.loss, done.correct, squares]), K)
-        figures = {
+        metrics = {
             "task_loss": loss[-1],
             "accuracy": correct[-1] / config.batch_size,
             "stage_loss": loss,
             "gradient_norm": jnp.sqrt(squares),
         }
-        return new_state, figures
+        return new_state, metrics
 
 
-def make_step(
-    network: Network, config: Config, mesh: Mesh, recipe: Recipe
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step (state, batch) -> (state, figures); the state is donated.
+class Local(Method):
+    """Local losses: every stage learns by the cross entropy of a classifier of its own."""
 
-    Figures: task_loss [] and accuracy [] of the last stage; stage_loss [K], the local losses; gradient_norm [K].  A
-    stage that no batch has reached yet (stage k in the first k steps) has loss 0.
-    """
-    step = Step(network, config, recipe, classifiers(network, config.local.blocks))
-    return meshes.jit_step(step, mesh, train_state.specs(config))
+    name = "local"
+    title = "decoupled greedy learning"
+    paper = "arXiv:1901.08164"
+    metrics = Method.metrics | {"stage_loss": "stage"}
+
+    def check(self, config: Config, data: Spec | None = None) -> None:
+        """See `Method`."""
+        check_stages(config)
+
+    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
+        """A stage that no batch has reached yet (stage k in the first k steps) has loss 0."""
+        step = Step(network, config, step_inputs, classifiers(network, config.local.blocks))
+        return self.jit(step, network, config, mesh)
+
+    def carry(self, network: Network, config: Config) -> Carried:
+        """See `Carry`."""
+        own = classifiers(network, config.local.blocks)
+
+        def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
+            def of_stage(k: int) -> tuple[Row, Row]:
+                params, stats = chain.init(own.chains[k], jax.random.fold_in(key, k))
+                return own.params.pack(params), own.stats.pack(stats)
+
+            params, stats = meshes.on_stages(of_stage, network.num_stages, config.mesh_shape[0])
+            return Carry(
+                *moving.empty(network, config), params, optim.init_rows(step_inputs.aux_optimizer, params), stats
+            )
+
+        packets = P("stage", "data")
+        return Carried(Carry(packets, packets, meshes.STAGES, meshes.STAGES, meshes.STAGES), init, ("opt",))
+
+    def ages(self, config: Config) -> list[list[Age]]:
+        """A batch reaches stage k after k steps."""
+        return [[Age(k, 0)] for k in range(config.num_stages)]
+
+    def work(self, network: Network, config: Config) -> list[Item]:
+        """No gradient crosses an interface."""
+        own, (S, D), K = classifiers(network, config.local.blocks), config.mesh_shape, network.num_stages
+        slots, column = K // S, config.batch_size // D
+        plan = moving.plan_start(network, config, 2 * slots * moving.packet_bytes(network, config))
+        for k, stage in enumerate(network.stages):
+            plan.local(
+                k // slots,
+                Part(k, stage, ("weights",)),
+                [Part(k, own.chains[k])] if own.chains[k].units else [],
+                "classifier",
+                micro=-k,
+                examples=column,
+                norm_axes=("data",),
+            )
+        values, stats = (slots * sum(packing.lengths.values()) for packing in (own.params, own.stats))
+        moving.plan_update(plan, network, config, values=values, stats=stats)
+        moving.plan_shift(plan, network, config, column)
+        moving.plan_tags(plan, config)
+        plan.message("psum", meshes.ALL_AXES, 3 * WIDTH * K, "metrics")
+        return plan.items
+
+    def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
+        """Packets on their way, and the classifiers with their optimiser's state."""
+        slots, own = network.num_stages // config.mesh_shape[0], classifiers(network, config.local.blocks)
+        held = super().holds(network, config, num_examples)
+        copies, more = (
+            2 if config.aux_optimizer.name == "adamw" else 1,
+            WIDTH * slots * sum(own.params.lengths.values()),
+        )
+        return held | {
+            "parameters": held["parameters"] + more,
+            "optimizer": held["optimizer"] + copies * more,
+            "packets": slots * moving.packet_bytes(network, config),
+        }
+
+    def stage_program(
+        self, k: int, network: Network, config: Config, step_inputs: StepInputs, state: TrainState, batch: Batch
+    ) -> StageProgram:
+        """See `Method`."""
+        step = Step(network, config, step_inputs, classifiers(network, config.local.blocks))
+        carry = moving.timed_packet(k, network, state, batch)
+        rows = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
+
+        def run(params: PyTree, stats: PyTree, carry: Carry, state: TrainState) -> PyTree:
+            return step.run_stage(k, params, stats, carry, state=state)
+
+        return StageProgram(run, (*rows, carry, state))

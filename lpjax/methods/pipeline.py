@@ -21,7 +21,7 @@ m + 2M .. , so the numbers do not depend on the mesh.
 M + 2(S-1) rounds of both passes, more time than here, to keep 2S - 1 inputs instead of M, which here are small.
 
 Collectives of a step: two all_gathers over 'stage' (input and tags); a ppermute over 'stage' a round; psum over 'data'
-of the gradients, psum over the mesh of the figures; batch norm's over 'data'.
+of the gradients, psum over the mesh of the metrics; batch norm's over 'data'.
 """
 
 from collections.abc import Callable
@@ -35,16 +35,20 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
+from lpjax.config.check import require
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
+from lpjax.data.source import Spec
 from lpjax.methods import moving
+from lpjax.methods.base import Age, Method, StepFunction, check_stages, stage_values
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
+from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim, train_state
-from lpjax.state.step_inputs import Recipe
+from lpjax.state.step_inputs import StepInputs
 from lpjax.state.train_state import TrainState
 
 
@@ -61,7 +65,7 @@ class _Backward(NamedTuple):
 class _Step:
     network: Network
     config: Config
-    recipe: Recipe
+    step_inputs: StepInputs
 
     def stages_of(self, device: int) -> range:
         """The stages that a device along 'stage' holds."""
@@ -87,7 +91,7 @@ class _Step:
 
     def run_forward(self, device: int, packet: Array, tags: moving.Tags, *, state: TrainState) -> Array:
         """What a device sends on of a micro-batch."""
-        mode = Mode(train=True, axes=("data",), keys=moving.opened(state, tags).keys)
+        mode = Mode(train=True, axes=("data",), keys=moving.tagged(state, tags).keys)
         lam = moving.unpack(packet, self.network.interfaces[self.stages_of(device)[0]])
         return moving.pack(self.network, self.apply(device, *self.unpacked(device, state), lam, mode)[0])
 
@@ -95,7 +99,7 @@ class _Step:
         self, device: int, packet: Array, tags: moving.Tags, gradient: Array, *, state: TrainState
     ) -> tuple[_Backward, Array]:
         """A micro-batch's backward pass, and the gradient to send back."""
-        network, examples = self.network, moving.opened(state, tags)
+        network, examples = self.network, moving.tagged(state, tags)
         mode = Mode(train=True, axes=("data",), keys=examples.keys)
         stages = self.stages_of(device)
         last = stages[-1] == network.num_stages - 1
@@ -130,7 +134,7 @@ class _Step:
         network, config = self.network, self.config
         S, M = config.mesh_shape[0], config.pipeline.micro_batches
         device = lax.axis_index("stage")
-        x, tags = moving.column_batch(self.recipe, state, batch)
+        x, tags = moving.column_batch(self.step_inputs, state, batch)
         x, tags = (
             value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in (moving.pack(network, x), tags)
         )  # [M, b / M, ..]
@@ -166,7 +170,9 @@ class _Step:
 
         (done, _), _ = lax.scan(backward, (nothing, silence), jnp.arange(M + S - 1, dtype=device.dtype))
         grads = lax.psum(done.grads, "data")
-        stage_params, stage_opt = optim.update_rows(self.recipe.optimizer, grads, state.stage_opt, state.stage_params)
+        stage_params, stage_opt = optim.update_rows(
+            self.step_inputs.optimizer, grads, state.stage_opt, state.stage_params
+        )
         batch_stats = jax.tree.map(lambda total: total / M, lax.pmean(done.stats, "data"))
         new_state = replace(
             state,
@@ -177,15 +183,61 @@ class _Step:
         )
         squares = meshes.by_stage(jnp.square(optim.row_norms(grads)) / config.mesh.data, network.num_stages)
         loss, correct = lax.psum((done.loss, done.correct), meshes.ALL_AXES)
-        figures = {"task_loss": loss, "accuracy": correct / config.batch_size, "gradient_norm": jnp.sqrt(squares)}
-        return new_state, figures
+        metrics = {"task_loss": loss, "accuracy": correct / config.batch_size, "gradient_norm": jnp.sqrt(squares)}
+        return new_state, metrics
 
 
-def make_step(
-    network: Network, config: Config, mesh: Mesh, recipe: Recipe
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step (state, batch) -> (state, figures); the state is donated.
+class Pipeline(Method):
+    """Pipelined backprop in rounds that all devices share."""
 
-    Figures: task_loss [], accuracy [], gradient_norm [K].
-    """
-    return meshes.jit_step(_Step(network, config, recipe), mesh, train_state.specs(config))
+    name = "pipeline"
+    title = "pipelined backprop"
+    paper = "arXiv:1811.06965"
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """See `Method`."""
+        return {"micro_batches": config.pipeline.micro_batches}
+
+    def check(self, config: Config, data: Spec | None = None) -> None:
+        """See `Method`."""
+        check_stages(config)
+        column, micro = config.batch_size // config.mesh.data, config.pipeline.micro_batches
+        require(
+            column % micro == 0,
+            f"pipeline.micro_batches={micro}: expected a divisor of batch_size / mesh.data = {column}, so that "
+            f"micro-batches are equal; choose another number",
+        )
+
+    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
+        """See `Method`."""
+        return self.jit(_Step(network, config, step_inputs), network, config, mesh)
+
+    def ages(self, config: Config) -> list[list[Age]]:
+        """The micro-batches of this step, at this step's weights."""
+        M = config.pipeline.micro_batches
+        return [[Age(M - 1 - m, 0) for m in range(M)] for _ in range(config.num_stages)]
+
+    def work(self, network: Network, config: Config) -> list[Item]:
+        """In each backward round a device adds to its gradients, micro-batch or none: three accesses."""
+        (S, D), M = config.mesh_shape, config.pipeline.micro_batches
+        slots, examples = network.num_stages // S, config.batch_size // (D * M)
+        plan = moving.plan_start(network, config, 3 * moving.packet_bytes(network, config))
+        what: dict[str, Any] = {"examples": examples, "norm_axes": ("data",)}
+        parts = network.parts()
+        devices = [parts[d * slots : (d + 1) * slots] for d in range(S)]
+        for number in range(M + S - 2 if S > 1 else 0):
+            for d in range(S - 1):
+                if 0 <= (m := number - d) < M:
+                    for part in devices[d]:
+                        plan.work(d, "stage", stage=part.stage, chain=part.chain, micro=m, **what)
+            moving.plan_shift(plan, network, config, examples)
+        for number in range(M + S - 1):
+            for d in range(S):
+                if 0 <= (m := number - (S - 1 - d)) < M:
+                    plan.passes(d, devices[d], "stage", again="recompute" if d < S - 1 else "", micro=m, **what)
+            moving.plan_shift(plan, network, config, examples)
+        added = 3 * (M + S - 1) * stage_values(network, config)
+        moving.plan_update(plan, network, config, more=added)
+        plan.message("psum", meshes.ALL_AXES, 4 * network.num_stages, "metrics")
+        plan.message("psum", meshes.ALL_AXES, 8, "metrics")
+        return plan.items

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from lpjax.errors import BadInput
 from lpjax.nn.chain import Chain, init
 
 Names = Callable[[Chain], list[dict[str, str]]]
@@ -49,13 +50,13 @@ def from_torch(
             part.append("norm")
         unit, name = f"unit {position} ({chain.units[position].name})", "/".join(part)
         if (position, name) not in modules:
-            raise ValueError(
+            raise BadInput(
                 f"no torch module is named for the part {name!r} of {unit}: expected `names` to give its name; "
                 f"use the names of this kind of network"
             )
         key = f"{modules[position, name]}.{_LEAVES[leaf]}"
         if key not in left:
-            raise ValueError(
+            raise BadInput(
                 f"the state dict has no {key!r}, expected for {unit}; its keys are {_some(state_dict)}; use the names, "
                 f"kind and depth of the network it was saved from"
             )
@@ -64,7 +65,7 @@ def from_torch(
         if leaf == "kernel":  # torch has the two axes of channels first, and the output before the input
             shape = (shape[-1], shape[-2], *shape[:-2])
         if value.shape != shape:
-            raise ValueError(
+            raise BadInput(
                 f"{key!r} has shape {value.shape}: expected {shape}; build the network with the width, classes and "
                 f"channels of the one that was saved, or replace this array"
             )
@@ -77,7 +78,7 @@ def from_torch(
 
     trees = jax.tree.map_with_path(stack, jax.eval_shape(lambda key: init(chain, key), jax.random.key(0)))
     if left:
-        raise ValueError(
+        raise BadInput(
             f"{len(left)} keys of the state dict are left over: {_some(left)}; expected those of this network of "
             f"{len(chain.units)} units alone; remove them, or use the depth of the network that was saved"
         )

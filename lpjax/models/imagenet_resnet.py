@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
+from lpjax.errors import BadInput
 from lpjax.models.resnet import Classifier, ConvBlock, check_sizes, groups, with_stride
 from lpjax.nn import layers
 from lpjax.nn.chain import Mode, Shape, UnitLike
@@ -125,7 +126,7 @@ def imagenet_resnet(*, depth: int, classes: int, width: int = 64, zero_init: boo
       ValueError: another depth, or a width or number of classes below 1.
     """
     if depth not in GROUPS:
-        raise ValueError(
+        raise BadInput(
             f"model.depth={depth}: expected one of {', '.join(map(str, GROUPS))}; choose one, or another model"
         )
     check_sizes("width", width, classes)

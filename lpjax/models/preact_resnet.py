@@ -12,6 +12,7 @@ import jax
 from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
+from lpjax.errors import BadInput
 from lpjax.models.imagenet_resnet import PARTS, Kind, convolutions
 from lpjax.models.resnet import Classifier, blocks_per_group, check_sizes, groups, with_stride
 from lpjax.nn import layers
@@ -141,6 +142,6 @@ def wide_resnet(*, depth: int, widen: int, classes: int, dropout: float = 0.0) -
     blocks = blocks_per_group(depth, 6, 4)
     check_sizes("widen", widen, classes)
     if not 0 <= dropout < 1:
-        raise ValueError(f"model.dropout={dropout}: expected a probability 0 <= dropout < 1; the paper uses 0 or 0.3")
+        raise BadInput(f"model.dropout={dropout}: expected a probability 0 <= dropout < 1; the paper uses 0 or 0.3")
     block = partial(PreActivationBlock, "basic", dropout=dropout)
     return (Stem(16), *groups(block, 16 * widen, [blocks] * 3), PreActivationHead(classes))

@@ -11,6 +11,7 @@ import jax
 from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
+from lpjax.errors import BadInput
 from lpjax.nn import layers
 from lpjax.nn.chain import Mode, Shape, UnitLike
 
@@ -98,7 +99,7 @@ def check_channels(features: int, channels: int, remedy: str) -> None:
       ValueError: there are fewer; what to do is `remedy`.
     """
     if features < channels:
-        raise ValueError(
+        raise BadInput(
             f"features={features} after {channels} channels: a parameter-free shortcut can only add channels; {remedy}"
         )
 
@@ -112,7 +113,7 @@ def blocks_per_group(depth: int, size: int, others: int) -> int:
     blocks, rest = divmod(depth - others, size)
     if rest or blocks < 1:
         near = max(round((depth - others) / size), 1) * size + others
-        raise ValueError(f"model.depth={depth}: expected {size}n+{others} with n >= 1; the nearest is {near}")
+        raise BadInput(f"model.depth={depth}: expected {size}n+{others} with n >= 1; the nearest is {near}")
     return blocks
 
 
@@ -123,7 +124,7 @@ def check_sizes(name: str, size: int, classes: int) -> None:
       ValueError: one of them is.
     """
     if size < 1 or classes < 1:
-        raise ValueError(f"model.{name}={size} with {classes} classes: both must be at least 1")
+        raise BadInput(f"model.{name}={size} with {classes} classes: both must be at least 1")
 
 
 def groups(block: Callable[[int, int], UnitLike], width: int, counts: Sequence[int]) -> list[UnitLike]:

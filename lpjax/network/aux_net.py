@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax.config import named
 from lpjax.config.schema import AuxConfig
+from lpjax.errors import BadInput
 from lpjax.models.resnet import BasicBlock, ConvBlock
 from lpjax.network.grid_block import GridBlock
 from lpjax.nn import chain, layers
@@ -84,9 +85,9 @@ def conv_stride(in_shape: Shape, out_shape: Shape) -> int:
         stride = -(-in_shape[0] // out_shape[0])
         if tuple(-(-size // stride) for size in in_shape[:2]) == out_shape[:2]:
             return stride
-    raise ValueError(
+    raise BadInput(
         f"from {in_shape} to {out_shape}: expected maps [H, W, C], the second one made of the first by a strided "
-        f"convolution (ceil(size / stride)); choose other cuts, or aux.function=lpjax.network.aux_net:own_units"
+        f"convolution (ceil(size / stride)); choose other cuts, or aux.function=own_units"
     )
 
 
@@ -106,9 +107,9 @@ def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = Non
       ValueError: another `width`, or a `grid`: units cannot be changed from outside.
     """
     if width != 1 or grid is not None:
-        raise ValueError(
-            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function="
-            f"lpjax.network.aux_net:own_units, which takes the stage's units as they are; leave both unset"
+        raise BadInput(
+            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function=own_units, "
+            f"which takes the stage's units as they are; leave both unset"
         )
     return [stage.units[i] for i in own_positions(stage, blocks)]
 
@@ -142,7 +143,7 @@ def make_aux_net(stages: tuple[Chain, ...], aux: AuxConfig) -> tuple[Chain, ...]
     if aux.share is not None and len(stages) > 1:
         return _widest(stages, aux, aux.share)
     if aux.blocks_per_stage < 0 or aux.width <= 0:
-        raise ValueError(
+        raise BadInput(
             f"aux.blocks_per_stage={aux.blocks_per_stage}, aux.width={aux.width}: expected blocks_per_stage >= 0 and "
             f"width > 0"
         )
@@ -159,9 +160,9 @@ def make_aux_net(stages: tuple[Chain, ...], aux: AuxConfig) -> tuple[Chain, ...]
                 units = list(function(stage, blocks=aux.blocks_per_stage, width=aux.width, grid=aux.grid))
             piece = make_chain([*units, *([STANDARDISE] if stage.units[-1] == STANDARDISE else [])], stage.in_shape)
         except ValueError as error:
-            raise ValueError(f"the AuxNet's piece beside stage {j}: {error}") from error
+            raise BadInput(f"the AuxNet's piece beside stage {j}: {error}") from error
         if piece.out_shape != stage.out_shape:
-            raise ValueError(
+            raise BadInput(
                 f"the AuxNet's piece beside stage {j} maps {piece.in_shape} to {piece.out_shape}: expected "
                 f"{stage.out_shape}, as the stage; correct aux.function"
             )
@@ -182,7 +183,7 @@ def _widest(stages: tuple[Chain, ...], aux: AuxConfig, share: float) -> tuple[Ch
         found = aux_share(stages, pieces)
         if found <= share:
             return pieces
-    raise ValueError(
+    raise BadInput(
         f"aux.share={share}: the narrowest AuxNet of {aux.blocks_per_stage} blocks a stage has {found:.4f} of the "
         f"network's cost; expected at least that; lower aux.blocks_per_stage or num_stages"
     )

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 from jaxtyping import PyTree
 
+from lpjax.errors import BadInput
 from lpjax.network.aux_net import conv_stride, tail
 from lpjax.network.grid_block import on_grid
 from lpjax.nn import chain
@@ -35,7 +36,7 @@ def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
         expected = on_grid(piece.out_shape, grid)
         small = make_chain(piece.units, on_grid(piece.in_shape, grid))
         if small.out_shape != expected or trees(small) != trees(piece):
-            raise ValueError(
+            raise BadInput(
                 f"aux.grid={grid}: the AuxNet's piece beside stage {j} maps {small.in_shape} to {small.out_shape}: "
                 f"expected {expected} with the parameters it has on {piece.in_shape}; choose a grid that all maps can "
                 f"be averaged to, correct aux.function, or leave aux.grid unset"
@@ -62,9 +63,9 @@ def check_tail(pieces: tuple[Chain, ...], length: int | None) -> None:
                 try:
                     conv_stride(have, want)
                 except ValueError as error:
-                    raise ValueError(f"aux.tail={length}: {error}; or leave aux.tail unset") from error
+                    raise BadInput(f"aux.tail={length}: {error}; or leave aux.tail unset") from error
                 if have[-1] > want[-1]:
-                    raise ValueError(
+                    raise BadInput(
                         f"aux.tail={length}: from {have} to {want}: expected no fewer channels; leave aux.tail unset"
                     )
             have = piece.out_shape

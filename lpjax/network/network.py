@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from lpjax.config.schema import Config
+from lpjax.errors import BadInput
 from lpjax.network.aux_net import make_aux_net, own_positions
 from lpjax.network.coarse_tails import as_tails, check_tail
 from lpjax.network.packing import Packing, Row
 from lpjax.network.partition import split
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
+from lpjax.nn.schedule import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,10 @@ class Network:
         """The AuxNet's pieces that have weights of their own."""
         return self.aux_net[:-1] if self.tied else self.aux_net
 
+    def parts(self) -> list[Part]:
+        """The stages with the gradients that backprop finds of them: none of the image."""
+        return [Part(k, stage, ("input", "weights") if k > 0 else ("weights",)) for k, stage in enumerate(self.stages)]
+
     def tied_params(self, row: Row) -> tuple[PyTree, ...]:
         """Parameters of the AuxNet's last piece, from the last stage's row."""
         units = chain.unstack(self.stages[-1], self.params.unpack(self.num_stages - 1, row))
@@ -71,7 +77,7 @@ def build(units: Sequence[UnitLike], image_shape: Shape, config: Config) -> Netw
     Args:
       units: of the network.
       image_shape: of an example, [H, W, C].
-      config: of the run; read are `num_stages`, `cuts`, `standardised`, `bfloat16`, `remat` and `aux`.
+      config: of the run; read are `num_stages`, `cuts`, `standardise`, `bfloat16`, `remat` and `aux`.
 
     Returns:
       The network.
@@ -82,8 +88,8 @@ def build(units: Sequence[UnitLike], image_shape: Shape, config: Config) -> Netw
     dtype = "bfloat16" if config.bfloat16 else None
     whole = replace(make_chain(units, image_shape), dtype=dtype, remat=config.remat)
     if len(whole.out_shape) != 1:
-        raise ValueError(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
-    stages = split(whole, num_stages=config.num_stages, cuts=config.cuts, standardise=config.standardised)
+        raise BadInput(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
+    stages = split(whole, num_stages=config.num_stages, cuts=config.cuts, standardise=bool(config.standardise))
     trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
     aux = config.aux
     pieces = make_aux_net(stages, aux)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lpjax.errors import BadInput
 from lpjax.nn.chain import Chain
 from lpjax.nn.count import unit_flops
 from lpjax.nn.layers import STANDARDISE
@@ -68,7 +69,7 @@ def split(
     """
     units = len(network.units)
     if not 1 <= num_stages <= units:
-        raise ValueError(
+        raise BadInput(
             f"num_stages={num_stages}: the network is a chain of {units} units and a stage needs at least one; "
             f"choose num_stages from 1 to {units} or a deeper model"
         )
@@ -77,7 +78,7 @@ def split(
         cuts = even_cuts(flops, num_stages)
     bounds = (0, *cuts, units)
     if len(cuts) != num_stages - 1 or any(a >= b for a, b in itertools.pairwise(bounds)):
-        raise ValueError(
+        raise BadInput(
             f"cuts={tuple(cuts)}: expected num_stages - 1 = {num_stages - 1} increasing positions between 1 and "
             f"{units - 1}; correct them, or leave cuts unset to cut evenly by cost"
         )

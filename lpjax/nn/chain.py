@@ -26,6 +26,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
+from lpjax.errors import BadInput
+
 Shape = tuple[int, ...]
 
 
@@ -170,7 +172,7 @@ def make_chain(units: Sequence[UnitLike], in_shape: Shape) -> Chain:
         try:
             shapes.append(_out_shape(unit, shapes[-1]))
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise BadInput(
                 f"unit {position} ({unit.name}) does not accept examples of shape {shapes[-1]}; expected a unit that "
                 f"takes what the unit before it returns; check it and its neighbour: {error}"
             ) from error

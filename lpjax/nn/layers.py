@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from lpjax.errors import BadInput
 from lpjax.nn.chain import Mode, Shape
 from lpjax.nn.conv import conv
 
@@ -40,7 +41,7 @@ def check_stride(in_shape: Shape, stride: int) -> None:
       ValueError: H or W is less than the stride.
     """
     if min(in_shape[:2]) < stride:
-        raise ValueError(
+        raise BadInput(
             f"a map of {in_shape[0]}x{in_shape[1]} cannot be taken at stride {stride}: expected at least "
             f"{stride}x{stride}; use larger images or a network that halves them less often"
         )
@@ -82,7 +83,7 @@ def pooled(x: Float[Array, "b h w c"], size: Sequence[int]) -> Float[Array, "b h
         if length <= wanted:
             continue
         if -(-length // window) != wanted:
-            raise ValueError(f"{length} pixels cannot be pooled to {wanted}: expected ceil({length} / n) for some n")
+            raise BadInput(f"{length} pixels cannot be pooled to {wanted}: expected ceil({length} / n) for some n")
         pads = [(0, 0)] * 4
         pads[axis] = (0, wanted * window - length)
         sums = jnp.pad(x, pads).reshape(*x.shape[:axis], wanted, window, *x.shape[axis + 1 :]).sum(axis + 1)

@@ -12,6 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
+from lpjax.errors import BadInput
+
 EXAMPLES = P(("data", "stage"))
 """Examples of a batch over the whole mesh: a column of stage devices (one 'data' index) owns consecutive ones."""
 STAGES = P("stage")
@@ -29,13 +31,13 @@ def make_mesh(stage: int, data: int) -> Mesh:
     """
     devices = jax.devices()
     if len(devices) < stage * data:
-        raise ValueError(
+        raise BadInput(
             f"mesh.stage={stage} * mesh.data={data} = {stage * data} devices: {len(devices)} found "
             f"({devices[0].platform}, {devices[0].device_kind}); choose a smaller mesh: mesh.stage may be any divisor "
             f"of num_stages, down to 1"
         )
     if jax.process_count() > 1 and len(devices) > stage * data:
-        raise ValueError(
+        raise BadInput(
             f"mesh.stage={stage} * mesh.data={data} = {stage * data} devices: {jax.process_count()} processes have "
             f"{len(devices)}: expected a mesh of all of them; choose a larger one (mesh.data), or fewer processes"
         )

@@ -6,9 +6,17 @@ import platform
 
 import jax
 
+from lpjax.errors import BadInput
+
 
 def provide_devices(count: int) -> None:
-    """Let a CPU back end have `count` devices, unless XLA_FLAGS already says how many.  Before JAX starts."""
+    """Make `count` CPU devices, unless XLA_FLAGS already says how many.
+
+    To be called before JAX starts a back end, which `jax.devices()` does, and importing lpjax does not.
+
+    Args:
+      count: devices of this process; other platforms have those they have.
+    """
     xla_flags = os.environ.get("XLA_FLAGS", "")
     # A slow device is not a dead one: the default gives up on a collective after a minute.
     for name, value in (("warn_stuck", 300), ("terminate", 1800)):
@@ -17,16 +25,22 @@ def provide_devices(count: int) -> None:
             xla_flags = f"{xla_flags} {flag}={value}".strip()
     os.environ["XLA_FLAGS"] = xla_flags
     if "xla_force_host_platform_device_count" not in xla_flags:
-        import jax
-
         jax.config.update("jax_num_cpu_devices", count)
 
 
 def devices_of_a_process(mesh_shape: tuple[int, int], processes: int) -> int:
-    """How many devices of the mesh each process has; raises ValueError when they do not divide."""
+    """How many devices of the mesh each process has.
+
+    Args:
+      mesh_shape: devices along 'stage' and 'data'.
+      processes: how many there are.
+
+    Raises:
+      BadInput: where they cannot have equally many.
+    """
     devices = mesh_shape[0] * mesh_shape[1]
     if devices % processes:
-        raise ValueError(
+        raise BadInput(
             f"mesh.stage={mesh_shape[0]} * mesh.data={mesh_shape[1]} = {devices} devices on {processes} processes: "
             f"expected a multiple, so that each has equally many; change the mesh or the number of processes"
         )

@@ -27,6 +27,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from lpjax.errors import BadInput
+
 EXIT_LOST_PROCESS = 4
 HEARTBEAT_SECONDS = 30
 START_SECONDS = 300
@@ -87,7 +89,7 @@ def initialize(
             heartbeat_timeout_seconds=heartbeat_seconds,
         )
     except (ValueError, KeyError, RuntimeError, OSError) as error:
-        raise ValueError(
+        raise BadInput(
             f"--distributed: no other processes found ({error}); start them by srun, mpirun or on a TPU slice, or "
             f"say --coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
@@ -103,26 +105,26 @@ def _check(
     given = [f"--{name}={value}" for name, value in explicit.items() if value is not None]
     missing = [f"--{name}" for name, value in explicit.items() if value is None]
     if heartbeat_seconds < 2:
-        raise ValueError(f"--heartbeat_seconds={heartbeat_seconds}: expected at least 2")
+        raise BadInput(f"--heartbeat_seconds={heartbeat_seconds}: expected at least 2")
     if detect and given:
-        raise ValueError(f"--distributed with {given[0]}: expected one or the other; leave out --distributed")
+        raise BadInput(f"--distributed with {given[0]}: expected one or the other; leave out --distributed")
     if coordinator is None or num_processes is None or process_id is None:
         if given:
-            raise ValueError(f"{' '.join(given)} without {' and '.join(missing)}: expected all three; add what lacks")
+            raise BadInput(f"{' '.join(given)} without {' and '.join(missing)}: expected all three; add what lacks")
         return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"--coordinator={coordinator}: expected HOST:PORT of process 0, such as node1:12345")
+        raise BadInput(f"--coordinator={coordinator}: expected HOST:PORT of process 0, such as node1:12345")
     if num_processes < 1:
-        raise ValueError(f"--num_processes={num_processes}: expected at least 1")
+        raise BadInput(f"--num_processes={num_processes}: expected at least 1")
     if not 0 <= process_id < num_processes:
-        raise ValueError(f"--process_id={process_id}: expected 0 to {num_processes - 1} (--num_processes less one)")
+        raise BadInput(f"--process_id={process_id}: expected 0 to {num_processes - 1} (--num_processes less one)")
     if process_id == 0:
         try:  # JAX crashes on a port that is taken
             with socket.create_server(("", int(port))):
                 pass
         except OSError as error:
-            raise ValueError(f"--coordinator={coordinator}: {error}; choose another port, for all processes") from error
+            raise BadInput(f"--coordinator={coordinator}: {error}; choose another port, for all processes") from error
 
 
 def _joined() -> tuple[int, int]:
@@ -281,7 +283,7 @@ def check_shared(workdir: Path, wait_seconds: float = 10.0) -> None:
     if is_writer():
         token.unlink()
     if blind:
-        raise ValueError(
+        raise BadInput(
             f"--workdir={workdir}: process {', '.join(blind)} does not see the files of process 0 there: expected one "
             f"folder for all processes; choose one on a file system that the hosts share"
         )

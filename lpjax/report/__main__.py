@@ -14,14 +14,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lpjax.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED
-from lpjax.errors import extra_packages
+from lpjax import cli, errors
+from lpjax.errors import BadInput, extra_packages
 
 
 def write(folders: Sequence[Path], out: Path) -> None:
-    """The page of the runs in these folders, as a whole file or not at all.
+    """Write a page of runs, as a whole file or not at all.
 
-    Raises ValueError or OSError naming the folder or the file at fault.
+    Args:
+      folders: workdirs of the runs.
+      out: the page.
+
+    Raises:
+      BadInput: naming the folder or the file at fault.
+      OSError: where a file of a run cannot be read.
     """
     with extra_packages("the page", "report"):
         from lpjax.report import page, record
@@ -33,23 +39,22 @@ def write(folders: Sequence[Path], out: Path) -> None:
         part.write_text(text)
         part.replace(out)
     except OSError as error:
-        raise ValueError(f"--out={out}: expected a file that can be written ({error}); choose another --out") from error
+        raise BadInput(f"--out={out}: expected a file that can be written ({error}); choose another --out") from error
 
 
-def main(argv: Sequence[str]) -> int:
-    """Write the page; returns the exit code, see the module's docstring."""
+@cli.command()
+@errors.bad_input()
+def main(argv: list[str]) -> int:
+    """Write the page; returns the exit code, see the module's docstring.
+
+    Args:
+      argv: the command line without the program.
+    """
     parser = argparse.ArgumentParser(prog="python -m lpjax.report", description="A page of charts of runs.")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run")
     options = parser.parse_args(argv)
-    try:
-        write(options.runs, options.out)
-    except (ValueError, OSError) as error:
-        print(f"lpjax: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("lpjax: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    write(options.runs, options.out)
     print(options.out)
     return 0
 

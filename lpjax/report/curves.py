@@ -18,9 +18,20 @@ SHOWN = 24
 Over = Literal["steps", "time"]
 
 
-class Figure(NamedTuple):
-    """A figure of a run's lines.  label: of its line; of its lines where it is one of stages or interfaces, "stage" or
-    "interface"."""
+CHARTED = {
+    *("accuracy", "task_loss", "aux_task_loss", "stage_loss", "stage_accuracy", "gradient_norm", "coarse_error"),
+    *("relative_violation", "multiplier_norm", "penalty_coef"),
+}
+"""Metrics of training that have charts of their own."""
+
+
+class Metric(NamedTuple):
+    """A metric of a run.
+
+    Attributes:
+      name: In metrics.jsonl.
+      label: Of its line; of its lines, where they are of stages or interfaces, "stage" or "interface".
+    """
 
     name: str
     label: str
@@ -37,16 +48,16 @@ class Curve(NamedTuple):
 
 def learning(records: Sequence[Record]) -> list[Chart]:
     """Accuracy and loss over steps and over wall time; the composed network against the AuxNet path."""
-    accuracy = [Figure("test_accuracy", "test, composed network"), Figure("accuracy", "training, last stage")]
+    accuracy = [Metric("test_accuracy", "test, composed network"), Metric("accuracy", "training, last stage")]
     loss = [
-        Figure("test_loss", "test, composed network"),
-        Figure("task_loss", "training, last stage"),
-        Figure("aux_task_loss", "training, AuxNet's head"),
+        Metric("test_loss", "test, composed network"),
+        Metric("task_loss", "training, last stage"),
+        Metric("aux_task_loss", "training, AuxNet's head"),
     ]
     paths = [
-        Figure("test_accuracy", "composed network"),
-        Figure("aux_path_accuracy", "AuxNet path"),
-        Figure("aux_head_accuracy", "AuxNet's head"),
+        Metric("test_accuracy", "composed network"),
+        Metric("aux_path_accuracy", "AuxNet path"),
+        Metric("aux_head_accuracy", "AuxNet's head"),
     ]
     if not any(figure.name in record.lines for record in records for figure in paths[1:]):
         paths = paths[1:]  # of methods that have no such path: the composed network alone is drawn above
@@ -62,20 +73,20 @@ def stages(records: Sequence[Record]) -> list[Chart]:
     """Which stage learns: its own loss, what it and its tail get right, its gradient; and how far the
     AuxNet's piece beside it is from doing the same."""
     return [
-        lines("stage-loss", "Local loss of each stage", records, [Figure("stage_loss", "stage")], log=True, keep=max),
+        lines("stage-loss", "Local loss of each stage", records, [Metric("stage_loss", "stage")], log=True, keep=max),
         lines(
             "stage-accuracy",
             "Training accuracy of each stage with its tail",
             records,
-            [Figure("stage_accuracy", "stage")],
+            [Metric("stage_accuracy", "stage")],
             keep=min,
-            hint="method=coarse_adjoint records it.",
+            hint="Methods without tails beside their stages have none.",
         ),
         lines(
             "gradient-norm",
             "Norm of each stage's gradient",
             records,
-            [Figure("gradient_norm", "stage")],
+            [Metric("gradient_norm", "stage")],
             log=True,
             keep=max,
         ),
@@ -83,10 +94,10 @@ def stages(records: Sequence[Record]) -> list[Chart]:
             "coarse-error",
             "The AuxNet's piece against its stage, |G - X|²/|X|²",
             records,
-            [Figure("coarse_error", "stage")],
+            [Metric("coarse_error", "stage")],
             log=True,
             keep=max,
-            hint="method=coarse_adjoint records it.",
+            hint="Methods without tails beside their stages have none.",
         ),
     ]
 
@@ -98,7 +109,7 @@ def constraints(records: Sequence[Record]) -> list[Chart]:
             "violation",
             "Relative violation of each interface, |r|²/|X|²",
             records,
-            [Figure("relative_violation", "interface")],
+            [Metric("relative_violation", "interface")],
             log=True,
             keep=max,
         ),
@@ -106,11 +117,11 @@ def constraints(records: Sequence[Record]) -> list[Chart]:
             "multiplier",
             "Multiplier of each interface, root mean square",
             records,
-            [Figure("multiplier_norm", "interface")],
+            [Metric("multiplier_norm", "interface")],
             log=True,
             keep=max,
         ),
-        lines("penalty", "Penalty coefficient β", records, [Figure("penalty_coef", "β")], log=True),
+        lines("penalty", "Penalty coefficient β", records, [Metric("penalty_coef", "β")], log=True),
     ]
 
 
@@ -121,7 +132,7 @@ def gradients(records: Sequence[Record]) -> list[Chart]:
         "cosine",
         "Cosine of each stage's gradient with backprop's",
         records,
-        [Figure("gradient_cosine", "stage")],
+        [Metric("gradient_cosine", "stage")],
         keep=min,
         hint=hint,
     )
@@ -129,7 +140,7 @@ def gradients(records: Sequence[Record]) -> list[Chart]:
         "ratio",
         "Norm of each stage's gradient over backprop's",
         records,
-        [Figure("gradient_ratio", "stage")],
+        [Metric("gradient_ratio", "stage")],
         log=True,
         keep=max,
         hint=hint,
@@ -137,18 +148,30 @@ def gradients(records: Sequence[Record]) -> list[Chart]:
     return [cosine, ratio]
 
 
+def others(records: Sequence[Record]) -> list[Chart]:
+    """What the methods of the runs record beside the metrics that have charts of their own."""
+    axes: dict[str, str] = {}
+    for record in records:
+        for phase in (record.structure or {}).get("phases", ()):
+            axes |= {name: axis for name, axis in phase["metrics"].items() if name not in CHARTED}
+    words = {name: name.replace("_", " ") for name in axes}
+    return [
+        lines(f"metric-{name}", words[name].capitalize(), records, [Metric(name, axis or words[name])])
+        for name, axis in axes.items()
+        if any(name in record.lines for record in records)
+    ]
+
+
 def waiting(records: Sequence[Record]) -> Chart:
     """For data, over the run."""
-    return lines(
-        "data-seconds", "Seconds until a step's batch was there", records, [Figure("data_seconds", "wait")], log=True
-    )
+    return lines("data-seconds", "Seconds a step waited for data", records, [Metric("data_seconds", "wait")], log=True)
 
 
 def lines(
     key: str,
     title: str,
     records: Sequence[Record],
-    figures: Sequence[Figure],
+    figures: Sequence[Metric],
     *,
     over: Over = "steps",
     log: bool = False,
@@ -193,7 +216,7 @@ def lines(
     return Chart(key, title, tuple(text), go.Figure(traces, made), ("yaxis", "xaxis"))
 
 
-def _labelled(figure: Figure, found: Sequence[Line]) -> list[tuple[str, Line]]:
+def _labelled(figure: Metric, found: Sequence[Line]) -> list[tuple[str, Line]]:
     if figure.label in ("stage", "interface"):  # stages count from 0, interface j is the input of stage j >= 1
         first = int(figure.label == "interface")
         return [(f"{figure.label} {first + i}", line) for i, line in enumerate(found)]

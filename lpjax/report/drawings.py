@@ -53,9 +53,10 @@ def cuts(records: Sequence[Record]) -> list[Chart]:
     """Stages end to end, and the AuxNet's pieces beside them: by operations and by parameters, one pair a network."""
     made = []
     for number, (group, structure) in enumerate(with_one_cut(records)):
-        tail = "classifiers" if structure["method"] == "local" else "coarse tails"
         stages, aux = structure["stages"], structure["aux"]
-        rows = {"stages": stages, tail: [{"flops": stage["beside_flops"]} for stage in stages], "AuxNet": aux}
+        kinds = dict.fromkeys(kind for stage in stages for kind in stage["beside"])
+        beside = {f"{kind}s": [{"flops": stage["beside"].get(kind, 0.0)} for stage in stages] for kind in kinds}
+        rows = {"stages": stages, **beside, "AuxNet": aux}
         for what, title, scale, unit in (
             ("flops", "operations of a forward pass", 1e6, "MFLOP an example"),
             ("parameters", "parameters", 1.0, "parameters"),
@@ -122,13 +123,16 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def schedules(records: Sequence[Record]) -> list[Chart]:
     """A step as a timeline over devices, one for all runs that share it."""
-    made = []
-    for number, (group, structure) in enumerate(with_one_step(records)):
-        drawn = schedule.make(structure, group[0].measured)
-        title = f"A step of {structure['method']}{of(group, records)}"
+    made: list[Chart] = []
+    for group, structure in with_one_step(records):
+        measured = group[0].measured
         took = [f"{1e3 * seconds:,.3g} ms" for record in group if (seconds := record.step_seconds)]
         text = (f"The step of the run as a whole took {', '.join(took)} (median).",) if took else ()
-        made.append(_timeline(f"schedule-{number}", title, drawn, structure["mesh"], *text))
+        for number, phase in enumerate(structure["phases"]):
+            seconds = measured["phases"][number]["seconds"] if measured else None
+            drawn = schedule.make(phase, seconds, (measured or {}).get("device", ""))
+            title = f"A step of {phase['method']}{of(group, records)}"
+            made.append(_timeline(f"schedule-{len(made)}", title, drawn, structure["mesh"], *text))
     return made or [Chart("schedule", "A step", without(records), None)]
 
 
@@ -136,21 +140,20 @@ def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int
     devices, columns = mesh
     scale, unit = (1e3, "ms") if drawn.unit == "s" else (1.0, drawn.unit)
     traces = []
-    for index, kind in enumerate(schedule.KINDS):
+    for index, kind in enumerate(drawn.kinds):
         bars = [bar for bar in drawn.bars if bar.kind == kind]
-        if bars:
-            traces.append(
-                go.Bar(
-                    y=[f"device {bar.device}" for bar in bars],
-                    base=[scale * bar.start for bar in bars],
-                    x=[scale * bar.length for bar in bars],
-                    orientation="h",
-                    name=kind,
-                    marker=_fill(index),
-                    hovertext=[bar.what for bar in bars],
-                    hovertemplate=f"%{{hovertext}}<br>%{{x:,.4g}} {unit} from %{{base:,.4g}}<extra></extra>",
-                )
+        traces.append(
+            go.Bar(
+                y=[f"device {bar.device}" for bar in bars],
+                base=[scale * bar.start for bar in bars],
+                x=[scale * bar.length for bar in bars],
+                orientation="h",
+                name=kind,
+                marker=_fill(index),
+                hovertext=[bar.what for bar in bars],
+                hovertemplate=f"%{{hovertext}}<br>%{{x:,.4g}} {unit} from %{{base:,.4g}}<extra></extra>",
             )
+        )
     layout = charts.layout(150 + 40 * devices)
     layout["xaxis"] |= {"title": {"text": unit}, "rangemode": "tozero"}
     layout["yaxis"] |= {"autorange": "reversed", "categoryarray": [f"device {d}" for d in range(devices)]}
@@ -170,7 +173,7 @@ def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int
 def times(records: Sequence[Record]) -> list[Chart]:
     """What a step's seconds, and a whole run's, are spent on."""
     step = {
-        "until its batch was there": [record.data_seconds for record in records],
+        "waiting for data": [record.data_seconds for record in records],
         "the rest": [_rest(record.step_seconds, record.data_seconds) for record in records],
     }
     steps = [_times_steps(record) for record in records]
@@ -187,8 +190,8 @@ def times(records: Sequence[Record]) -> list[Chart]:
 
 
 _WAIT = (
-    "A batch is asked for while the step before still computes, so on devices that are busy the time until it is there "
-    "is not of reading data alone."
+    "Waiting for data is for files to be read and decoded. It is near 0 where that keeps ahead of the steps, and for a "
+    "set that stays on the devices."
 )
 
 

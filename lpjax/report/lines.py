@@ -1,4 +1,4 @@
-"""The figures of metrics.jsonl, of a run that is finished or not, thinned out."""
+"""The metrics of metrics.jsonl, of a run that is finished or not, with fewer points than there are lines."""
 
 import itertools
 import json
@@ -12,53 +12,25 @@ import numpy as np
 POINTS = 1000
 """Of a line that is drawn, at most."""
 
+KINDS = ("train", "eval", "recovery")
+NO_METRICS = ("kind", "step", "epoch", "seconds")
+"""Fields of a line that say what it is of."""
+
 Value = float | tuple[float, ...] | None
+Row = dict[str, float | str | tuple[float, ...] | None]
 
-
-class _Train(msgspec.Struct, tag_field="kind", tag="train", gc=False):
-    """A line of metrics.jsonl, so far as it is drawn."""
-
-    step: int
-    seconds: float = math.nan
-    accuracy: Value = None
-    task_loss: Value = None
-    aux_task_loss: Value = None
-    stage_loss: Value = None
-    stage_accuracy: Value = None
-    gradient_norm: Value = None
-    coarse_error: Value = None
-    relative_violation: Value = None
-    multiplier_norm: Value = None
-    penalty_coef: Value = None
-    gradient_cosine: Value = None
-    gradient_ratio: Value = None
-    data_seconds: Value = None
-
-
-class _Eval(msgspec.Struct, tag_field="kind", tag="eval", gc=False):
-    """Likewise."""
-
-    step: int
-    seconds: float = math.nan
-    test_accuracy: Value = None
-    test_loss: Value = None
-    aux_path_accuracy: Value = None
-    aux_head_accuracy: Value = None
-
-
-class _Recovery(msgspec.Struct, tag_field="kind", tag="recovery", gc=False):
-    """Likewise."""
-
-    step: int
-    factor: float
-
-
-_decode = msgspec.json.Decoder(_Train | _Eval | _Recovery).decode
+_decode = msgspec.json.Decoder(Row).decode
 
 
 class Line(NamedTuple):
-    """One figure, of one stage or interface: steps [n], seconds since the run's start [n] (NaN where not known), values
-    [n].  points: how many there were before thinning."""
+    """One metric, of one stage or interface.
+
+    Attributes:
+      step: [n].
+      seconds: [n], since the run's start; NaN where not known.
+      value: [n].
+      points: How many there were before some were left out.
+    """
 
     step: np.ndarray
     seconds: np.ndarray
@@ -66,18 +38,23 @@ class Line(NamedTuple):
     points: int
 
 
-def _parsed(line: bytes) -> _Train | _Eval | _Recovery:
+def _parsed(line: bytes) -> Row:
     """A line.  msgspec is fast, but does not take the NaN that Python writes.
 
-    Raises ValueError or MsgspecError for what is none.
+    Raises:
+      ValueError, MsgspecError: It is none.
     """
     try:
-        return _decode(line)
+        row = _decode(line)
     except msgspec.MsgspecError:
-        return msgspec.convert(json.loads(line), _Train | _Eval | _Recovery)
+        row = msgspec.convert(json.loads(line), Row)
+    step = row.get("step")
+    if row.get("kind") not in KINDS or not isinstance(step, float) or step != int(step):
+        raise ValueError("not a line of a run")
+    return row
 
 
-def _transposed(values: Sequence[Value]) -> np.ndarray:
+def _transposed(values: Sequence[object]) -> np.ndarray:
     """[m, n] of n numbers or rows of at most m; NaN where there are fewer."""
     try:
         return np.atleast_2d(np.array(values, float).T)
@@ -89,13 +66,16 @@ def _transposed(values: Sequence[Value]) -> np.ndarray:
 class Table:
     """What is drawn of metrics.jsonl, line by line.
 
-    train, eval: the lines of these kinds.  recoveries: (step, factor) of that kind.  last_step: of the last whole line.
-    torn: whether the last line was.  unread: how many could not be read.
+    Attributes:
+      rows: The lines of training and tests, by kind.
+      recoveries: (step, factor) of lines of that kind.
+      last_step: Of the last whole line.
+      torn: Whether the last line was.
+      unread: How many could not be read.
     """
 
     def __init__(self) -> None:
-        self.train: list[_Train] = []
-        self.eval: list[_Eval] = []
+        self.rows: dict[str, list[Row]] = {"train": [], "eval": []}
         self.recoveries: list[tuple[int, float]] = []
         self.last_step = 0
         self.torn = False
@@ -104,7 +84,7 @@ class Table:
     @property
     def timed(self) -> bool:
         """Whether lines say how long the run had taken."""
-        return any(not math.isnan(lines[-1].seconds) for lines in (self.train, self.eval) if lines)
+        return any("seconds" in rows[-1] for rows in self.rows.values() if rows)
 
     def add(self, raw: bytes) -> None:
         """The next line of the file, with its end."""
@@ -112,20 +92,17 @@ class Table:
             self.torn = True
             return
         try:
-            line = _parsed(raw)
+            row = _parsed(raw)
         except (ValueError, msgspec.MsgspecError):
             self.unread += 1
             return
-        if isinstance(line, _Recovery):
-            self.recoveries.append((line.step, line.factor))
+        if row["kind"] == "recovery":
+            self.recoveries.append((int(_number(row, "step")), _number(row, "factor")))
             return
-        if isinstance(line, _Train):
-            if line.task_loss == line.accuracy == 0:  # certain and wrong: no batch had reached the last stage yet
-                line.task_loss = line.accuracy = None
-            self.train.append(line)
-        else:
-            self.eval.append(line)
-        self.last_step = max(self.last_step, line.step)
+        if row.get("task_loss") == row.get("accuracy") == 0:  # certain and wrong: no batch had reached the last stage
+            row["task_loss"] = row["accuracy"] = None
+        self.rows[str(row["kind"])].append(row)
+        self.last_step = max(self.last_step, int(_number(row, "step")))
 
     def notes(self) -> list[str]:
         """In words, what was left out."""
@@ -139,30 +116,45 @@ class Table:
         return notes
 
     def lines(self, points: int, step_seconds: float | None) -> dict[str, tuple[Line, ...]]:
-        """By name, of the figures that there are.  step_seconds: where the lines have no times."""
+        """Of the metrics that there are, by name.
+
+        Args:
+          points: Of a line, at most.
+          step_seconds: Of a step, where the lines have no times.
+        """
         made: dict[str, tuple[Line, ...]] = {}
-        for lines, kind in ((self.train, _Train), (self.eval, _Eval)):
-            step = np.array([line.step for line in lines], int)
-            seconds = np.array([line.seconds for line in lines]) if self.timed else step * (step_seconds or math.nan)
-            for name in kind.__struct_fields__[2:]:
-                column = [getattr(line, name) for line in lines]
-                there = [i for i, value in enumerate(column) if value is not None]
+        for rows in self.rows.values():
+            step = self._column(rows, "step").astype(int)
+            seconds = self._column(rows, "seconds") if self.timed else step * (step_seconds or math.nan)
+            for name in dict.fromkeys(name for row in rows for name in row if name not in NO_METRICS):
+                there = [i for i, row in enumerate(rows) if row.get(name) is not None]
                 if there:
-                    values = _transposed([column[i] for i in there])
-                    made[name] = tuple(thinned(step[there], seconds[there], value, points) for value in values)
+                    values = _transposed([rows[i][name] for i in there])
+                    made[name] = tuple(
+                        with_fewer_points(step[there], seconds[there], value, points) for value in values
+                    )
         return made
+
+    @staticmethod
+    def _column(rows: Sequence[Row], name: str) -> np.ndarray:
+        return np.array([_number(row, name) for row in rows], float)
 
     def step_seconds(self) -> float | None:
         """Median over the times between logged steps."""
-        step = np.diff([line.step for line in self.train])
-        seconds = np.diff([line.seconds for line in self.train])
+        step, seconds = (np.diff(self._column(self.rows["train"], name)) for name in ("step", "seconds"))
         known = (step > 0) & np.isfinite(seconds)
         return float(np.median(seconds[known] / step[known])) if known.any() else None
 
     def data_seconds(self) -> float | None:
         """Median of the logged steps."""
-        values = [line.data_seconds for line in self.train if isinstance(line.data_seconds, float)]
-        return float(np.median(values)) if values else None
+        values = self._column(self.rows["train"], "data_seconds")
+        return float(np.nanmedian(values)) if np.isfinite(values).any() else None
+
+
+def _number(row: Row, name: str) -> float:
+    """NaN where there is none."""
+    value = row.get(name)
+    return value if isinstance(value, float) else math.nan
 
 
 def extremes(value: np.ndarray, points: int) -> np.ndarray:
@@ -180,7 +172,7 @@ def extremes(value: np.ndarray, points: int) -> np.ndarray:
     return np.unique(np.concatenate([[0, n - 1], smallest, largest]))
 
 
-def thinned(step: np.ndarray, seconds: np.ndarray, value: np.ndarray, points: int) -> Line:
+def with_fewer_points(step: np.ndarray, seconds: np.ndarray, value: np.ndarray, points: int) -> Line:
     """A line of at most `points` points, see `extremes`."""
     keep = extremes(value, points)
     return Line(step[keep], seconds[keep], value[keep], len(value))

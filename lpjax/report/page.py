@@ -32,6 +32,7 @@ def render(records: Sequence[Record]) -> str:
         "Stages": _charts(curves.stages(records)),
         "Constraints": _charts(curves.constraints(records)),
         "Gradients": _charts(curves.gradients(records)),
+        "Other metrics": _charts(curves.others(records)),
         "Cut": _charts(drawings.cuts(records)) + _cut_tables(records),
         "Schedule of a step": _charts(drawings.schedules(records)),
         "Time": _charts([*drawings.times(records), curves.waiting(records)]),
@@ -125,9 +126,10 @@ def _runs(records: Sequence[Record]) -> str:
     for index, record in enumerate(records):
         result = record.result or {}
         config, structure = record.config or {}, record.structure or {}
-        method = ", ".join(
-            str(value) for name in ("method", "multiplier") if (value := result.get(name, structure.get(name)))
-        )
+        phases = structure.get("phases", ())
+        settings = result.get("settings") or {k: v for phase in phases for k, v in phase["settings"].items()}
+        names = result.get("method") or ", ".join(phase["method"] for phase in phases)
+        method = ", ".join([names, *(f"{name}={value}" for name, value in settings.items())] if names else [])
         mesh = result.get("mesh") or dict(zip(("stage", "data"), structure.get("mesh", ()), strict=False))
         cells = (
             method or NOTHING,
@@ -189,7 +191,7 @@ def _cut_tables(records: Sequence[Record]) -> str:
                 *(drawings.shape_text(row[end]) for end in ("in_shape", "out_shape")),
                 f"{row['parameters']:,}",
                 f"{row['flops'] / 1e6:,.3f}",
-                f"{row['beside_flops'] / 1e6:,.3f}" if row.get("beside_flops") else "",
+                f"{sum(row['beside'].values()) / 1e6:,.3f}" if row.get("beside") else "",
             )
             for name, row in pieces
         ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lpjax.errors import BadInput
 from lpjax.report import schedule
 from lpjax.report.lines import POINTS, Line, Table
 
@@ -52,10 +53,10 @@ def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
     Raises ValueError or OSError where there is none.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder: expected the workdir of a run; correct the path")
+        raise BadInput(f"{folder}: no such folder: expected the workdir of a run; correct the path")
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder}: no metrics.jsonl in it: expected the workdir of a run; correct the path")
+        raise BadInput(f"{folder}: no metrics.jsonl in it: expected the workdir of a run; correct the path")
     table = Table()
     with path.open("rb") as file:
         for line in file:
@@ -113,9 +114,11 @@ def _figure(values: Mapping[str, Any] | None, name: str) -> float | None:
 def _unusable(structure: Mapping[str, Any]) -> str | None:
     """What is wrong with it for those who draw it."""
     try:
-        schedule.make(structure, None)
+        for phase in structure["phases"]:
+            schedule.make(phase, None)
+            dict(phase["metrics"])
         for row in (*structure["stages"], *structure["aux"]):
-            if not {"units", "in_shape", "out_shape", "parameters"} <= row.keys():
+            if not {"units", "in_shape", "out_shape", "parameters", "flops"} <= row.keys():
                 return f"expected units, shapes and parameters of each piece, found {', '.join(row)}"
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         return f"{type(error).__name__} {error}"
@@ -124,9 +127,13 @@ def _unusable(structure: Mapping[str, Any]) -> str | None:
 
 def _fits(measured: Mapping[str, Any], structure: Mapping[str, Any]) -> bool:
     """Whether seconds were measured of this structure."""
-    same = all(measured.get(name) == structure[name] for name in ("method", "mesh", "examples", "cuts"))
-    sizes = [len(table.get(name, ())) for table in (measured, structure) for name in ("stages", "aux")]
-    return same and sizes[:2] == sizes[2:]
+    if any(measured.get(name) != structure[name] for name in ("mesh", "examples", "cuts")):
+        return False
+    phases = measured.get("phases")
+    if not isinstance(phases, list) or len(phases) != len(structure["phases"]):
+        return False
+    pairs = zip(phases, structure["phases"], strict=True)
+    return all(a.get("method") == b["method"] and len(a["seconds"]) == len(b["schedule"]) for a, b in pairs)
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison

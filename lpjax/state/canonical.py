@@ -25,12 +25,10 @@ import numpy as np
 from jax.tree_util import keystr
 from jaxtyping import PyTree
 
-from lpjax.config.schema import Config
 from lpjax.network.network import Network
 from lpjax.nn import chain
 from lpjax.parallel import processes
-from lpjax.state import train_state
-from lpjax.state.train_state import TrainState
+from lpjax.state.train_state import Stored, TrainState
 
 Arrays = dict[str, np.ndarray]
 
@@ -59,18 +57,28 @@ def named(tree: PyTree) -> Arrays:
     return {keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def to_tree(state: TrainState, config: Config, network: Network, num_examples: int) -> dict[str, Any]:
-    """A fetched state as the tree that the module's docstring names; num_examples: of the training set."""
+def to_tree(
+    state: TrainState, network: Network, owner: str, stored: Stored | None, num_examples: int
+) -> dict[str, Any]:
+    """A fetched state as the tree that the module's docstring names.
+
+    Args:
+      state: In host memory.
+      network: The network.
+      owner: The method whose carry it has.
+      stored: The multipliers that it keeps.
+      num_examples: Of the training set.
+    """
     params = network.params
     stats, interface_stats = _join(network, network.stats.unpack_all(state.stage_stats))
     interfaces = [{"stats": stats} for stats in interface_stats]
     if state.multiplier:
-        real = slice(num_examples if config.multiplier == "per_example" else None)  # the table ends with padding
+        real = slice(None if stored is None or stored.rows is None else num_examples)  # a table ends with padding
         interfaces = [
             {**interface, "multiplier": kappa[real]}
             for interface, kappa in zip(interfaces, state.multiplier, strict=True)
         ]
-    carry = {_carry_name(config, network): state.carry} if jax.tree.leaves(state.carry) else {}
+    carry = {_carry_name(owner, network): state.carry} if jax.tree.leaves(state.carry) else {}
     pieces, aux_structure = _pieces(network, state), jax.tree.structure(state.aux_params)
 
     def is_aux(part: Any) -> bool:
@@ -104,17 +112,14 @@ def to_tree(state: TrainState, config: Config, network: Network, num_examples: i
     }
 
 
-def from_tree(tree: dict[str, Any], config: Config, network: Network) -> TrainState:
+def from_tree(tree: dict[str, Any], network: Network, owner: str, stored: Stored | None) -> TrainState:
     """The inverse of `to_tree`: a state for `place`."""
     params, aux = network.params, tree["aux"]
     interfaces = [tree["interface"][cut] for cut in network.cuts]
-    stored = [interface["multiplier"] for interface in interfaces if "multiplier" in interface]
-    if config.multiplier == "per_example":
-        stage, data = config.mesh_shape
-        missing = [train_state.table_rows(len(table), stage * data) - len(table) for table in stored]
-        stored = [
-            np.pad(table, [(0, n)] + [(0, 0)] * (table.ndim - 1)) for n, table in zip(missing, stored, strict=True)
-        ]
+    multipliers = [interface["multiplier"] for interface in interfaces if "multiplier" in interface]
+    if stored and stored.rows is not None:
+        padding = [[(0, stored.rows - len(table))] + [(0, 0)] * (table.ndim - 1) for table in multipliers]
+        multipliers = [np.pad(table, pad) for table, pad in zip(multipliers, padding, strict=True)]
 
     def rows(whole: dict[int, PyTree]) -> PyTree:
         return params.pack_all(_split(network, whole, [{}] * len(interfaces)), np)
@@ -137,13 +142,13 @@ def from_tree(tree: dict[str, Any], config: Config, network: Network) -> TrainSt
         aux_opt=jax.tree.map(
             lambda part: tuple(part.values()) if _is_dict(part) else part, aux["optimizer"], is_leaf=_is_dict
         ),
-        multiplier=tuple(stored),
-        carry=tree["carry"].get(_carry_name(config, network), ()),
+        multiplier=tuple(multipliers),
+        carry=tree["carry"].get(_carry_name(owner, network), ()),
     )
 
 
-def _carry_name(config: Config, network: Network) -> str:
-    return "-".join(map(str, (config.method, *network.cuts)))
+def _carry_name(owner: str, network: Network) -> str:
+    return "-".join(map(str, (owner, *network.cuts)))
 
 
 def _is_dict(part: Any) -> bool:

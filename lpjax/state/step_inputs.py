@@ -1,4 +1,4 @@
-"""What every method trains with: the same input, optimisers and penalty schedule, made once from the configuration."""
+"""What a step is fed, whatever the method: augmented images, optimisers with their learning rates, and beta."""
 
 import math
 from collections.abc import Callable
@@ -13,20 +13,23 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from lpjax.config.schema import Config
 from lpjax.data.augment import augment, cut_out, normalise
 from lpjax.data.batch import Batch
-from lpjax.state import optim, step_inputs
+from lpjax.state import optim
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
-    """The parts of training that do not depend on the method.
+class StepInputs:
+    """What a step is fed, made once from the configuration.
 
-    num_examples: N, of the training set.
-    steps_per_epoch: complete batches of a pass.
-    normalised: uint8 images [b, H, W, C] -> the network's input.
-    network_input: (batch, `example_keys`) -> the input of a training step, augmented and normalised.
-    learning_rate: of the stages, by the step.
-    optimizer, aux_optimizer: of the stages and of the AuxNet.
-    penalty_coef: beta, by the step.
+    Attributes:
+      num_examples: N, of the training set.
+      steps_per_epoch: Complete batches of a pass.
+      normalised: uint8 images [b, H, W, C] -> the network's input.
+      network_input: (batch, `example_keys`) -> the input of a training step, augmented and normalised.
+      learning_rate: Of the stages, by the step.
+      optimizer: Of the stages.
+      aux_optimizer: Of the AuxNet.
+      initial_penalty_coef: beta of the first step.
+      penalty_coef: beta, by the step.
     """
 
     num_examples: int
@@ -36,20 +39,34 @@ class Recipe:
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     aux_optimizer: optax.GradientTransformation
+    initial_penalty_coef: float
     penalty_coef: Callable[[Array], Array]
 
 
 def example_keys(key: PRNGKeyArray, step: Array, index: Int[Array, " b"]) -> Key[Array, " b"]:
-    """One random key an example of a step, from (the run's key, step, position in the training set), whatever device
-    the example is on."""
+    """One random key an example of a step, whatever device the example is on.
+
+    Args:
+      key: The run's.
+      step: In which the examples entered the network.
+      index: Their positions in the training set.
+    """
     key = jax.random.fold_in(key, step)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def make_recipe(
+def make_step_inputs(
     config: Config, mean: np.ndarray, std: np.ndarray, *, num_examples: int, steps_per_epoch: int
-) -> Recipe:
-    """The recipe of a configuration on a training set of `num_examples` with these channel moments."""
+) -> StepInputs:
+    """What the steps of a run are fed.
+
+    Args:
+      config: The configuration.
+      mean: [C], of the training images' channels, scaled to 0..1.
+      std: [C], likewise.
+      num_examples: Of the training set.
+      steps_per_epoch: Complete batches of a pass.
+    """
 
     def normalised(images: Array) -> Float[Array, "b h w c"]:
         return normalise(images, jnp.asarray(mean, float), jnp.asarray(std, float))
@@ -57,14 +74,13 @@ def make_recipe(
     def network_input(batch: Batch, keys: Key[Array, " b"]) -> Float[Array, "b h w c"]:
         return cut_out(normalised(augment(batch.image, keys, config.data)), keys, config.data.cutout)
 
-    rate = optim.make_schedule(config.optimizer, steps_per_epoch=steps_per_epoch, num_epochs=config.num_epochs)
-    aux_rate = optim.make_schedule(
-        config.aux_optimizer,
-        steps_per_epoch=steps_per_epoch * config.aux.inner_steps,
-        num_epochs=config.num_epochs,
-    )
-    beta = step_inputs.penalty_schedule(config.initial_penalty_coef, config.penalty.growth, config.penalty.maximum)
-    return Recipe(
+    epochs = {"num_epochs": config.num_epochs}
+    rate = optim.make_schedule(config.optimizer, steps_per_epoch=steps_per_epoch, **epochs)
+    aux_steps = steps_per_epoch * config.aux.inner_steps
+    aux_rate = optim.make_schedule(config.aux_optimizer, steps_per_epoch=aux_steps, **epochs)
+    initial = 1.0 if config.penalty.initial is None else config.penalty.initial  # unset where no method reads it
+    beta = penalty_schedule(initial, config.penalty.growth, config.penalty.maximum)
+    return StepInputs(
         num_examples=num_examples,
         steps_per_epoch=steps_per_epoch,
         normalised=normalised,
@@ -72,6 +88,7 @@ def make_recipe(
         learning_rate=rate,
         optimizer=optim.make_optimizer(config.optimizer, rate),
         aux_optimizer=optim.make_optimizer(config.aux_optimizer, aux_rate),
+        initial_penalty_coef=initial,
         penalty_coef=lambda step: beta(step / steps_per_epoch).astype(float),
     )
 

@@ -1,6 +1,7 @@
 """What training carries from step to step, and where each piece of it lies on the mesh."""
 
-import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +9,14 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from lpjax import methods
-from lpjax.config.schema import Config
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain
+from lpjax.nn.chain import Chain, Shape
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
-from lpjax.state.step_inputs import Recipe
+from lpjax.state.step_inputs import StepInputs
 
 RUNNING_MOMENTUM = 0.9
 """Weight of the old running batch-norm statistics in each step's average."""
@@ -24,24 +24,25 @@ RUNNING_MOMENTUM = 0.9
 
 @struct.dataclass
 class TrainState:
-    """The state of a run.  K stages, S devices along 'stage'; P, Q, R lengths of packed rows.
+    """The state of a run: K stages, S devices along 'stage'; P, Q, R lengths of packed rows.
 
     The fields' types are pytrees because the same container holds arrays, their partition specs, or their shapes.
 
-    step: steps done; replicated.
-    key: the run's random key; never changes: what is random derives from it, the step and the example.
-    stage_params: {"kernel": [K, P], "other": [K, Q]}, rows sharded over 'stage' (methods
-        that are not staged: replicated).
-    stage_opt: their optimiser state, every leaf [K, ...], likewise.
-    stage_stats: {"other": [K, R]}, running batch-norm statistics of the stages' inputs in training,
-        likewise.  Under layer-parallel training these belong to the AuxNet's inputs, not to the composed network.
-    aux_params, aux_stats: one tree a piece of the AuxNet (but a tied one); replicated.  Empty for K = 1 and for other
-        methods.
-    aux_opt: optimiser state of aux_params; replicated.
-    multiplier: K-1 arrays, what the policy stores: `mean` [...], an interface's shape, replicated; `per_example`
-        [rows, ...] with rows >= training examples, sharded over the whole mesh; otherwise none.
-    penalty_coef: beta of this step; replicated.
-    carry: what the method alone needs from step to step, see its file; see there how it lies on the mesh.  () for most.
+    Attributes:
+      step: Steps done; replicated.
+      key: The run's random key; never changes: what is random derives from it, the step and the example.
+      stage_params: {"kernel": [K, P], "other": [K, Q]}, rows sharded over 'stage' (methods that are not staged:
+        replicated).
+      stage_opt: Their optimiser state, every leaf [K, ...], likewise.
+      stage_stats: {"other": [K, R]}, running batch-norm statistics of the stages' inputs in training, likewise.  Where
+        an AuxNet generates the inputs these belong to them, not to the composed network.
+      aux_params: One tree a piece of the AuxNet that has weights of its own; replicated.  () for K = 1 and for methods
+        without AuxNet.
+      aux_opt: Their optimiser state; replicated.
+      aux_stats: Their running statistics, one tree a piece; replicated.
+      multiplier: K-1 arrays, see `Stored`; () where nothing is stored.
+      penalty_coef: beta of this step; replicated.
+      carry: What the method alone keeps from step to step, see `Carried`; () for most.
     """
 
     step: PyTree
@@ -57,10 +58,40 @@ class TrainState:
     carry: PyTree
 
 
-def specs(config: Config) -> TrainState:
+class Carried(NamedTuple):
+    """What a method keeps from step to step.
+
+    Attributes:
+      specs: Its partition specs (a prefix of its tree); what differs by stage leads with the K stages.
+      init: (step_inputs, key) -> a device's own slice before the first step, under `shard_map`.
+      optimizers: Names of its fields that hold an optimiser's state.
+    """
+
+    specs: Any
+    init: Callable[[StepInputs, PRNGKeyArray], Any]
+    optimizers: tuple[str, ...] = ()
+
+
+class Stored(NamedTuple):
+    """Multipliers that are kept from step to step, one array an interface.
+
+    Attributes:
+      shapes: Of an interface's multiplier, one for each of the interfaces 1..K-1.
+      rows: Of a table of examples, padded so that every device has equally many; None where one serves all examples.
+    """
+
+    shapes: tuple[Shape, ...]
+    rows: int | None = None
+
+    @property
+    def spec(self) -> Any:
+        """Tables are spread over the whole mesh; what serves all examples is replicated."""
+        return meshes.REPLICATED if self.rows is None else meshes.TABLE
+
+
+def specs(*, staged: bool, carried: Carried | None, stored: Stored | None) -> TrainState:
     """Partition spec of every field (a prefix of the state's tree)."""
-    rows = meshes.STAGES if config.staged else meshes.REPLICATED
-    method = methods.module(config.method)
+    rows = meshes.STAGES if staged else meshes.REPLICATED
     return TrainState(
         step=meshes.REPLICATED,
         key=meshes.REPLICATED,
@@ -70,63 +101,68 @@ def specs(config: Config) -> TrainState:
         aux_params=meshes.REPLICATED,
         aux_opt=meshes.REPLICATED,
         aux_stats=meshes.REPLICATED,
-        multiplier=meshes.TABLE if config.multiplier == "per_example" else meshes.REPLICATED,
+        multiplier=stored.spec if stored else meshes.REPLICATED,
         penalty_coef=meshes.REPLICATED,
-        carry=method.carry_specs(config) if hasattr(method, "carry_specs") else (),
+        carry=carried.specs if carried else (),
     )
 
 
 def table_rows(num_examples: int, devices: int) -> int:
-    """Rows of a per-example table: the training examples, rounded up to a multiple of the devices."""
+    """Rows of a table of examples: their number, rounded up to a multiple of the devices."""
     return -(-num_examples // devices) * devices
 
 
-def multiplier_bytes(config: Config, network: Network, num_examples: int) -> int:
-    """Memory of the stored multipliers over the whole mesh, in bytes."""
-    if config.method != "layer_parallel" or config.multiplier not in ("mean", "per_example"):
-        return 0
-    stage, data = config.mesh_shape
-    rows = table_rows(num_examples, stage * data) if config.multiplier == "per_example" else 1
-    return rows * sum(map(math.prod, network.interfaces[1:])) * jnp.dtype(jnp.result_type(float)).itemsize
+def create(
+    network: Network,
+    mesh: Mesh,
+    step_inputs: StepInputs,
+    *,
+    seed: int,
+    staged: bool,
+    pieces: tuple[Chain, ...],
+    carried: Carried | None,
+    stored: Stored | None,
+) -> TrainState:
+    """The state before the first step, made on the devices where it will live.
 
-
-def create(config: Config, network: Network, mesh: Mesh, recipe: Recipe) -> TrainState:
-    """The state before the first step, made on the devices where it will live."""
-    layer_parallel = config.method == "layer_parallel"
-    init_carry = getattr(methods.module(config.method), "init_carry", None)
-    stored: tuple[tuple[int, ...], ...] = ()
-    if layer_parallel and config.multiplier == "mean":
-        stored = network.interfaces[1:]
-    if layer_parallel and config.multiplier == "per_example":  # a device's own rows
-        rows = table_rows(recipe.num_examples, mesh.size) // mesh.size
-        stored = tuple((rows, *shape) for shape in network.interfaces[1:])
+    Args:
+      network: The network.
+      mesh: Where the state will live.
+      step_inputs: What a step is fed; its optimisers and first penalty are taken.
+      seed: Of the run.
+      staged: Whether a device holds its own stages only.
+      pieces: Of the AuxNet, those that are trained.
+      carried: What the method keeps.
+      stored: The multipliers that it keeps.
+    """
+    shapes = stored.shapes if stored else ()
+    if stored and stored.rows is not None:  # a device's own rows
+        shapes = tuple((stored.rows // mesh.size, *shape) for shape in shapes)
 
     def init(key: PRNGKeyArray) -> TrainState:
         def init_stage(k: int) -> tuple[Row, Row]:
             params, stats = chain.init(network.stages[k], jax.random.fold_in(key, 0))
             return network.params.pack(params), network.stats.pack(stats)
 
-        devices = mesh.shape["stage"] if config.staged else 1
-        params, stats = meshes.on_stages(init_stage, network.num_stages, devices)
-        pieces = network.aux_own if methods.METHODS[config.method].aux_net else ()
+        params, stats = meshes.on_stages(init_stage, network.num_stages, mesh.shape["stage"] if staged else 1)
         aux_params, aux_stats = aux_net.init(pieces, jax.random.fold_in(key, 1))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             key=jax.random.fold_in(key, 2),
             stage_params=params,
-            stage_opt=optim.init_rows(recipe.optimizer, params),
+            stage_opt=optim.init_rows(step_inputs.optimizer, params),
             stage_stats=stats,
             aux_params=aux_params,
-            aux_opt=recipe.aux_optimizer.init(aux_params),
+            aux_opt=step_inputs.aux_optimizer.init(aux_params),
             aux_stats=aux_stats,
-            multiplier=tuple(jnp.zeros(shape) for shape in stored),
-            penalty_coef=jnp.asarray(config.initial_penalty_coef, float),
-            carry=init_carry(network, config, recipe, jax.random.fold_in(key, 3)) if init_carry else (),
+            multiplier=tuple(jnp.zeros(shape) for shape in shapes),
+            penalty_coef=jnp.asarray(step_inputs.initial_penalty_coef, float),
+            carry=carried.init(step_inputs, jax.random.fold_in(key, 3)) if carried else (),
         )
 
-    key = jax.random.key(config.seed)
-    on_mesh = jax.shard_map(init, mesh=mesh, in_specs=meshes.REPLICATED, out_specs=specs(config), check_vma=False)
-    return jax.jit(on_mesh)(key)
+    specs_ = specs(staged=staged, carried=carried, stored=stored)
+    on_mesh = jax.shard_map(init, mesh=mesh, in_specs=meshes.REPLICATED, out_specs=specs_, check_vma=False)
+    return jax.jit(on_mesh)(jax.random.key(seed))
 
 
 def running_average(old: PyTree, batch: PyTree) -> PyTree:

@@ -27,12 +27,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lpjax.config.schema import CheckpointConfig
+from lpjax.errors import BadInput, Error
 from lpjax.state.canonical import Arrays
 
 _METRIC = "test_accuracy"
 
 
-class CheckpointError(OSError):
+class CheckpointError(Error, OSError):
     """A checkpoint could not be written."""
 
 
@@ -154,9 +155,9 @@ def read(folder: Path, step: int) -> Saved:
         arrays, meta = dict(found["state"]), found["meta"]
         expected, actual = meta["digest"], digest(arrays, meta)
     except Exception as error:  # there are as many kinds as there are ways to damage files
-        raise ValueError(f"cannot be read ({_short(error)})") from error
+        raise BadInput(f"cannot be read ({_short(error)})") from error
     if actual != expected:
-        raise ValueError(f"is not what was written (SHA-256 {actual[:12]}.., expected {expected[:12]}..)")
+        raise BadInput(f"is not what was written (SHA-256 {actual[:12]}.., expected {expected[:12]}..)")
     return Saved(step, arrays, meta)
 
 
@@ -191,7 +192,7 @@ def newest_good(folder: Path) -> tuple[Saved | None, dict[int, str]]:
             damaged[step] = str(error)
     if damaged:
         reasons = "; ".join(f"that of step {step} {reason}" for step, reason in damaged.items())
-        raise ValueError(
+        raise BadInput(
             f"{folder}: no checkpoint is whole: {reasons}; restore the folder from a copy, or start afresh with "
             f"--restart"
         )

@@ -3,25 +3,27 @@
     cosine_k = <g_k, b_k> / (|g_k| |b_k|),     ratio_k = |g_k| / |b_k|
 
 g_k is the gradient that the method hands to the stage's optimiser, b_k backprop's of the composed network, at the
-weights of that moment and on the batch that g_k is from.  For methods whose stages work on older batches (`lags` in
-their files) each stage has its own; weights that are newer than those of g_k count as the method's error, an older
+weights of that moment and on the micro-batches that g_k is from.  Where stages work on older ones (`Method.ages`) each
+stage has its own; weights that are newer than those of g_k count as the method's error, an older
 batch does not.  Backprop's batch norm sees the whole batch.  Any method can be diagnosed: g_k is taken down by a
 transformation in front of the optimiser, in a step that is otherwise the method's own.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from lpjax import methods
 from lpjax.data.batch import Batch
+from lpjax.methods import METHODS
 from lpjax.methods.backprop import backprop
+from lpjax.methods.base import Age
 from lpjax.network.packing import Row
 from lpjax.parallel import mesh as meshes
 from lpjax.state.step_inputs import example_keys
@@ -56,56 +58,86 @@ def cosine_and_ratio(grads: Row, references: Row) -> tuple[Array, Array]:
     )
 
 
+def lags(ages: Sequence[Age]) -> tuple[int, ...]:
+    """[M], how many steps ago each micro-batch of a batch entered the network, from the ages of a stage's gradients.
+
+    Micro-batch m of a batch is its examples m, m + M, m + 2M ..
+    """
+    M = len(ages)
+    found = [0] * M
+    for age in ages:
+        found[M - 1 - age.entered % M] = age.entered // M
+    return tuple(found)
+
+
+@partial(jax.jit, static_argnums=0)
+def mixed(row: tuple[int, ...], batches: Sequence[Batch]) -> tuple[Batch, Int[Array, " b"]]:
+    """The batch whose micro-batch m is of `row[m]` steps ago, and of each example how many these are.
+
+    Args:
+      row: See `lags`.
+      batches: The newest first.
+    """
+    lag = jnp.resize(jnp.array(row, jnp.int32), batches[0].label.shape)
+
+    def pick(*leaves: Array) -> Array:
+        chosen = leaves[row[0]]
+        for age, leaf in enumerate(leaves):
+            if age in row[1:]:
+                chosen = jnp.where(lag.reshape(-1, *(1,) * (leaf.ndim - 1)) == age, leaf, chosen)
+        return chosen
+
+    return jax.tree.map(pick, *batches), lag
+
+
 class Diagnosis:
     """Steps of a run that are diagnosed when they are due."""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
-        file = methods.module(run.config.method)
-        lags = getattr(file, "lags", None)
-        self._lags: list[int] = lags(run.config) if lags else [0] * run.config.num_stages
-        recipe = replace(run.recipe, optimizer=optax.chain(_take_down(), run.recipe.optimizer))
-        self._step = file.make_step(run.network, run.config, run.mesh, recipe)
-        self._batches: deque[Batch] = deque(maxlen=max(self._lags) + 1)
+        self._run, method = run, METHODS[run.config.method]
+        self._rows = [lags(ages) for ages in method.ages(run.config)]
+        step_inputs = replace(run.step_inputs, optimizer=optax.chain(_take_down(), run.step_inputs.optimizer))
+        self._step = method.make_step(run.network, run.config, run.mesh, step_inputs)
+        self._batches: deque[Batch] = deque(maxlen=max(map(max, self._rows)) + 1)
 
-        def gradient(params: Row, stats: Row, key: Array, step: Array, batch: Batch) -> Row:
-            keys = example_keys(key, step, batch.index)
-            return backprop(run.network, run.config, run.recipe, params, stats, keys, batch)[0]
+        def gradient(params: Row, stats: Row, key: Array, step: Array, batch: Batch, lag: Array) -> Row:
+            def of_example(lag: Array, index: Array) -> Array:
+                return example_keys(key, step - lag, index[None])[0]
+
+            keys = jax.vmap(of_example)(lag, batch.index)
+            return backprop(run.network, run.config, run.step_inputs, params, stats, keys, batch)[0]
 
         everywhere = meshes.REPLICATED
         self._backprop: Callable[..., Row] = jax.jit(
             jax.shard_map(
                 gradient,
                 mesh=run.mesh,
-                in_specs=(everywhere,) * 4 + (meshes.EXAMPLES,),
+                in_specs=(everywhere,) * 4 + (meshes.EXAMPLES,) * 2,
                 out_specs=everywhere,
                 check_vma=False,
             )
         )
 
         @jax.jit
-        def compare(grads: Row, references: dict[int, Row]) -> tuple[Array, Array]:
-            rows = [jax.tree.map(lambda x, k=k: x[k], references[lag]) for k, lag in enumerate(self._lags)]
+        def compare(grads: Row, references: list[Row]) -> tuple[Array, Array]:
+            rows = [jax.tree.map(lambda x, k=k: x[k], reference) for k, reference in enumerate(references)]
             return cosine_and_ratio(grads, jax.tree.map(lambda *row: jnp.stack(row), *rows))
 
         self._compare = compare
 
     def step(self, number: int, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        """The run's step `number`; the figures of one that is due have gradient_cosine [K] and gradient_ratio [K] too.
+        """The run's step `number`; the metrics of one that is due have gradient_cosine [K] and gradient_ratio [K] too.
 
         None is before every stage has a batch, nor, in a resumed run, before as many steps again (the batches behind
         the stages' gradients are not in a checkpoint).
         """
-        self._batches.append(batch)
-        if not self._run.diagnoses(number) or len(self._batches) < max(self._lags) + 1:
+        self._batches.appendleft(batch)
+        if not self._run.is_diagnosis_step(number) or len(self._batches) < (self._batches.maxlen or 0):
             return self._run.step(state, batch)
-        references = {
-            lag: self._backprop(
-                state.stage_params, state.stage_stats, state.key, state.step - lag, self._batches[-1 - lag]
-            )
-            for lag in set(self._lags)
-        }
-        state, figures = self._step(replace(state, stage_opt=((), state.stage_opt)), batch)
+        fields = state.stage_params, state.stage_stats, state.key, state.step
+        found = {row: self._backprop(*fields, *mixed(row, list(self._batches))) for row in dict.fromkeys(self._rows)}
+        references = [found[row] for row in self._rows]
+        state, metrics = self._step(replace(state, stage_opt=((), state.stage_opt)), batch)
         grads, optimizer = state.stage_opt
         cosine, ratio = self._compare(grads, references)
-        return replace(state, stage_opt=optimizer), figures | {"gradient_cosine": cosine, "gradient_ratio": ratio}
+        return replace(state, stage_opt=optimizer), metrics | {"gradient_cosine": cosine, "gradient_ratio": ratio}

@@ -25,7 +25,7 @@ from lpjax.network.network import Network, composed
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
 from lpjax.parallel import mesh as meshes
-from lpjax.state.step_inputs import Recipe, example_keys
+from lpjax.state.step_inputs import StepInputs, example_keys
 from lpjax.state.train_state import TrainState
 
 
@@ -53,7 +53,7 @@ def _on_mesh(mesh: Mesh, function: Callable[[Any, Batch], Any]) -> Callable[[Any
 
 
 def make_calibrate(
-    network: Network, config: Config, mesh: Mesh, recipe: Recipe
+    network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs
 ) -> Callable[[TrainState, Feed], tuple[PyTree, ...]]:
     """A function from a state (of replicated parameters) and the data to the composed network's batch-norm statistics,
     one tree a stage."""
@@ -64,7 +64,7 @@ def make_calibrate(
         trees, old = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
         keys = example_keys(state.key, jnp.zeros_like(state.step), batch.index)
         mode = Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
-        return composed(network, trees, old, recipe.network_input(batch, keys), mode)[1]
+        return composed(network, trees, old, step_inputs.network_input(batch, keys), mode)[1]
 
     def mean(state: TrainState, feed: Feed) -> tuple[PyTree, ...]:
         # One by one: several CPU processes with many collectives under way were seen to wait for each other forever.
@@ -82,14 +82,14 @@ def replicated(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def make_evaluate(
-    network: Network, config: Config, mesh: Mesh, recipe: Recipe
+    network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs
 ) -> Callable[[TrainState, Feed], Evaluation]:
     """A function from a state and the data to the state's `Evaluation` on the test split.
 
     The parameters are replicated (without optimiser state) and the examples split over the whole mesh.
     """
-    normalise = recipe.normalised
-    calibrate = make_calibrate(network, config, mesh, recipe)
+    normalise, generates_inputs = step_inputs.normalised, METHODS[config.method].aux_net == "inputs"
+    calibrate = make_calibrate(network, config, mesh, step_inputs)
 
     @partial(_on_mesh, mesh)
     def count(args: tuple[TrainState, tuple[PyTree, ...]], batch: Batch) -> dict[str, Array]:
@@ -98,7 +98,7 @@ def make_evaluate(
         mode, real = Mode(train=False), batch.index >= 0
         x, trees = normalise(batch.image), network.params.unpack_all(state.stage_params)
         logits = {"composed": composed(network, trees, calibrated, x, mode)[0]}
-        if state.aux_params and METHODS[config.method].aux_net == "inputs":
+        if state.aux_params and generates_inputs:
             no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
             lam, head, _ = aux_net.apply(network.aux_net, state.aux_params, state.aux_stats, x, no_shift, mode)
             running = network.stats.unpack_all(state.stage_stats)[-1]

@@ -12,6 +12,8 @@ from jaxtyping import Array
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lpjax.errors import Error
+from lpjax.methods import METHODS
 from lpjax.parallel import processes
 from lpjax.state.canonical import Arrays
 from lpjax.training import log, writers
@@ -25,12 +27,18 @@ from lpjax.training.writers import plain
 _REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.clip_norm, or recovery.policy=reduce"
 
 
-class NonFiniteError(RuntimeError):
+DIAGNOSED = {"gradient_cosine": "stage", "gradient_ratio": "stage"}
+"""What a diagnosed step has beside its method's metrics."""
+
+
+class NonFiniteError(Error, RuntimeError):
     """A loss, violation or multiplier is no longer a number; the message names figure, stage or interface, and step."""
+
+    exit_code = 3
 
 
 class Figures(NamedTuple):
-    """What a step came to.  waited: seconds until its batch was there, T_d of the speed-up formulas."""
+    """What a step came to.  waited: seconds that it waited for data (`TrainBatches`)."""
 
     step: int
     figures: dict[str, Array]
@@ -53,7 +61,7 @@ class Log:
 
     def __init__(self, run: Run, workdir: Path, console: Console, watch: Watch, start: Start) -> None:
         done = start.step
-        self._run = run
+        self._run, self._axes = run, METHODS[run.config.method].metrics | DIAGNOSED
         self._began = time.perf_counter() - start.meta.get("seconds", 0.0)
         self._display = log.Display(console, run.num_steps, run.config.batch_size, done)
         self.done = done
@@ -77,7 +85,7 @@ class Log:
         return time.perf_counter() - self._began
 
     def _epoch(self, step: int) -> float:
-        return step / self._run.recipe.steps_per_epoch
+        return step / self._run.step_inputs.steps_per_epoch
 
     def _write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         self._writer.write(kind, step, self._epoch(step), {**figures, "seconds": self.seconds})
@@ -88,13 +96,13 @@ class Log:
         Raises NonFiniteError.
         """
         read = jax.device_get(figures)
-        check_finite(step, read)
+        check_finite(step, read, self._axes)
         self.last, self.done = {name: writers.plain(value) for name, value in read.items()}, step
         self.watch.done(f"step {step}")
         processes.reached(f"after step {step}")
         self._display.advance(step)
-        if self._run.logs(step):
-            host = {"learning_rate": float(self._run.recipe.learning_rate(step - 1)), "data_seconds": waited}
+        if self._run.is_log_step(step):
+            host = {"learning_rate": float(self._run.step_inputs.learning_rate(step - 1)), "data_seconds": waited}
             self._write("train", step, self.last | host | {"corrupt_images": self.corrupt})
             self._display.show(
                 step, self._epoch(step), self.last, time_left(step, self._run.num_steps, self.times.steps)
@@ -134,12 +142,18 @@ class Log:
         self._writer.close()
 
 
-def check_finite(step: int, figures: dict[str, Any]) -> None:
-    """Raises NonFiniteError for the first figure that is not finite."""
-    for name, value in figures.items():
+def check_finite(step: int, metrics: dict[str, Any], axes: Mapping[str, str]) -> None:
+    """Raises NonFiniteError for the first metric that is not finite.
+
+    Args:
+      step: That they are of.
+      metrics: By name.
+      axes: What a list of each runs over, see `Method.metrics`.
+    """
+    for name, value in metrics.items():
         bad = np.flatnonzero(~np.isfinite(np.asarray(value)))
         if len(bad):
-            where = f" at {_place(name, int(bad[0]))}" if np.ndim(value) else ""
+            where = f" at {_place(axes.get(name, ''), int(bad[0]))}" if np.ndim(value) else ""
             raise NonFiniteError(f"{name}{where} is {np.ravel(value)[bad[0]]} in step {step}; {_REMEDY}")
 
 
@@ -150,9 +164,9 @@ def check_arrays(step: int, arrays: Arrays) -> None:
             raise NonFiniteError(f"{name} is not finite after step {step}; {_REMEDY}")
 
 
-def _place(name: str, index: int) -> str:
-    """What entry `index` of a figure is of: stages count from 0, interface j is the input of stage j >= 1."""
-    return f"stage {index}" if name == "stage_loss" or name.startswith("gradient_") else f"interface {index + 1}"
+def _place(axis: str, index: int) -> str:
+    """What entry `index` of a metric is of: stages count from 0, interface j is the input of stage j >= 1."""
+    return f"interface {index + 1}" if axis == "interface" else f"{axis or 'entry'} {index}"
 
 
 class Display:

@@ -7,12 +7,12 @@ A checkpoint holds the arrays of `canonical` and, as JSON, its `meta`:
     evaluation   test figures of this state, if it was tested
     figures      those of the last step
     method       that the state is of (a phase's)
-    last_lines   kinds of lines of writers.jsonl that were written because this was the run's last step
+    last_lines   kinds of lines of metrics.jsonl that were written because this was the run's last step
     factor       of all learning rates, smaller than 1 after a recovery
     seconds      that the run took so far
     versions     of the packages
 
-What was read from the devices, found finite, written to writers.jsonl and put on disk comes before the checkpoint
+What was read from the devices, found finite, written to metrics.jsonl and put on disk comes before the checkpoint
 that says so; a resumed run takes back the lines of later steps and writes them again.
 """
 
@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from lpjax.data.batch import TrainBatches
+from lpjax.errors import Error, Interrupted
 from lpjax.parallel import platform, processes
 from lpjax.state.train_state import TrainState
 from lpjax.training import checkpoint, resume, workdir, writers
@@ -40,17 +41,19 @@ from lpjax.training.evaluate import Evaluation
 from lpjax.training.log import Figures, Log, NonFiniteError, check_arrays
 from lpjax.training.resume import Start
 from lpjax.training.run import Run, in_phase, with_learning_rates
-from lpjax.training.structure import describe
-from lpjax.training.summary import summary
+from lpjax.training.summary import describe, summary
 from lpjax.training.watch import Profile, Watch, memory_line
 
 
-class StoppedError(Exception):
-    """The run was asked to stop by `signal`, and its state was saved."""
+class StoppedError(Error):
+    """The run was asked to stop by a signal, and its state was saved."""
+
+    exit_code = 75
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"{signal.Signals(number).name}: saved")
-        self.signal = number
+        super().__init__(f"{signal.Signals(number).name}: saved; the same command goes on from there")
+        if number == signal.SIGINT:
+            self.exit_code = Interrupted.exit_code
 
 
 @dataclass
@@ -211,28 +214,26 @@ class _Session:
                     f"step {step}" if step > self.start.step + 1 else f"step {step}, which is compiled first"
                 )
                 profile.begin(step)
-                asked = time.perf_counter()
                 batch = next(batches)
-                waited = time.perf_counter() - asked
                 log.skipped(batches.corrupt)
                 state, figures = diagnosis.step(step, state, batch) if diagnosis else run.step(state, batch)
                 if pending:
                     log.step(*pending)
                     profile.end(pending.step)
-                pending = Figures(step, figures, waited)
+                pending = Figures(step, figures, batches.waited)
                 stop = self.requests.at(step)
-                if stop or run.tests(step) or run.saves(step):
+                if stop or run.is_eval_step(step) or run.is_checkpoint_step(step):
                     log.step(*pending)
                     profile.end(step)
                     pending = None
-                    self._test_and_save(step, state, batches, save=bool(stop) or run.saves(step))
+                    self._test_and_save(step, state, batches, save=bool(stop) or run.is_checkpoint_step(step))
                     if stop and step < run.num_steps:
                         raise StoppedError(stop)
                     clock = time.perf_counter()
                     continue
                 now = time.perf_counter()
                 log.times.steps.append(now - clock)
-                log.times.data.append(waited)
+                log.times.data.append(batches.waited)
                 clock = now
         if self.evaluation is None:  # there was no step to take: all were taken by another run, or before a signal
             self._test_and_save(run.num_steps, state, batches, save=not self.start.meta)
@@ -242,7 +243,7 @@ class _Session:
         assert run.feed is not None
         watch = self.log.watch
         self.evaluation = None
-        if run.tests(step):
+        if run.is_eval_step(step):
             watch.phase(f"the test after step {step}")
             self.evaluation = run.evaluate(state, run.feed)
             self.log.evaluation(step, self.evaluation)

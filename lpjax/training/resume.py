@@ -16,10 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from lpjax import methods
+from lpjax.config import named
+from lpjax.config.load import from_config_dict
+from lpjax.config.schema import Config
+from lpjax.methods import METHODS
 from lpjax.parallel import platform, processes
 from lpjax.state import canonical
 from lpjax.state.canonical import Arrays
-from lpjax.state.train_state import TrainState
+from lpjax.state.train_state import Stored, TrainState
 from lpjax.training import checkpoint
 from lpjax.training.checkpoint import Saved
 from lpjax.training.run import Run, with_method
@@ -69,10 +74,11 @@ def identity(run: Run) -> dict[str, Any]:
     """What decides a run's numbers, as JSON has it: names to values."""
     free = tuple(f"{name}." for name in FREE)
     config = {name: value for name, value in _flat(dataclasses.asdict(run.config)) if not f"{name}.".startswith(free)}
-    spec = {f"data set: {name}": value for name, value in dataclasses.asdict(run.spec).items() if name != "class_names"}
+    spec = {
+        f"data set: {name}": getattr(run.spec, name) for name in ("image_shape", "classes", "num_train", "num_test")
+    }
     if run.config.phases.methods:
         del config["method"]  # it is the phase's
-    config["standardise"] = run.config.standardised
     found = {**config, **spec, "cuts": run.network.cuts, "precision": str(jnp.result_type(float))}
     return json.loads(json.dumps(found))
 
@@ -85,9 +91,31 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", value
 
 
+def understood(saved: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's identity as this version of lpjax writes it.
+
+    Functions have the names that they go by, what was unset is filled in as `methods.resolve` does, and a field that an
+    earlier version did not have is at its default, which means what runs did without it.
+    """
+    functions = {name: named.canonical_name(saved[name]) for name in ("model.function", "aux.function")}
+    saved = dict(_flat(dataclasses.asdict(Config()))) | saved | functions
+    values: dict[str, Any] = {}
+    for name, value in saved.items():
+        *sections, field = name.removeprefix("model.arguments.").split(".")
+        section = values
+        for part in ["model"] if name.startswith("model.arguments.") else sections:
+            section = section.setdefault(part, {})
+        section[field] = value
+    known = {name: value for name, value in values.items() if hasattr(Config, name) or name in Config.__annotations__}
+    filled = dict(_flat(dataclasses.asdict(methods.filled_in(from_config_dict(known)))))
+    saved = {name: filled.get(name) if value is None else value for name, value in saved.items()}
+    free = tuple(f"{name}." for name in FREE)
+    return json.loads(json.dumps({n: value for n, value in saved.items() if not f"{n}.".startswith(free)}))
+
+
 def check_same(saved: dict[str, Any], run: Run, workdir: Path) -> None:
     """Raises WorkdirError listing what was otherwise when the checkpoint was made."""
-    now = identity(run)
+    saved, now = understood(saved), identity(run)
     names = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
     if names:
         listed = "; ".join(f"{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now" for name in names)
@@ -160,15 +188,15 @@ def restore(run: Run, arrays: Arrays) -> tuple[TrainState, list[str], list[str]]
 
     Returns it with the names of those others, and of the arrays that were left over.
     """
-    N = run.recipe.num_examples
     new = run.create()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, new)
-    first = canonical.to_tree(canonical.fetch(new), run.config, run.network, N)
+    first = _tree(run, new)
     jax.tree.map(lambda leaf: leaf.delete(), new)  # two states might not fit
     own = canonical.named(first)
     fits = {name for name, value in own.items() if name in arrays and arrays[name].shape == value.shape}
     leaves = [arrays[name].astype(value.dtype) if name in fits else value for name, value in own.items()]
-    state = canonical.from_tree(jax.tree.unflatten(jax.tree.structure(first), leaves), run.config, run.network)
+    tree = jax.tree.unflatten(jax.tree.structure(first), leaves)
+    state = canonical.from_tree(tree, run.network, run.config.method, _stored(run))
     return canonical.place(state, shardings), sorted(own.keys() - fits), sorted(arrays.keys() - fits)
 
 
@@ -188,8 +216,8 @@ def from_other(run: Run, say: Say) -> Start:
             f"start.workdir={workdir}: another network: {len(others)} arrays of parameters are not in both or are of "
             f"other shapes, such as {others[0]}; expected the same model ({run.config.model.function})"
         )
-    was, now = saved.meta["identity"], identity(run)
-    if run.config.standardise is None and was["standardise"] != now["standardise"]:
+    was, now = understood(saved.meta["identity"]), identity(run)
+    if run.given.standardise is None and was["standardise"] != now["standardise"]:
         raise WorkdirError(
             f"start.workdir={workdir}: another network: its interfaces have standardise={was['standardise']}, those of "
             f"this run {now['standardise']}, as it is unset and method={', '.join(run.config.all_methods)}; set "
@@ -209,11 +237,13 @@ def from_other(run: Run, say: Say) -> Start:
 def _at_step(run: Run, state: TrainState, saved: Saved) -> TrainState:
     """A state of another method's checkpoint with what goes by the step as this method would have it."""
     count = saved.step * run.config.aux.inner_steps
-    state = dataclasses.replace(state, penalty_coef=jax.jit(run.recipe.penalty_coef)(state.step))
+    state = dataclasses.replace(state, penalty_coef=jax.jit(run.step_inputs.penalty_coef)(state.step))
     if not any(name.startswith("aux.params.") for name in saved.arrays):
         state = dataclasses.replace(state, aux_opt=_counted(state.aux_opt, count))
-    if hasattr(state.carry, "opt") and not any(name.startswith(f"carry.{run.config.method}-") for name in saved.arrays):
-        state = dataclasses.replace(state, carry=state.carry.replace(opt=_counted(state.carry.opt, count)))
+    carried = METHODS[run.config.method].carry(run.network, run.config)
+    if carried and not any(name.startswith(f"carry.{run.config.method}-") for name in saved.arrays):
+        own = {name: _counted(getattr(state.carry, name), count) for name in carried.optimizers}
+        state = dataclasses.replace(state, carry=dataclasses.replace(state.carry, **own))
     return state
 
 
@@ -278,5 +308,15 @@ def load(run: Run, workdir: Path, step: int | None = None) -> tuple[TrainState, 
 
 def snapshot(run: Run, state: TrainState) -> Arrays:
     """The named arrays of a state, on every process: one collective a slice of what is sharded between processes."""
-    tree = canonical.to_tree(canonical.fetch(state), run.config, run.network, run.recipe.num_examples)
-    return {name: np.array(value) for name, value in canonical.named(tree).items()}
+    return {name: np.array(value) for name, value in canonical.named(_tree(run, state)).items()}
+
+
+def _stored(run: Run) -> Stored | None:
+    """The multipliers that the run's method keeps."""
+    return METHODS[run.config.method].stores(run.network, run.config, run.step_inputs.num_examples)
+
+
+def _tree(run: Run, state: TrainState) -> dict[str, Any]:
+    """A state of the run as `canonical` names it, in host memory."""
+    count = run.step_inputs.num_examples
+    return canonical.to_tree(canonical.fetch(state), run.network, run.config.method, _stored(run), count)

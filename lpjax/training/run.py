@@ -1,8 +1,9 @@
-"""A run, made from a checked configuration."""
+"""A run, made from a configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,16 @@ from jaxtyping import Array
 
 from lpjax import methods
 from lpjax.config import named
-from lpjax.config.schema import Config, MeshConfig, OptimizerConfig
+from lpjax.config.schema import Config, OptimizerConfig
 from lpjax.data import SOURCES
 from lpjax.data.batch import Batch, Feed, steps_per_epoch
 from lpjax.data.feed import make_feed
 from lpjax.data.source import Spec, Stream, reduced, reduced_spec
+from lpjax.errors import BadInput
+from lpjax.methods import METHODS
 from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
-from lpjax.state import train_state
-from lpjax.state.step_inputs import Recipe, make_recipe
+from lpjax.state.step_inputs import StepInputs, make_step_inputs
 from lpjax.state.train_state import TrainState
 from lpjax.training.evaluate import Evaluation, make_evaluate
 
@@ -30,54 +32,63 @@ from lpjax.training.evaluate import Evaluation, make_evaluate
 class Run:
     """Everything a run needs, checked, before anything is compiled.
 
-    spec: of the data set.  moments: its mean and standard deviation per channel [C].
-    num_steps: steps to take.
-    create: () -> the state before the first step.  step: (state, batch) -> (state, figures), the state donated.
-    evaluate: (state, feed) -> test figures.
-    feed: the data; None in a dry run, which reads none.
+    Attributes:
+      config: With all fields filled in; its method is that of the phase.
+      given: The configuration as it was given, where what is unset is unset.
+      spec: Of the data set.
+      network: Cut into stages.
+      mesh: The devices.
+      moments: Mean and standard deviation [C] of the data set's channels.
+      step_inputs: What a step is fed.
+      num_steps: Steps to take.
+      feed: The data; None in a dry run, which reads none.
+      create: () -> the state before the first step.
+      step: (state, batch) -> (state, metrics), the state donated.
+      evaluate: (state, feed) -> test metrics.
     """
 
     config: Config
+    given: Config
     spec: Spec
     network: Network
     mesh: Mesh
     moments: tuple[np.ndarray, np.ndarray]
-    recipe: Recipe
+    step_inputs: StepInputs
     num_steps: int
+    feed: Feed | None
     create: Callable[[], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
     evaluate: Callable[[TrainState, Feed], Evaluation]
-    feed: Feed | None
 
-    def logs(self, step: int) -> bool:
+    def is_log_step(self, step: int) -> bool:
         """Whether the figures of a step are written."""
-        return step == self.num_steps or self._logs(step)
+        return step == self.num_steps or self._is_log_step(step)
 
-    def _logs(self, step: int) -> bool:
-        return step == 1 or step % self.config.log_every == 0 or self.diagnoses(step)
+    def _is_log_step(self, step: int) -> bool:
+        return step == 1 or step % self.config.log_every == 0 or self.is_diagnosis_step(step)
 
-    def diagnoses(self, step: int) -> bool:
+    def is_diagnosis_step(self, step: int) -> bool:
         """Whether the stages' gradients are compared with backprop's."""
         every = self.config.diagnose_every
         return bool(every) and step % every == 0
 
-    def tests(self, step: int) -> bool:
+    def is_eval_step(self, step: int) -> bool:
         """Whether the network is tested after a step."""
-        return step == self.num_steps or self._tests(step)
+        return step == self.num_steps or self._is_eval_step(step)
 
-    def _tests(self, step: int) -> bool:
-        every = self.config.eval.every_epochs * self.recipe.steps_per_epoch
+    def _is_eval_step(self, step: int) -> bool:
+        every = self.config.eval.every_epochs * self.step_inputs.steps_per_epoch
         return bool(every) and step % every == 0
 
     def last_lines(self, step: int) -> list[str]:
         """Kinds of lines that are written because the step is the last one, and that a longer run has not."""
-        due = {"train": self._logs(step), "eval": self._tests(step)}
+        due = {"train": self._is_log_step(step), "eval": self._is_eval_step(step)}
         return [kind for kind in due if step == self.num_steps and not due[kind]]
 
-    def saves(self, step: int) -> bool:
+    def is_checkpoint_step(self, step: int) -> bool:
         """Whether there is a checkpoint after a step."""
         chosen = self.config.checkpoint.every_steps
-        every = self.recipe.steps_per_epoch if chosen is None else chosen
+        every = self.step_inputs.steps_per_epoch if chosen is None else chosen
         return step == self.num_steps or (bool(every) and step % every == 0)
 
 
@@ -88,53 +99,57 @@ def build_network(config: Config, spec: Spec) -> Network:
 
 
 def prepare(config: Config) -> Run:
-    """Build a run.
+    """Build a run; compiles nothing.
 
-    Raises ValueError (or OSError, from reading data) naming the setting or the file at fault; compiles nothing.
+    Args:
+      config: Fields that depend on the method may be unset.
+
+    Raises:
+      BadInput, OSError: Naming the setting or the file at fault.
     """
+    given, config = config, methods.resolve(config)
     if config.data.name not in SOURCES:
-        raise ValueError(f"data.name={config.data.name!r}: expected one of {', '.join(SOURCES)}")
+        raise BadInput(f"data.name={config.data.name!r}: expected one of {', '.join(SOURCES)}")
     source = SOURCES[config.data.name]
     spec = source.published(config.data) if config.dry_run and source.published else source.describe(config.data)
     spec = reduced_spec(spec, config.data)
     network = build_network(config, spec)
     per_epoch = steps_per_epoch(spec.num_train, config.batch_size)
     mesh = make_mesh(*config.mesh_shape)
-    if config.dry_run:
-        feed, mean, std = None, np.zeros(spec.image_shape[-1]), np.ones(spec.image_shape[-1])
-    else:
+    feed, mean, std = None, np.zeros(spec.image_shape[-1]), np.ones(spec.image_shape[-1])
+    if not config.dry_run:
         data = reduced(source.load(config.data), config.data)
-        if isinstance(data, Stream) and config.multiplier == "per_example":
-            raise ValueError(
-                f"multiplier=per_example with data.name={config.data.name}, whose images are cropped at random: a "
-                f"multiplier stored per example needs the example to be the same each time; choose another multiplier"
-            )
+        spec = replace(spec, cropped=isinstance(data, Stream))
         feed, mean, std = make_feed(data, config, mesh), data.mean, data.std
-    recipe = make_recipe(config, mean, std, num_examples=spec.num_train, steps_per_epoch=per_epoch)
+    for name in config.all_methods:
+        METHODS[name].check(config, spec)
     total = config.num_epochs * per_epoch
-    if config.phases.methods:
-        config = replace(config, method=config.phases.methods[0], mesh=MeshConfig(*config.mesh_shape))
+    step_inputs = make_step_inputs(config, mean, std, num_examples=spec.num_train, steps_per_epoch=per_epoch)
     return Run(
         config=config,
+        given=given,
         spec=spec,
         network=network,
         mesh=mesh,
         moments=(mean, std),
-        recipe=recipe,
+        step_inputs=step_inputs,
         num_steps=total if config.num_steps is None else min(config.num_steps, total),
-        create=partial(train_state.create, config, network, mesh, recipe),
-        step=methods.module(config.method).make_step(network, config, mesh, recipe),
-        evaluate=make_evaluate(network, config, mesh, recipe),
         feed=feed,
+        **_by_method(network, config, mesh, step_inputs),
     )
+
+
+def _by_method(network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> dict[str, Any]:
+    """What the method of a configuration makes of a run."""
+    method, parts = METHODS[config.method], (network, config, mesh, step_inputs)
+    create = partial(method.create, *parts)
+    return {"create": create, "step": method.make_step(*parts), "evaluate": make_evaluate(*parts)}
 
 
 def with_method(run: Run, method: str) -> Run:
     """The run by another method: other state and step, all else the same."""
     config = replace(run.config, method=method)
-    parts = config, run.network, run.mesh, run.recipe
-    step = methods.module(method).make_step(run.network, config, run.mesh, run.recipe)
-    return replace(run, config=config, create=partial(train_state.create, *parts), step=step)
+    return replace(run, config=config, **_by_method(run.network, config, run.mesh, run.step_inputs))
 
 
 def in_phase(run: Run, step: int) -> Run:
@@ -142,7 +157,9 @@ def in_phase(run: Run, step: int) -> Run:
     phases = run.config.phases
     if not phases.methods:
         return run
-    ends = [min(round(epoch * run.recipe.steps_per_epoch), run.num_steps) for epoch in phases.epochs] + [run.num_steps]
+    ends = [min(round(epoch * run.step_inputs.steps_per_epoch), run.num_steps) for epoch in phases.epochs] + [
+        run.num_steps
+    ]
     number = next((i for i, end in enumerate(ends) if step < end), len(ends) - 1)
     return replace(with_method(run, phases.methods[number]), num_steps=ends[number])
 
@@ -153,12 +170,13 @@ def with_learning_rates(run: Run, factor: float) -> Run:
     def scaled(optimizer: OptimizerConfig) -> OptimizerConfig:
         return replace(optimizer, learning_rate=optimizer.learning_rate * factor)
 
-    config, recipe = run.config, run.recipe
+    config, before = run.config, run.step_inputs
     config = replace(config, optimizer=scaled(config.optimizer), aux_optimizer=scaled(config.aux_optimizer))
-    recipe = make_recipe(config, *run.moments, num_examples=recipe.num_examples, steps_per_epoch=recipe.steps_per_epoch)
-    return replace(
-        run, recipe=recipe, step=methods.module(config.method).make_step(run.network, config, run.mesh, recipe)
+    step_inputs = make_step_inputs(
+        config, *run.moments, num_examples=before.num_examples, steps_per_epoch=before.steps_per_epoch
     )
+    made = _by_method(run.network, run.config, run.mesh, step_inputs)
+    return replace(run, step_inputs=step_inputs, step=made["step"])
 
 
 def trace(run: Run) -> Traced:

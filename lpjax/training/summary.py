@@ -1,4 +1,4 @@
-"""How a run's network is cut, for other programs to read: structure.json, and what the tables print."""
+"""What a run is and what came of it: the tables before training, structure.json and result.json."""
 
 from typing import Any
 
@@ -9,43 +9,140 @@ from rich.console import Console
 from rich.table import Table
 
 from lpjax.config.schema import Config
-from lpjax.cost.memory import device_bytes
 from lpjax.methods import METHODS
+from lpjax.methods.base import Method
 from lpjax.network.aux_net import aux_share
 from lpjax.network.network import Network
 from lpjax.nn.chain import Chain
-from lpjax.nn.count import activation_bytes, chain_flops, chain_size
+from lpjax.nn.count import activation_bytes, chain_flops, chain_size, unit_flops
+from lpjax.nn.schedule import Item, Work, to_json
 from lpjax.parallel import platform
-from lpjax.state.train_state import multiplier_bytes
 from lpjax.training.evaluate import Evaluation
 from lpjax.training.log import Log
 from lpjax.training.run import Run
-from lpjax.training.structure import units
+
+
+def methods_of(config: Config) -> list[Method]:
+    """All that a run trains by, in order."""
+    return [METHODS[name] for name in config.all_methods]
+
+
+def units(chain: Chain) -> str:
+    """Units in short: equal ones in a row as "n x name"."""
+    return ", ".join((f"{repeat.count} x " if repeat.count > 1 else "") + repeat.unit.name for repeat in chain.repeats)
+
+
+# ------------------------------------------------------------------------------------------------------ structure.json
+
+
+def describe(network: Network, config: Config) -> dict[str, Any]:
+    """structure.json: how a run's network is cut, and what its steps do, for other programs to read.
+
+    Returns:
+      mesh: [S, D].
+      examples: Of a stage column, batch_size / D.
+      cuts: Positions in the chain where stages 1..K-1 start.
+      stages, aux: The stages and, where a method has one, the AuxNet's pieces.  Of each its units, the shapes of an
+        example at both ends, the number of its parameters, and the operations of its forward pass on one example;
+        beside: those of what a stage computes beside its own units, by kind ("tail", "classifier").
+      phases: Of each method its name, title and settings, `Method.metrics`, and the schedule of a step
+        (`nn.schedule.to_json`), with the operations of what a device's examples make of it.
+    """
+
+    def row(chain: Chain) -> dict[str, Any]:
+        return {
+            "units": units(chain),
+            "in_shape": chain.in_shape,
+            "out_shape": chain.out_shape,
+            "parameters": chain_size(chain),
+            "flops": chain_flops(chain),
+        }
+
+    methods, column = methods_of(config), config.batch_size // config.mesh.data
+    schedules = [method.work(network, config) for method in methods]
+    beside = _beside(schedules[0], network.num_stages, column)
+    pieces = network.aux_net if any(method.aux_net != "none" for method in methods) else ()
+    return {
+        "mesh": config.mesh_shape,
+        "examples": column,
+        "cuts": network.cuts,
+        "stages": [row(stage) | {"beside": own} for stage, own in zip(network.stages, beside, strict=True)],
+        "aux": [row(piece) for piece in pieces],
+        "phases": [
+            {
+                "method": method.name,
+                "title": method.title,
+                "settings": method.settings(config),
+                "metrics": dict(method.metrics),
+                "schedule": to_json(items, [item_flops(item) for item in items]),
+            }
+            for method, items in zip(methods, schedules, strict=True)
+        ],
+    }
+
+
+def _beside(items: list[Item], num_stages: int, column: int) -> list[dict[str, float]]:
+    """[K], operations of forward passes on an example beside a stage's own, by kind."""
+    found: list[dict[str, float]] = [{} for _ in range(num_stages)]
+    for item in items:
+        if not isinstance(item, Work) or item.chain is None or item.gradients or item.stage is None:
+            continue
+        if item.kind not in ("stage", "recompute", "aux"):
+            share = chain_flops(item.chain) * item.examples / column
+            found[item.stage][item.kind] = found[item.stage].get(item.kind, 0.0) + share
+    return found
+
+
+def item_flops(item: Item) -> float:
+    """Floating-point operations of an entry of a schedule, on all its examples; a gradient takes a forward pass's.
+
+    A backward pass that finds no gradient of its input spares that of its first unit.
+    """
+    if not isinstance(item, Work) or item.chain is None:
+        return 0.0
+    forward = chain_flops(item.chain)
+    if not item.gradients:
+        return item.examples * forward
+    again = forward if item.chain.remat else 0.0
+    spared = 0.0
+    if item.gradients == ("weights",):
+        spared = unit_flops(item.chain.units[0], item.chain.in_shape) - forward
+    return item.examples * (again + forward * len(item.gradients) - spared)
+
+
+# --------------------------------------------------------------------------------------------------------- result.json
 
 
 def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> dict[str, Any]:
     """result.json.
 
-    test_*, aux_*: see `Evaluation`; null if the run did not finish.  relative_violation: per interface, of the last
-    step.  seconds_total: of all processes that carried the run on, up to their last checkpoints.
-    seconds_per_step_median and data_seconds_median (waiting for a batch): wall clock of this process, without
-    evaluation, checkpoints and the first (compiling) steps.
+    Args:
+      run: The run.
+      ended: How.
+      log: Its log.
+      evaluation: Its test; None if the run did not finish.
+
+    Returns:
+      Beside what the names say: relative_violation: per interface, of the last step.  seconds_total: of all processes
+      that carried the run on, up to their last checkpoints.  seconds_per_step_median and data_seconds_median (waiting
+      for data): wall clock of this process, without tests, checkpoints and the first (compiling) steps.
     """
-    config, network = run.config, run.network
+    config, network, methods = run.config, run.network, methods_of(run.config)
     per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
-    figures = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
-    pieces = network.aux_own if any(METHODS[name].aux_net for name in config.all_methods) else ()
+    metrics = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
+    pieces = network.aux_own if any(method.aux_net != "none" for method in methods) else ()
+    settings = {name: value for method in methods for name, value in method.settings(config).items()}
     return {
         "ended": ended,
         "method": ", ".join(config.all_methods),
-        "multiplier": config.multiplier if "layer_parallel" in config.all_methods else None,
+        "settings": settings,
         "num_stages": config.num_stages,
         "mesh": dict(zip(("stage", "data"), config.mesh_shape, strict=True)),
         "seed": config.seed,
-        **figures,
+        **metrics,
         "relative_violation": log.last.get("relative_violation", []),
         "steps": log.done,
-        "epochs": log.done / run.recipe.steps_per_epoch,
+        "epochs": log.done / run.step_inputs.steps_per_epoch,
         "seconds_total": log.seconds,
         "seconds_per_step_median": per_step,
         "data_seconds_median": per_batch,
@@ -55,6 +152,9 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
         "versions": platform.versions(),
         "device": platform.device_name(),
     }
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
 
 
 def device_table(mesh: Mesh) -> Table:
@@ -100,22 +200,18 @@ def cut_table(network: Network, config: Config) -> Table:
 
     for k, stage in enumerate(network.stages):
         row(str(k), stage)
-    if METHODS[config.method].aux_net:
+    if any(method.aux_net != "none" for method in methods_of(config)):
         table.add_section()
         for j, piece in enumerate(network.aux_net):
             row(f"aux {j}", piece)
     return table
 
 
-def print_tables(console: Console, network: Network, config: Config, mesh: Mesh, num_examples: int) -> None:
-    """The tables above, the AuxNet's share, and the size of stored multipliers."""
-    console.print(device_table(mesh))
-    console.print(cut_table(network, config))
-    if METHODS[config.method].aux_net == "inputs" and network.aux_net:
+def print_tables(console: Console, run: Run) -> None:
+    """Where the devices are, how the network is cut, and the AuxNet's share of the cost."""
+    network, S = run.network, run.mesh.shape["stage"]
+    console.print(device_table(run.mesh))
+    console.print(cut_table(network, run.config))
+    if network.aux_net and any(method.aux_net == "inputs" for method in methods_of(run.config)):
         share = aux_share(network.stages, network.aux_net)
-        console.print(f"AuxNet: {share:.1%} of the network's forward cost, {share / mesh.shape['stage']:.1%} a device")
-        stored = multiplier_bytes(config, network, num_examples)
-        console.print(f"multiplier policy {config.multiplier}: {stored / 1e6:,.2f} MB stored over the mesh")
-    memory = device_bytes(network, config, num_examples)
-    parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in memory.items() if size)
-    console.print(f"estimated memory of a device: {sum(memory.values()) / 1e6:,.1f} MB ({parts})")
+        console.print(f"AuxNet: {share:.1%} of the network's forward cost, {share / S:.1%} a device")

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lpjax.errors import BadInput
 from lpjax.parallel import processes
 
 
-class WorkdirError(ValueError):
+class WorkdirError(BadInput):
     """A folder cannot be the workdir of this run; the message says what to do."""
 
 

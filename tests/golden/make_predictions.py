@@ -33,7 +33,7 @@ COMMON = {"num_stages": 4, "batch_size": 64, "dry_run": True}
 NETWORKS = {
     "resnet": {"model": {"depth": 14, "width": 8}},
     "wide_resnet": {
-        "model": {"function": "lpjax.models.preact_resnet:wide_resnet", "depth": 16, "widen": 1, "dropout": 0.3},
+        "model": {"function": "wide_resnet", "depth": 16, "widen": 1, "dropout": 0.3},
         "data": {"name": "cifar10"},
     },
 }

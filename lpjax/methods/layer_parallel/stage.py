@@ -1,7 +1,6 @@
 """Forward and backward pass of one stage on its local loss: what all stages do at the same time.
 
-Pure, and free of the mesh but for the names of the axes a batch is spread over; `methods.layer_parallel` runs it on
-devices.
+Pure, and free of the mesh but for the names of the axes a batch is spread over; `step` runs it on devices.
 """
 
 from functools import partial
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from lpjax.config.schema import Policy
+from lpjax.config.schema import Config
 from lpjax.methods.layer_parallel import lagrangian
 from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
 from lpjax.network import aux_net
@@ -24,12 +23,14 @@ from lpjax.nn.losses import Features, Interface
 class StagePass(NamedTuple):
     """What one stage makes of one batch.
 
-    loss: the stage's share of its mean local loss; for the last stage, of the task loss.
-    correct: number of examples the last stage classifies rightly; 0 elsewhere.
-    output: X_k (logits from the last stage).
-    grads, stats: gradient of `loss` and batch statistics, trees of the stage.
-    adjoint: P_k, gradient of the mean loss at the stage's input, per example, in the mean inner product.
-    aux_grads: gradient of `loss` with respect to the AuxNet (policy coarse_tail; otherwise ()).
+    Attributes:
+      loss: The stage's share of its mean local loss; for the last stage, of the task loss.
+      correct: Number of examples the last stage classifies rightly; 0 elsewhere.
+      output: X_k (logits from the last stage).
+      grads: Gradient of `loss`, a tree of the stage.
+      stats: Batch statistics, a tree of the stage.
+      adjoint: P_k, gradient of the mean loss at the stage's input, per example, in the mean inner product.
+      aux_grads: Gradient of `loss` with respect to the AuxNet (policy coarse_tail; otherwise ()).
     """
 
     loss: Float[Array, ""]
@@ -54,31 +55,32 @@ def stage_pass(
     keys: Key[Array, " b"] | None = None,
     aux: tuple[PyTree, PyTree],
     penalty_coef: Float[Array, ""] | float,
-    policy: Policy,
-    tail: int | None,
-    batch_size: int,
+    config: Config,
     axes: tuple[str, ...] = (),
 ) -> StagePass:
     """Forward and backward pass of stage k on its local loss: step 4.
 
     Args:
-      params, stats: the stage's trees.
+      network: The network.
+      k: The stage.
+      params: The stage's tree.
+      stats: The stage's tree.
       lam: lambda_k [b, ...], the stage's input.
-      target, multiplier: lambda_{k+1} and kappa_{k+1}; None for the last stage, and for a zero multiplier.
-      keys: of the examples, for dropout; None for none.
-      aux: parameters and statistics of the AuxNet, for the coarse tail.
+      target: lambda_{k+1}; None for the last stage.
+      multiplier: kappa_{k+1}; None for the last stage, and for a zero multiplier.
+      labels: Of the examples.
+      keys: Of the examples, for dropout; None for none.
+      aux: Parameters and statistics of the AuxNet, for the coarse tail.
       penalty_coef: beta.
-      policy: of the multipliers; coarse_tail adds its tail to the loss.
-      tail: pieces of a coarse tail before the last one, see `aux_net.tail`.
-      batch_size: B, examples of the batch over the whole mesh.
-      axes: mesh axes over which the stage's batch is spread; batch norm averages over them.
+      config: Its `multiplier` (coarse_tail adds its tail to the loss), `aux.tail` and `batch_size` are read.
+      axes: Mesh axes over which the stage's batch is spread; batch norm averages over them.
     """
-    last = k == network.num_stages - 1
     mode = Mode(train=True, axes=axes, keys=keys)
+    with_tail = config.multiplier == "coarse_tail"
 
     def tail_loss(aux_params: PyTree, output: Features) -> losses.PerExample:
-        no_keys = mode._replace(keys=None)
-        logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, output, no_keys, tail)
+        no_keys, length = mode._replace(keys=None), config.aux.tail
+        logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, output, no_keys, length)
         return losses.task_loss(logits, labels)
 
     def local_loss(params: PyTree, lam: Features, aux_params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
@@ -86,20 +88,19 @@ def stage_pass(
         if target is None:
             loss = losses.task_loss(output, labels)
         else:
-            tail = partial(tail_loss, aux_params) if policy == "coarse_tail" else None
+            tail = partial(tail_loss, aux_params) if with_tail else None
             loss = lagrangian.stage_loss(output, target, multiplier, penalty_coef, tail)
-        return loss.sum() / batch_size, (output, batch_stats)
+        return loss.sum() / config.batch_size, (output, batch_stats)
 
-    with_aux = policy == "coarse_tail"
-    gradients = jax.value_and_grad(local_loss, argnums=(0, 1, 2) if with_aux else (0, 1), has_aux=True)
+    gradients = jax.value_and_grad(local_loss, argnums=(0, 1, 2) if with_tail else (0, 1), has_aux=True)
     (loss, (output, batch_stats)), (grads, adjoint, *aux_grads) = gradients(params, lam, aux[0])
-    correct = losses.correct(output, labels).astype(float).sum() if last else jnp.zeros(())
+    last = k == network.num_stages - 1
     return StagePass(
         loss=loss,
-        correct=correct,
+        correct=losses.correct(output, labels).astype(float).sum() if last else jnp.zeros(()),
         output=output,
         grads=grads,
         stats=batch_stats,
-        adjoint=adjoint * (batch_size * losses.features(network.stages[k].in_shape)),
-        aux_grads=aux_grads[0] if with_aux else (),
+        adjoint=adjoint * (config.batch_size * losses.features(network.stages[k].in_shape)),
+        aux_grads=aux_grads[0] if with_tail else (),
     )

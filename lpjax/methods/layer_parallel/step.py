@@ -21,7 +21,7 @@ of the AuxNet in 7, on the batch before by today's weights, and memory for one b
 
 Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 all_gather of tags (`flow`) over
 'stage'; psum over 'data' of the stages' gradients and statistics (if D > 1); psum over the mesh of the AuxNet's
-gradients, of the figures, and of mean multipliers; for a per-example table those of `multiplier`.
+gradients, of the metrics, and of mean multipliers; for a per-example table those of `multiplier`.
 
 Everything is differentiated per device as the gradient of the SUM of all devices' losses, so a loss here is a
 device's share of the global mean: its examples' sum over B, the global batch size.
@@ -36,9 +36,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
@@ -54,10 +52,8 @@ from lpjax.nn.losses import Interface
 from lpjax.parallel import mesh as meshes
 from lpjax.parallel.exchange import Exchange
 from lpjax.state import optim, train_state
-from lpjax.state.step_inputs import Recipe, example_keys
+from lpjax.state.step_inputs import StepInputs, example_keys
 from lpjax.state.train_state import TrainState
-
-StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
 @struct.dataclass
@@ -105,7 +101,7 @@ class Step:
 
     network: Network
     config: Config
-    recipe: Recipe
+    step_inputs: StepInputs
     exchange: Exchange
 
     def on_stages(self, run: Callable[..., Any], *operands: PyTree) -> Any:
@@ -140,9 +136,7 @@ class Step:
             keys=keys,
             aux=(state.aux_params, state.aux_stats),
             penalty_coef=state.penalty_coef,
-            policy=self.config.multiplier,
-            tail=self.config.aux.tail,
-            batch_size=self.config.batch_size,
+            config=self.config,
             axes=("data",),
         )
         none = jnp.zeros(())
@@ -184,19 +178,19 @@ class Step:
     def own(self, state: TrainState, batch: Batch, step: Array) -> Owned:
         """Steps 1 and 2: the input that a device's examples were given in `step`, and the AuxNet of today on it."""
         config = self.config
-        x = self.recipe.network_input(batch, example_keys(state.key, step, batch.index))
+        x = self.step_inputs.network_input(batch, example_keys(state.key, step, batch.index))
         aux = aux_step.forward(self.network, config, state.aux_params, state.aux_stats, x, batch.label)
         return Owned(batch, x, aux, multiplier.current(config, state, batch, aux))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One step as one device sees it: K/S rows of the stages, b = B / (S D) examples; numbers as in the drawing."""
-        network, config, recipe = self.network, self.config, self.recipe
+        network, config, step_inputs = self.network, self.config, self.step_inputs
         mine = self.own(state, batch, state.step)  # 1, 2
         tags = jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, state.step)], axis=1)
         tags = lax.all_gather(tags, "stage", tiled=True)
         lam: Sequence[Interface] = (mine.x, *mine.aux.lam)
         for _ in range(config.penalty.sweeps):
-            lam = self.sweep(state, lam, moving.opened(state, tags).keys)
+            lam = self.sweep(state, lam, moving.tagged(state, tags).keys)
         packets = self.exchange.send(lam, mine.multipliers if self.exchange.with_multiplier else None)  # 3
 
         carry: Any = ()
@@ -206,19 +200,19 @@ class Step:
             mine = self.own(state, state.carry.owned, tags[0, 2])
             lam = (mine.x, *mine.aux.lam)
         batch, x, aux, multipliers = mine
-        labels, keys, real = moving.opened(state, tags)
+        labels, keys, real = moving.tagged(state, tags)
         run_stage = partial(self.run_stage, state=state, labels=labels, keys=keys)
         done: StageResult = self.on_stages(run_stage, state.stage_params, state.stage_stats, packets)  # 4
 
         grads = lax.psum(done.grads, "data")  # 5
-        stage_params, stage_opt = optim.update_rows(recipe.optimizer, grads, state.stage_opt, state.stage_params)
+        stage_params, stage_opt = optim.update_rows(step_inputs.optimizer, grads, state.stage_opt, state.stage_params)
         stage_stats = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
 
         adjoints, outputs = self.exchange.receive(done.reply)  # 6
 
         corrected = aux_step.corrected_inputs(config, state, aux, multipliers, adjoints, outputs)  # 7
         aux_params, aux_opt = aux_step.fit(
-            network, config, state, recipe.aux_optimizer, x, batch.label, aux, corrected, adjoints, done.aux_grads
+            network, config, state, step_inputs.aux_optimizer, x, batch.label, aux, corrected, adjoints, done.aux_grads
         )
         violations = [lagrangian.violation(a, output) for a, output in zip(lam[1:], outputs, strict=True)]
         new_state = replace(
@@ -230,23 +224,23 @@ class Step:
             aux_params=aux_params,
             aux_opt=aux_opt,
             aux_stats=train_state.running_average(state.aux_stats, aux.stats),
-            multiplier=multiplier.updated(config, state, batch, multipliers, violations, recipe.num_examples),
-            penalty_coef=recipe.penalty_coef(state.step + 1),
+            multiplier=multiplier.updated(config, state, batch, multipliers, violations, step_inputs.num_examples),
+            penalty_coef=step_inputs.penalty_coef(state.step + 1),
             carry=carry,
         )
-        figures = self.figures(done, grads, multipliers, aux.loss)
+        metrics = self.metrics(done, grads, multipliers, aux.loss)
         if config.exchange.stale:  # in the first step no batch has arrived yet
-            new_state, figures = _learnt_if(real, new_state, state), _seen_if(real, figures)
-        return new_state, figures | {"penalty_coef": state.penalty_coef}
+            new_state, metrics = _learnt_if(real, new_state, state), _seen_if(real, metrics)
+        return new_state, metrics | {"penalty_coef": state.penalty_coef}
 
-    def figures(
+    def metrics(
         self,
         done: StageResult,
         grads: Row,
         multipliers: list[InterfaceMultiplier] | None,
         aux_loss: Array,
     ) -> dict[str, Array]:
-        """The figures of `make_step`, but for beta, from every device's share: two psums over the mesh."""
+        """The metrics of `make_step`, but for beta, from every device's share: two psums over the mesh."""
         B, K = self.config.batch_size, self.network.num_stages
         S, D = self.config.mesh_shape
         squares = jnp.square(optim.row_norms(grads)) / D  # they are already summed over 'data'
@@ -280,36 +274,9 @@ def _learnt_if(real: Array, new: TrainState, old: TrainState) -> TrainState:
     return replace(new, **kept)
 
 
-def _seen_if(real: Array, figures: dict[str, Array]) -> dict[str, Array]:
-    """`figures`, but 0 where there was no batch."""
-    return {name: jnp.where(real, value, 0.0) for name, value in figures.items()}
-
-
-def lags(config: Config) -> list[int]:
-    """How many steps ago the batch of each stage's gradient entered the network."""
-    return [int(config.exchange.stale)] * config.num_stages
-
-
-def carry_specs(config: Config) -> Any:
-    """Where the carry lies on the mesh."""
-    return Carry(P("stage", "data"), P("stage", "data"), meshes.EXAMPLES) if config.exchange.stale else ()
-
-
-def init_carry(network: Network, config: Config, recipe: Recipe, key: PRNGKeyArray) -> Any:
-    """No batch under way."""
-    if not config.exchange.stale:
-        return ()
-    S, D = config.mesh_shape
-    slots, column = network.num_stages // S, config.batch_size // D
-    own = column // S
-    exchange = make_exchange(network, config)
-    nothing = Batch(
-        image=jnp.zeros((own, *network.interfaces[0]), jnp.uint8),
-        label=jnp.zeros(own, jnp.int32),
-        index=jnp.zeros(own, jnp.int32),
-    )
-    packets = jnp.zeros((slots, column, exchange.outward_length))
-    return Carry(packets, jnp.full((slots, column, 3), -1, jnp.int32), nothing)
+def _seen_if(real: Array, metrics: dict[str, Array]) -> dict[str, Array]:
+    """`metrics`, but 0 where there was no batch."""
+    return {name: jnp.where(real, value, 0.0) for name, value in metrics.items()}
 
 
 def make_exchange(network: Network, config: Config) -> Exchange:
@@ -320,15 +287,3 @@ def make_exchange(network: Network, config: Config) -> Exchange:
         with_multiplier=config.multiplier in ("per_example", "adjoint"),
         dtype="bfloat16" if config.exchange.bfloat16 else None,
     )
-
-
-def make_step(network: Network, config: Config, mesh: Mesh, recipe: Recipe) -> StepFunction:
-    """The jitted layer-parallel step (state, batch) -> (state, figures); the state is donated.
-
-    Figures, replicated: task_loss [] and accuracy [] of the last stage on the inputs it was given; stage_loss [K], the
-    local losses; gradient_norm [K]; relative_violation [K-1], |r_j|^2 / |X_{j-1}|^2; violation and output_square
-    [K-1], mean squares of r_j and X_{j-1}; multiplier_norm [K-1], root mean square; aux_task_loss [], of the AuxNet's
-    head; penalty_coef [].  With `exchange.stale` they are of the step before, and 0 in the first step.
-    """
-    step = Step(network, config, recipe, make_exchange(network, config))
-    return meshes.jit_step(step, mesh, train_state.specs(config))

@@ -1,0 +1,41 @@
+"""The data set."""
+
+from dataclasses import dataclass
+
+from lpjax.config.schema.limits import at_least
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set, how it is read, and how its images are augmented.
+
+    Attributes:
+      name: One of `lpjax.SOURCES`.
+      dir: Folder of the data, for sources that need one.
+      image_size: Side in pixels of the square crop, for sources of image files of all sizes.
+      channels: 3, or 1 for grey: what the image files of `folder` are decoded to.
+      shrink: Images of a set in memory are averaged over shrink x shrink pixels and rounded; 1 for none.
+      train_examples: The first so many of the training set of a set in memory.  Unset: all.
+      validation_examples: The last so many of that training set are not trained on and take the place of the test set:
+        for choosing settings without it.  Unset: none.
+      crop: Pixels of zero padding for the random crop; 0 for none.
+      flip: Random left-right flip.
+      cutout: Side in pixels of the square that is set to the mean, 0 for none (arXiv:1708.04552).
+      threads: That read and decode image files.
+      prefetch: Images decoded ahead.
+      max_corrupt: Image files that cannot be decoded and are skipped before training stops.
+    """
+
+    name: str = "digits"
+    dir: str | None = None
+    image_size: int = at_least(1, 224)
+    channels: int = 3
+    shrink: int = at_least(1, 1)
+    train_examples: int | None = at_least(1, None)
+    validation_examples: int | None = at_least(1, None)
+    crop: int = at_least(0, 1)
+    flip: bool = False
+    cutout: int = at_least(0, 0)
+    threads: int = at_least(1, 16)
+    prefetch: int = at_least(1, 1024)
+    max_corrupt: int = at_least(0, 100)

@@ -1,0 +1,34 @@
+"""Optimisers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optax optimiser and its schedule.
+
+    Attributes:
+      name: "sgd" (weight decay added to the gradient) or "adamw" (decoupled).
+      learning_rate: Of the schedule's plateau.
+      momentum: Of sgd.
+      nesterov: Of sgd.
+      weight_decay: Acts on kernels only, not on batch norm and biases.
+      clip_norm: Maximal L2 norm of a gradient, each stage's by itself.  Unset: none.
+      schedule: "constant", "cosine" (to 0 at the end of training) or "step" (times `step_factor` at each of
+        `step_epochs`), all after a linear warm-up from 0.
+      warmup_epochs: Of the warm-up.
+      step_epochs: Of schedule "step".
+      step_factor: Of schedule "step".
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    clip_norm: float | None = None
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    warmup_epochs: float = 1.0
+    step_epochs: tuple[int, ...] = ()
+    step_factor: float = 0.1

@@ -1,0 +1,177 @@
+"""A trained network as a model folder: its program, its arrays by name, and its description."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jax.export import Exported
+from jax.tree_util import keystr
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from lpjax.config.schema import Config
+from lpjax.data import images
+from lpjax.data.feed import Resident
+from lpjax.errors import BadInput
+from lpjax.export import fold, model_card, model_file
+from lpjax.export.model_file import Description
+from lpjax.methods import METHODS
+from lpjax.methods.base import Method
+from lpjax.network.network import composed
+from lpjax.nn import chain
+from lpjax.nn.chain import Mode
+from lpjax.parallel import platform
+from lpjax.state.train_state import TrainState
+from lpjax.training import evaluate
+from lpjax.training.run import Run
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+Trees = tuple[PyTree, ...]
+"""One tree a stage."""
+
+
+def write(
+    folder: Path, run: Run, params: Trees, stats: Trees, *, fold_batch_norm: bool = False, **provenance: Any
+) -> None:
+    """Write a composed network as a model folder.
+
+    Args:
+      folder: a new one, or an empty one.
+      run: that the network is of.
+      params: of the composed network, see `composed_trees`.
+      stats: of its batch norms and standardisations, see there.
+      fold_batch_norm: whether to fold batch norms into the convolutions before them, see `fold`.
+      **provenance: what is known of the parameters, for the card: `step`, `test_accuracy`.
+
+    Raises:
+      BadInput: where the folder is not free, or for a network that `jax.export` cannot export.
+    """
+    program = make_program(run, params, stats)
+    if fold_batch_norm:
+        params, stats, count = fold.fold(run.network, params, stats)
+        program, unfolded = make_program(run, params, stats), program
+        provenance["folded_batch_norms"] = count
+        provenance["logits_changed_by"] = _largest_difference(run, program, unfolded)
+    description = describe(run, **provenance)
+    arrays = named_arrays(run, params, stats)
+    model_file.write(folder, description, program, arrays, model_card.text(description, arrays))
+
+
+def composed_trees(run: Run, state: TrainState) -> tuple[Trees, Trees]:
+    """The parameters of the composed network and its recalibrated batch-norm statistics, in host memory.
+
+    Args:
+      run: that the state is of; its training images are read.
+      state: from training.
+
+    Returns:
+      The parameters and the statistics, each one tree a stage.
+    """
+    assert run.feed is not None, "a dry run reads no data"
+    state = evaluate.replicated(state, run.mesh)
+    stats = evaluate.make_calibrate(run.network, run.config, run.mesh, run.step_inputs)(state, run.feed)
+    return jax.device_get((run.network.params.unpack_all(state.stage_params), stats))
+
+
+def make_program(run: Run, params: Trees, stats: Trees) -> Exported:
+    """The composed network as one program for all `PLATFORMS`.
+
+    Args:
+      run: that the network is of.
+      params: its parameters.
+      stats: its statistics.
+
+    Returns:
+      uint8 images [b, H, W, C] -> float32 logits [b, classes], for any b; normalisation is part of it.
+
+    Raises:
+      BadInput: where `jax.export` cannot export the network.
+    """
+    params, stats = jax.tree.map(jnp.asarray, (params, stats))
+
+    def logits(image: UInt8[Array, "H W C"]) -> Float[Array, " classes"]:
+        """Of one image, so that a unit may ask for len(x): the b that `vmap` adds is a symbol, not a number."""
+        x = run.step_inputs.normalised(image[None])
+        return composed(run.network, params, stats, x, Mode(train=False))[0][0].astype(jnp.float32)
+
+    shape = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), *run.spec.image_shape), jnp.uint8)
+    try:
+        return export.export(jax.jit(jax.vmap(logits)), platforms=PLATFORMS)(shape)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"model.function={run.config.model.function}: the network cannot be exported by jax.export for "
+            f"{', '.join(PLATFORMS)}; change the unit at fault: {error}"
+        ) from error
+
+
+def named_arrays(run: Run, params: Trees, stats: Trees) -> dict[str, np.ndarray]:
+    """The composed network's arrays by name.
+
+    Args:
+      run: that the network is of.
+      params: its parameters.
+      stats: its statistics.
+
+    Returns:
+      units.POSITION.PATH and units.POSITION.stats.PATH of each unit of the network; interfaces.POSITION.mean and .var
+      of the standardisation before unit POSITION, where the network was cut.
+    """
+    arrays: dict[str, np.ndarray] = {}
+
+    def add(prefix: str, tree: PyTree) -> None:
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            arrays[f"{prefix}.{keystr(path, simple=True, separator='.')}"] = np.asarray(leaf)
+
+    for stage, stage_params, stage_stats in zip(run.network.stages, params, stats, strict=True):
+        units = zip(chain.unstack(stage, stage_params), chain.unstack(stage, stage_stats), strict=True)
+        for position, (unit_params, unit_stats) in enumerate(units, stage.offset):
+            if position in run.network.cuts and position > stage.offset:  # what `partition.split` put there
+                add(f"interfaces.{position}", unit_stats)
+            else:
+                add(f"units.{position}", unit_params)
+                add(f"units.{position}.stats", unit_stats)
+    return arrays
+
+
+def describe(run: Run, **provenance: Any) -> Description:
+    """What a model folder says of a run's network.
+
+    Args:
+      run: with its configuration, data set and normalisation.
+      **provenance: more of where the parameters are from.
+    """
+    spec, config, (mean, std) = run.spec, asdict(run.config), run.moments
+    del config["data"]["dir"], config["start"]["workdir"]  # places on this machine
+    return Description(
+        class_names=spec.class_names or tuple(map(str, range(spec.classes))),
+        image_shape=spec.image_shape,
+        crop=1.0 if isinstance(run.feed, Resident) else images.CENTRE_SHARE,  # small images are trained on whole
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        provenance={
+            **provenance,
+            "methods": [_in_words(METHODS[name], run.config) for name in run.config.all_methods],
+            "num_train": spec.num_train,
+            "num_test": spec.num_test,
+            "config": config,
+            "versions": platform.versions(),
+        },
+    )
+
+
+def _in_words(method: Method, config: Config) -> str:
+    """Such as "delayed gradients (arXiv:1804.10574), variant fdg"."""
+    source = f" ({method.paper})" if method.paper else ""
+    settings = "".join(f", {name.replace('_', ' ')} {value}" for name, value in method.settings(config).items())
+    return f"{method.title}{source}{settings}"
+
+
+def _largest_difference(run: Run, one: Exported, other: Exported) -> float:
+    """Of the logits of two programs, on a batch of training images."""
+    assert run.feed is not None, "a dry run reads no data"
+    batch = jax.device_get(next(run.feed.sample(1)).image)
+    return float(np.abs(np.subtract(*(jax.jit(program.call)(batch) for program in (one, other)))).max())
