@@ -13,6 +13,7 @@ too, for what a step costs a device (`lpjax.cost.traffic`; of a hybrid, its firs
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -25,10 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.provenance import provenance
-from lpjax.config.load import from_config_dict
-from lpjax.config.named import canonical_name
-from lpjax.config.schema import Config
-from lpjax.methods import METHODS
+from lpjax.config.schema import Config, DataConfig
+from lpjax.methods import METHODS, configure
 from lpjax.training.writers import write_json
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -75,9 +74,6 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """Rows of the table: fields of the configuration."""
 
-AUX_NET = ("layer_parallel", "coarse_adjoint")
-"""Methods whose rows have the grid that they name, or none, whatever the config file has."""
-
 HYBRID_SHARE = 0.8
 """Of the epochs, that a hybrid's first phase takes."""
 
@@ -106,7 +102,7 @@ def parsed(extra: list[str]) -> dict[str, Any]:
 
 
 def load(path: Path, fields: Mapping[str, Any]) -> Config:
-    """The checked configuration of a config file with some fields set."""
+    """The configuration of a config file with some fields set, filled in and checked."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None, path
     assert spec.loader is not None, path
@@ -114,20 +110,30 @@ def load(path: Path, fields: Mapping[str, Any]) -> Config:
     spec.loader.exec_module(module)
     values = module.get_config()
     values.update_from_flattened_dict(dict(fields))
-    return from_config_dict(values.to_dict())
+    return configure(values.to_dict())
 
 
 def row_fields(row: str, num_stages: int, num_epochs: int, devices: int | None = None) -> dict[str, Any]:
-    """Fields of a row with K stages.  devices: along 'stage' of a method that uses several; unset: as many as it does.
+    """Fields of a row with K stages.
 
-    Raises ValueError for an unknown row.
+    Rows of `ROWS` with an AuxNet have the grid that they name, or none, whatever the config file has.
+
+    Args:
+      row: Its name.
+      num_stages: K.
+      num_epochs: Of a run.
+      devices: Along 'stage' of a method that uses several; unset: as many as it does.
+
+    Raises:
+      ValueError: There is no such row.
     """
     if row not in ROWS and row not in METHODS:
         raise ValueError(
             f"--methods: {row!r}: expected of {', '.join([*ROWS, *(m for m in METHODS if m not in ROWS)])}"
         )
-    unset: dict[str, Any] = {"aux.grid": None} if ROWS.get(row, {}).get("method") in AUX_NET else {}
-    fields = {**unset, **ROWS.get(row, {"method": row}), "num_stages": num_stages}
+    fields = {**ROWS.get(row, {"method": row}), "num_stages": num_stages}
+    if row in ROWS and METHODS[fields["method"]].aux_net != "none":
+        fields = {"aux.grid": None, **fields}
     if "phases.methods" in fields:
         fields["phases.epochs"] = (HYBRID_SHARE * num_epochs,)
     if devices is not None and METHODS[fields["method"]].devices != "one":
@@ -143,23 +149,30 @@ def arguments(fields: Mapping[str, Any]) -> list[str]:
 # --------------------------------------------------------------------------------------------------------------- cells
 
 
+def config_of(folder: Path) -> Config:
+    """The configuration of a run, from its workdir, filled in as it would be here.
+
+    Raises:
+      ValueError: It has fields or values that there are no more.
+    """
+    values = json.loads((folder / "config.json").read_text())
+    model = values["model"]
+    return configure(values | {"model": {"function": model["function"], **model["arguments"]}})
+
+
 def of_config(folder: Path, config: Config) -> bool:
-    """Whether the folder's config.json is of this configuration, in what decides a cell and the file has."""
-    path = folder / "config.json"
-    if not path.exists():
+    """Whether the folder's config.json is of this configuration, in what decides a cell."""
+    if not (folder / "config.json").exists():
         return False
-    found, wanted = json.loads(path.read_text()), json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in (*ELSEWHERE, *(["method"] if config.phases.methods else [])):  # of phases a folder has the last
-        found.pop(name, None)
-    for name in DATA_ELSEWHERE:
-        found.get("data", {}).pop(name, None)
+    with contextlib.suppress(ValueError):
+        return _deciding(config_of(folder)) == _deciding(config)
+    return False
 
-    def agrees(a: Any, b: Any) -> bool:
-        if isinstance(a, dict) and isinstance(b, dict):
-            return all(key in b and agrees(value, b[key]) for key, value in a.items())
-        return bool((canonical_name(a) if isinstance(a, str) else a) == b)
 
-    return agrees(found, wanted)
+def _deciding(config: Config) -> Config:
+    """The configuration with all that does not decide a cell at its default."""
+    data = dataclasses.replace(config.data, **{name: getattr(DataConfig(), name) for name in DATA_ELSEWHERE})
+    return dataclasses.replace(config, data=data, **{name: getattr(Config(), name) for name in ELSEWHERE})
 
 
 def finished(folder: Path, config: Config) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ import jax
 
 from experiments.provenance import provenance
 from lpjax.config.schema import AuxConfig, Config, DataConfig, ModelConfig
+from lpjax.methods import METHODS
 from lpjax.parallel.platform import provide_devices
 from lpjax.training import run as runs
 from lpjax.training.writers import write_json
@@ -76,7 +77,7 @@ def main() -> None:
         {
             "method": config.method,
             "network": f"ResNet-{config.model.arguments['depth']}",
-            "num_stages": config.num_stages if config.method == "layer_parallel" else 1,
+            "num_stages": config.num_stages if METHODS[config.method].staged else 1,
             "n": len(times),
             **{f"{part}_seconds_median": statistics.median(t[part] for t in times) for part in ("trace", "compile")},
             "runs": times,

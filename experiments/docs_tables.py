@@ -27,7 +27,7 @@ from experiments import (
     mesh_agreement,
     recalibration,
     scale,
-    speedup,
+    speedup_tables,
     tradeoff,
 )
 from experiments.accuracy import FINALS
@@ -290,7 +290,7 @@ README: dict[str, Callable[[], str]] = {
     "tradeoff_all": of_rows(tradeoff, "tradeoff_all"),
     "levers": of_rows(levers, "levers"),
     "memory": of_rows(memory, "memory"),
-    **{name: of_all(speedup, name) for name in SPEEDS},
+    **{name: of_all(speedup_tables, name) for name in SPEEDS},
 }
 
 TABLES: dict[str, Callable[[], str]] = README | {

@@ -2,16 +2,24 @@
 
     python -m experiments.draw_method [--speedup=experiments/results/speedup.json] [--folder=docs/figures]
 
-The first is a drawing, nothing in it is measured.  The second is to scale: lengths are the terms of the row
-`coarse_tail`, K = 4, of `experiments.speedup`, each a part of a step timed alone on one core.  It has no pipeline: that
-one is drawn by the formula of `lpjax.cost.model` from the same passes, cut evenly.  A few seconds.
+The first is a drawing, nothing in it is measured.  The second is to scale: schedules of the methods with seconds of a
+file of `experiments.speedup`.  The layer-parallel step is its row `coarse_tail`, K = 4, as it is predicted there from
+parts that were timed alone on one core.  Backprop's step was timed whole; its passes, and those of the pipeline, whose
+stages are cut evenly, have its seconds by their operations.  Some seconds.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments.compare import load
+from experiments.step_prediction import Json, computing, schedule_of, sending
+from lpjax.data import SOURCES
+from lpjax.nn.schedule import Drawn, Message, Work, from_json, place
+from lpjax.training import run as runs
 
 STAGES = 4
 MICRO_BATCHES = 4
@@ -21,136 +29,129 @@ FORWARD, BACKWARD, AUX_NET, EXCHANGE = "#56B4E9", "#E69F00", "#8FD6BD", "#555555
 
 STYLE: dict[Any, Any] = {"svg.hashsalt": "lpjax", "svg.fonttype": "none", "font.size": 9, "hatch.linewidth": 0.6}
 
-
-class Block(NamedTuple):
-    """Something a device does, from `start` for so many `seconds`."""
-
-    device: int
-    start: float
-    seconds: float
-    color: str
-    label: str = ""
+LOOKS: dict[str, dict[str, Any]] = {
+    "forward pass": {"fc": FORWARD},
+    "backward pass": {"fc": BACKWARD},
+    "coarse tail": {"fc": AUX_NET, "hatch": "////"},
+    "AuxNet": {"fc": AUX_NET},
+    "exchange": {"fc": EXCHANGE, "ec": EXCHANGE},
+    "augmentation, updates": {"fc": "0.75"},
+    "waiting": {"fc": "white", "hatch": "...", "ec": "0.8"},
+}
+"""What a device does, and how that is drawn."""
 
 
 # ------------------------------------------------------------------------------------------------------------ schedules
 
 
-class Times(NamedTuple):
-    """Seconds of a step's parts.
+class Block(NamedTuple):
+    """Something that a device does from `start` to `end`, seconds."""
 
-    forward, backward: of the whole network and batch on one device.  stages, stages_forward: [K], layer-parallel, the
-    first with backward pass and coarse tail.  aux_forward, aux_backward: of the AuxNet on a device's examples, with
-    augmentation and with correction and optimiser.  exchange: one of the two, with packing.
-    """
-
-    forward: float
-    backward: float
-    stages: list[float]
-    stages_forward: list[float]
-    aux_forward: float
-    aux_backward: float
-    exchange: float
+    start: float
+    end: float
+    kind: str
+    label: str
 
 
-def times(result: dict[str, Any]) -> Times:
-    """From the JSON of `experiments.speedup`."""
+class Step(NamedTuple):
+    """What each device does in a step, and when the step ends."""
+
+    devices: list[list[Block]]
+    end: float
+
+
+def steps(result: Json) -> dict[str, Step]:
+    """The steps that are drawn, by title, from the JSON of `experiments.speedup`."""
     (row,) = [p for p in result["predictions"] if (p["row"], p["stages"]) == ("coarse_tail", STAGES)]
-    parts, terms = row["parts"], row["terms"]
-    forward = sum(parts["stages_forward"])
-    return Times(
-        forward=forward,
-        backward=row["rho"] * row["seconds"] - forward,  # serial backprop, less that
-        stages=parts["stages"],
-        stages_forward=parts["stages_forward"],
-        aux_forward=parts["data"] + parts["aux_forward"],
-        aux_backward=terms["aux_net"] - parts["aux_forward"] + terms["correction"] + terms["optimizer"],
-        exchange=(terms["packing"] + terms["exchange"]) / 2,
+    parts, common = row["parts"], {"num_stages": STAGES, "pipeline.micro_batches": MICRO_BATCHES}
+    serial, pipeline, own = (
+        schedule(result["config"], fields)
+        for fields in ({"method": "serial"} | common, {"method": "pipeline"} | common, row["fields"])
     )
+    each = parts["serial"] / sum(entry.flops for entry in from_json(serial["entries"]))
+    by_operations = [[entry.flops * each for entry in from_json(made["entries"])] for made in (serial, pipeline)]
+    timed = computing(from_json(own["entries"]), parts, own["updated"])
+    return {
+        "serial backprop, on one device": placed(serial, by_operations[0], result["link"]),
+        f"pipeline, {MICRO_BATCHES} micro-batches": placed(pipeline, by_operations[1], result["link"]),
+        "layer-parallel": placed(own, timed, result["link"]),
+    }
 
 
-def serial(t: Times) -> list[Block]:
-    """Backprop through even stages, each on its device: one works, the others wait."""
-    f, b = t.forward / STAGES, t.backward / STAGES
-    blocks = [Block(k, k * f, f, FORWARD, f"F{k}") for k in range(STAGES)]
-    turns = enumerate(reversed(range(STAGES)))
-    return blocks + [Block(k, t.forward + turn * b, b, BACKWARD, f"B{k}") for turn, k in turns]
+def schedule(path: str, fields: Mapping[str, Any]) -> Json:
+    """Of a step of a config file with some fields set, see `step_prediction.schedule_of`."""
+    config = load(Path(path), {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+    published = SOURCES[config.data.name].published
+    assert published is not None, config.data.name
+    return schedule_of(runs.build_network(config, published(config.data)), config)
 
 
-def pipeline(t: Times) -> list[Block]:
-    """GPipe as `lpjax.methods.pipeline` runs it; a backward round computes its forward pass again."""
-    S, M = STAGES, MICRO_BATCHES
-    f = t.forward / (S * M)
-    b = (t.forward + t.backward) / (S * M)
-    blocks = [Block(k, (k + m) * f, f, FORWARD) for k in range(S - 1) for m in range(M)]
-    start = (M + S - 2) * f
-    return blocks + [Block(k, start + (S - 1 - k + m) * b, b, BACKWARD, f"{m}") for k in range(S) for m in range(M)]
+def placed(schedule: Json, computed: list[float], link: Json) -> Step:
+    """A step by the seconds of its entries, and of its collectives by the link."""
+    rows = from_json(schedule["entries"])
+    lengths = [a + b for a, b in zip(computed, sending(schedule["sent"], link), strict=True)]
+    spans = place([row.item for row in rows], lengths)
+    works = [row.item for row in rows if isinstance(row.item, Work)]
+    devices, several = 1 + max(work.device for work in works), any(work.micro for work in works)
+    blocks: list[list[Block]] = [[] for _ in range(devices)]
+    for row, (start, end) in zip(rows, spans, strict=True):
+        kind, label = kind_of(row), label_of(row, several)
+        for own in ([blocks[row.item.device]] if isinstance(row.item, Work) else blocks) if end > start else ():
+            goes_on = own and (own[-1].end, own[-1].kind, own[-1].label) == (start, kind, label)
+            own.append(Block(own.pop().start if goes_on else start, end, kind, label))
+    return Step(blocks, max(end for _, end in spans))
 
 
-def layer_parallel(t: Times) -> list[Block]:
-    """The step of `lpjax.methods.layer_parallel.step`."""
-    blocks = []
-    stages = t.aux_forward + t.exchange
-    home = stages + max(t.stages)
-    for k in range(STAGES):
-        blocks += [
-            Block(k, 0.0, t.aux_forward, AUX_NET),
-            Block(k, t.aux_forward, t.exchange, EXCHANGE),
-            Block(k, stages, t.stages_forward[k], FORWARD, f"F{k}"),
-            Block(k, stages + t.stages_forward[k], t.stages[k] - t.stages_forward[k], BACKWARD, f"B{k}"),
-            Block(k, home, t.exchange, EXCHANGE),
-            Block(k, home + t.exchange, t.aux_backward, AUX_NET),
-        ]
-    return blocks
+def kind_of(row: Drawn) -> str:
+    """Which of `LOOKS` an entry has."""
+    if row.item.kind in ("stage", "recompute"):
+        return "backward pass" if row.label.endswith("backward") else "forward pass"
+    if isinstance(row.item, Message) or row.item.kind == "pack":
+        return "exchange"
+    return {"tail": "coarse tail", "aux": "AuxNet"}.get(row.item.kind, "augmentation, updates")
 
 
-def length(blocks: list[Block]) -> float:
-    """Seconds of the step."""
-    return max(block.start + block.seconds for block in blocks)
+def label_of(row: Drawn, several: bool) -> str:
+    """What is written on an entry: the stage, or the micro-batch where there are several."""
+    item = row.item
+    if not isinstance(item, Work) or item.kind != "stage" or (several and not item.gradients):
+        return ""
+    return str(item.micro) if several else f"{'B' if item.gradients else 'F'}{item.stage}"
 
 
-def draw_schedule(t: Times, path: Path) -> None:
-    """One step over four devices: serial, pipeline, layer-parallel, on one scale of time."""
+def draw_schedule(drawn: Mapping[str, Step], path: Path) -> None:
+    """Steps on one scale of time, a panel each."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import patches
     from matplotlib import pyplot as plt
 
-    rows = {
-        "serial backprop": serial(t),
-        f"pipeline, {MICRO_BATCHES} micro-batches": pipeline(t),
-        "layer-parallel": layer_parallel(t),
-    }
-    longest = max(map(length, rows.values()))
+    longest, counts = max(step.end for step in drawn.values()), [len(step.devices) for step in drawn.values()]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(rows), 1, figsize=(9, 5.4), sharex=True, layout="constrained")
-        for axis, (name, blocks) in zip(axes, rows.items(), strict=True):
-            end = length(blocks)
-            for k in range(STAGES):  # what is left of it is waiting
-                axis.add_patch(patches.Rectangle((0, k - 0.38), end, 0.76, fc="white", ec="0.8", hatch="...", lw=0.5))
-            for block in blocks:
-                box = (block.start, block.device - 0.38), block.seconds, 0.76
-                axis.add_patch(patches.Rectangle(*box, fc=block.color, ec="white", lw=0.8))
-                if block.label:
-                    x = block.start + block.seconds / 2
-                    axis.text(x, block.device, block.label, ha="center", va="center_baseline", size=8)
-            axis.axvline(end, color="black", lw=1)
-            axis.text(end + 0.01 * longest, 1.5, f"{end:.2f} s", ha="left", va="center", weight="bold")
+        figure, axes = plt.subplots(
+            len(drawn), 1, figsize=(9, 5.4), sharex=True, layout="constrained", height_ratios=[n + 0.6 for n in counts]
+        )
+        for axis, (name, step) in zip(axes, drawn.items(), strict=True):
+            for device, blocks in enumerate(step.devices):
+                waiting = Block(0, step.end, "waiting", "")  # what is left of it
+                for start, end, kind, label in (waiting, *blocks):
+                    style = {"ec": "white", "lw": 0.5, **LOOKS[kind]}
+                    axis.add_patch(patches.Rectangle((start, device - 0.38), end - start, 0.76, **style))
+                    if label:
+                        axis.text((start + end) / 2, device, label, ha="center", va="center_baseline", size=8)
+            axis.axvline(step.end, color="black", lw=1)
+            middle = (len(step.devices) - 1) / 2
+            axis.text(step.end + 0.01 * longest, middle, f"{step.end:.2f} s", ha="left", va="center", weight="bold")
             axis.set_title(name, loc="left", weight="bold", size=9)
-            axis.set(ylim=(STAGES - 0.5, -0.5), yticks=range(STAGES), xlim=(0, 1.08 * longest))
-            axis.set_yticklabels([f"device {k}" for k in range(STAGES)])
+            names = [f"device {d}" for d in range(len(step.devices))]
+            axis.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), xlim=(0, 1.08 * longest))
+            axis.set_yticklabels(names)
             axis.tick_params(length=0)
             axis.spines[["top", "right", "left"]].set_visible(False)
         axes[-1].set_xlabel("seconds")
-        kinds: dict[str, dict[str, Any]] = {
-            "forward pass": {"fc": FORWARD},
-            "backward pass (with coarse tail, or with forward pass again)": {"fc": BACKWARD},
-            "AuxNet": {"fc": AUX_NET},
-            "exchange": {"fc": EXCHANGE},
-            "waiting": {"fc": "white", "hatch": "...", "ec": "0.8"},
-        }
-        handles = [patches.Patch(**{"ec": "white", "label": name, **style}) for name, style in kinds.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, handlelength=1.4)
+        handles = [patches.Patch(**{"ec": "white", "label": kind, **style}) for kind, style in LOOKS.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, handlelength=1.4)
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
 
@@ -252,7 +253,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
     draw_method(args.folder / "method.svg")
-    draw_schedule(times(json.loads(args.speedup.read_text())), args.folder / "schedule.svg")
+    draw_schedule(steps(json.loads(args.speedup.read_text())), args.folder / "schedule.svg")
     return 0
 
 

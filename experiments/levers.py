@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compare import parsed
+from experiments.processes import KEPT, LARGE_PAGES, Process, interleaved, spread
 from experiments.provenance import provenance
-from experiments.speedup import KEPT, LARGE_PAGES, Process, interleaved, spread
 from lpjax.training.writers import write_json
 
 BASE = "as it is"

@@ -7,7 +7,6 @@ some seconds.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
@@ -15,21 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments.compare import config_of
 from experiments.provenance import provenance
-from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.training import evaluate, resume
 from lpjax.training.run import prepare
 from lpjax.training.writers import write_json
 
 BOTH = "as in training", "as they are"
-
-
-def config_of(workdir: Path) -> Config:
-    """The configuration of a run, from its workdir."""
-    values = json.loads((workdir / "config.json").read_text())
-    model = values["model"]
-    return from_config_dict(values | {"model": {"function": model["function"], **model["arguments"]}})
 
 
 def tested(config: Config, workdir: Path) -> dict[str, float]:
@@ -39,8 +31,8 @@ def tested(config: Config, workdir: Path) -> dict[str, float]:
     assert run.feed is not None
     state, _, _ = resume.load(run, workdir)
     return {
-        name: evaluate.make_evaluate(run.network, config, run.mesh, recipe)(state, run.feed).test_accuracy
-        for name, recipe in zip(BOTH, (run.step_inputs, plain.recipe), strict=True)
+        name: evaluate.make_evaluate(run.network, config, run.mesh, step_inputs)(state, run.feed).test_accuracy
+        for name, step_inputs in zip(BOTH, (run.step_inputs, plain.step_inputs), strict=True)
     }
 
 

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.provenance import provenance
-from lpjax.config.schema import AuxConfig, Config
+from lpjax.config.schema import AuxConfig, Config, DelayedConfig, MeshConfig, PipelineConfig
 from lpjax.cost.machine import Link, Machine, roofline
-from lpjax.cost.model import StepSeconds, memory_bytes, step_seconds
+from lpjax.cost.memory import device_bytes
+from lpjax.cost.model import StepSeconds, step_seconds
+from lpjax.methods import resolve
 from lpjax.models.imagenet_resnet import imagenet_resnet
 from lpjax.models.preact_resnet import wide_resnet
 from lpjax.models.resnet import resnet
@@ -126,47 +128,66 @@ def build(name: str, num_stages: int, width: float = WIDTHS[0], grid: int | None
     units, shape = NETWORKS[name]
     unit_seconds, shapes = h100(1).unit_seconds, make_chain(units, shape).shapes[:-1]
     cuts = even_cuts([sum(unit_seconds(*unit, PER_DEVICE)) for unit in zip(units, shapes, strict=True)], num_stages)
-    aux = AuxConfig(width=width, grid=grid)
-    return network.build(units, shape, Config(num_stages=num_stages, cuts=cuts, bfloat16=True, aux=aux))
+    config = Config(
+        num_stages=num_stages, cuts=cuts, bfloat16=True, standardise=True, aux=AuxConfig(width=width, grid=grid)
+    )
+    return network.build(units, shape, config)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A method on a mesh (S, D).  how: its options in words.  seconds: of a step.  memory: () -> bytes of a device."""
+    """A way to train on so many devices.
 
-    method: str
+    Attributes:
+      row: The method.
+      mesh: (S, D).
+      how: Its options in words.
+      seconds: Of a step.
+      memory: () -> bytes of a device.
+    """
+
+    row: str
     mesh: tuple[int, int]
     how: str
     seconds: StepSeconds
     memory: Callable[[], int]
 
 
+def configuration(batch: int, stage: int, devices: int, **options: Any) -> Config:
+    """With K = S stages on so many devices."""
+    return resolve(Config(num_stages=stage, batch_size=batch, mesh=MeshConfig(stage, devices // stage), **options))
+
+
 def choices(name: str, machine: Machine, batch: int, devices: int, synchronised: bool) -> Iterator[Choice]:
     """The methods on all meshes of so many devices."""
 
     def choice(
-        method: str, stage: int, how: str = "", width: float = WIDTHS[0], grid: int | None = None, **options: Any
+        row: str, stage: int, how: str = "", width: float = WIDTHS[0], grid: int | None = None, **options: Any
     ) -> Iterator[Choice]:
         """With either axis inside the nodes, where that makes a difference."""
-        shape = stage, devices // stage
-        mesh = {"batch": batch, "stage": shape[0], "data": shape[1]} | options
+        config = configuration(batch, stage, devices, **{"method": row} | options)
         network = build(name, stage, width, grid)
-        memory = functools.partial(memory_bytes, method, network, **mesh)
+        memory = functools.partial(memory_bytes, network, config)
         for adjacent in ("data", "stage") if stage > 1 and devices > machine.devices_per_node else ("data",):
-            seconds = step_seconds(method, network, machine, **mesh, adjacent=adjacent, synchronised=synchronised)
+            seconds = step_seconds(network, config, machine, adjacent=adjacent, synchronised=synchronised)
             words = [how] * bool(how) + ["columns in a node"] * (adjacent == "stage")
-            yield Choice(method, shape, ", ".join(words), seconds, memory)
+            yield Choice(row, config.mesh_shape, ", ".join(words), seconds, memory)
 
     yield from choice("data_parallel", 1)
     for S in (2**i for i in range(1, 7) if 2**i <= min(devices, len(NETWORKS[name][0]))):
-        yield from choice("fdg", S)
+        yield from choice("fdg", S, method="delayed", delayed=DelayedConfig("fdg"))
         yield from choice("local", S)
         for M in (M for M in MICRO_BATCHES if batch * S // devices % M == 0):
-            yield from choice("pipeline", S, f"M {M}", micro_batches=M)
+            yield from choice("pipeline", S, f"M {M}", pipeline=PipelineConfig(M))
         for width, grid in itertools.product(WIDTHS, (None, GRIDS[name])):
             how = f"width {width:g}" + (f", grid {grid}" if grid else "")
-            for method in OURS if grid else OURS[:1]:
-                yield from choice(method, S, how, width, grid)
+            for row in OURS if grid else OURS[:1]:
+                yield from choice(row, S, how, width, grid)
+
+
+def memory_bytes(network: Network, config: Config) -> int:
+    """Of the fullest device; no method here stores anything for each example of the training set."""
+    return sum(device_bytes(network, config, num_examples=0).values())
 
 
 def rounded(value: float) -> float:
@@ -179,19 +200,19 @@ def compare(name: str, machine: Machine, batch: int, devices: int, synchronised:
     which need not have the memory.  data_parallel_free: data parallelism whose collectives take no time, a bound for
     what hides them.
     """
-    serial = step_seconds("serial", build(name, 1), machine, batch=batch, stage=1, data=1).total
+    serial = step_seconds(build(name, 1), configuration(batch, 1, 1, method="serial"), machine).total
     methods: dict[str, dict[str, Any]] = {}
     for choice in sorted(choices(name, machine, batch, devices, synchronised), key=lambda choice: choice.seconds.total):
-        if choice.method not in methods and (memory := choice.memory()) <= CAPACITY[machine.name]:
-            seconds = choice.seconds.total
-            methods[choice.method] = {
+        if choice.row not in methods and (memory := choice.memory()) <= CAPACITY[machine.name]:
+            seconds, parts = choice.seconds
+            methods[choice.row] = {
                 "speedup": rounded(serial / seconds),
                 "mesh": choice.mesh,
                 "how": choice.how,
                 "memory_bytes": rounded(memory),
             }
-            if choice.method == "data_parallel":
-                free = seconds - choice.seconds.batch_norm - choice.seconds.gradients
+            if choice.row == "data_parallel":
+                free = seconds - parts.get("batch norm", 0.0) - parts.get("gradients", 0.0)
                 methods["data_parallel_free"] = {"speedup": rounded(serial / free)}
     winner = max((m for m in (*OURS, *RIVALS) if m in methods), key=lambda m: methods[m]["speedup"], default="none")
     case = {"network": name, "machine": machine.name, "batch": batch, "devices": devices}

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.compare import load
+from experiments.processes import IN_TURNS
 from experiments.provenance import provenance
-from experiments.speedup import IN_TURNS
 from lpjax.config.schema import Config
 from lpjax.cost.machine import Link, Machine, UnitSeconds
 from lpjax.cost.model import step_seconds
@@ -43,12 +43,10 @@ def alone_on_one_core(module: str) -> None:
 
 def measured_units(repeats: int) -> UnitSeconds:
     """Seconds of units as measured here, all beside the same first one."""
-    timers: dict[int, UnitTimer] = {}
-    first: list[Any] = []
+    timer = UnitTimer(repeats)
 
     def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:
-        timer = timers.setdefault(examples, UnitTimer(examples, repeats, first=first))
-        taken = timer(unit, in_shape)
+        taken = timer(unit, in_shape, examples)
         return taken.forward, max(0.0, taken.both - taken.forward)
 
     return seconds
@@ -79,22 +77,15 @@ def here(units: UnitSeconds, bandwidth: float, link: Link) -> Machine:
 
 def predicted(config: Config, machine: Machine) -> float:
     """Seconds of a step by the model."""
-    network = runs.prepare(config).network
-    stage, data = config.mesh_shape
-    method = config.delayed.variant if config.method == "delayed" else config.method
-    options: dict[str, Any] = {"micro_batches": config.pipeline.micro_batches, "tail": config.aux.tail}
-    if config.exchange.bfloat16:
-        options["exchange_bytes"] = 2
-    return step_seconds(
-        method, network, machine, batch=config.batch_size, stage=stage, data=data, policy=config.multiplier, **options
-    ).total
+    run = runs.prepare(config)
+    return step_seconds(run.network, run.config, machine).total
 
 
 def contention(predictions: list[dict[str, Any]], stages: int) -> float:
     """By how much longer a stage takes when all work: median over the rows that were taken apart at this K."""
     found = [max(1.0, row["contention"]) for row in predictions if row["stages"] == stages and "contention" in row]
     if not found:
-        raise SystemExit(f"no row was taken apart at K = {stages}: one of `speedup.TAKEN_APART` must be in --methods")
+        raise SystemExit(f"no row was taken apart at K = {stages}: --methods must have one with `Method.stage_program`")
     return statistics.median(found)
 
 

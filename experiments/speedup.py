@@ -13,381 +13,51 @@ turns (`rounds` times `steps` steps each), and rho = seconds of serial on one de
 CPUs a device is a core: serial runs in a process that has one (NPROC=1), and, as `serial_default`, in one that may use
 all.
 
-Of rows of `TAKEN_APART` all parts of a step are timed alone on one device, for every K, whether there are K devices or
-not, and beside them the whole step of serial (in another process: its memory is not to be shared out to the parts).
-With what links take they predict rho, T the whole network's and the whole batch's, t a device's share:
+Where a method has `Method.stage_program` all parts of a step are timed alone on one device, for every K, whether there
+are K devices or not, and beside them the whole step of serial (in another process: its memory is not to be shared out
+to the parts).  With what links take they predict rho:
 
-    sharded    (T_d + T_f + T_b + T_o) / (max_k stage_k + t_d + t_AuxNet + t_correction + t_packing + t_exchange + t_o)
+    predicted  seconds of serial / end of the method's schedule (`experiments.step_prediction`)
     contended  the same where devices share memory and clock: all takes as much longer as the stages take when they run
                at the same time; for as many K as there are devices
-    Eq. 27     (T_d + T_f + T_b) / (T_d + t_psi + T_AuxNet + (T_f + T_b) / K)     of arXiv:2112.05387, a serial AuxNet
+    Eq. 27     (T_d + T_f + T_b) / (T_d + t_psi + T_AuxNet + (T_f + T_b) / K)     of arXiv:2112.05387, a serial AuxNet;
+               T of the whole network and batch
 
 not stages: what of the predicted step is something else.  imbalance: by how much the dearest stage is over the mean.
 
 On CPUs the same program takes more or less time in another process, by a fifth and more, so all but the references is
 done `processes` times in new ones.  A part counts with its median over these: the step waits for the dearest stage, and
 the dearest of eight that were timed once is one that was timed high.  `by_process`: what each process alone would
-predict.  On Linux steps are timed in the environment `RECOMMENDED`, cuts and parts, which take turns, in `IN_TURNS`.
+predict.  On Linux steps are timed in the environment `processes.RECOMMENDED`, cuts and parts, which take turns, in
+`processes.IN_TURNS`.
 
 Exit code 1 if a row could not be measured.
 """
 
 import argparse
-import contextlib
 import itertools
-import json
-import os
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.compare import ROWS, load, parsed, row_fields
+from experiments.bench import Bench
+from experiments.compare import load, parsed, row_fields
+from experiments.processes import Process, interleaved, measured_row, spread
 from experiments.provenance import provenance
+from experiments.speedup_tables import draw, markdown
 from lpjax.config.schema import Config
+from lpjax.methods import METHODS
 from lpjax.training import run as runs
 from lpjax.training.writers import write_json
-
-LARGE_PAGES = "glibc.malloc.hugetlb=1"
-
-KEPT = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
-"""What is freed is not given back to the system.  One arena: others than the main thread's keep no large arrays."""
-
-RECOMMENDED = {"GLIBC_TUNABLES": LARGE_PAGES}
-"""Environment of processes on Linux that time steps.  The arrays of a step are new in each, and large pages make fewer
-page faults of them."""
-
-IN_TURNS = {"GLIBC_TUNABLES": f"{LARGE_PAGES}:{KEPT}"}
-"""Of those where programs of one device take turns: none is to pay for memory that another one gave back."""
-
-TAKEN_APART = ("layer_parallel", "coarse_adjoint")
-"""Methods whose steps are predicted from their parts."""
 
 Json = dict[str, Any]
 
 
-class Process:
-    """A worker in an environment of its own; see `experiments.speedup_worker`."""
-
-    def __init__(
-        self, devices: int, environment: dict[str, str], module: str = "experiments.speedup_worker", python: str = ""
-    ) -> None:
-        inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
-        self._process = subprocess.Popen(
-            [python or sys.executable, "-m", module, str(devices)],
-            env=inherited | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, do: str, **request: Any) -> Json:
-        """The answer to a command.  Raises RuntimeError where it failed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        line = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"the process ended with code {self._process.wait()}"}
-        if "error" in answer:
-            raise RuntimeError(f"{do} {request}: {answer['error']}")
-        return answer
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-
-
-# ---------------------------------------------------------------------------------------------------------- predictions
-
-
-def sharded_terms(parts: Json, link: Json | None, sent: float) -> dict[str, float]:
-    """Seconds of a layer-parallel step by what they are spent on, from its parts and the bytes a device sends.
-
-    Without a link, where there is one device, an exchange takes no time.  A sweep is the stages' forward passes, two
-    exchanges, and two forward passes of the AuxNet; a stale exchange a second forward pass of it.
-    """
-    none: Json = dict.fromkeys(
-        ("send", "receive", "correction", "aux_forward"), 0.0
-    )  # coarse_adjoint has none of these
-    parts = none | parts
-    packing = parts["send"] + parts["receive"]
-    exchange = 2 * link["latency"] + sent / link["bandwidth"] if link else 0.0
-    sweep = max(parts["stages_forward"]) + packing + exchange + 2 * parts["aux_forward"]
-    return {
-        "stage": max(parts["stages"]),
-        "data": parts["data"],
-        "aux_net": parts["aux_all"] - parts["correction"] + parts["stale"] * (parts["data"] + parts["aux_forward"]),
-        "correction": parts["correction"],
-        "packing": packing,
-        "exchange": exchange,
-        "sweeps": parts["sweeps"] * sweep,
-        "optimizer": parts["optimizer"],
-    }
-
-
-def eq27(parts: Json, link: Json | None, sent: float, num_stages: int) -> tuple[float, float]:
-    """rho(K) by Eq. 27 of the paper, and its bound."""
-    terms, own, data = sharded_terms(parts, link, sent), parts["serial"], parts["serial_data"]
-    rest = terms["packing"] + terms["exchange"] + terms["optimizer"]
-    waited = data + rest + parts["serial_aux_all"]
-    return own / (waited + (own - data) / num_stages), own / waited
-
-
-def prediction(parts: Json, link: Json | None, sent: float, num_stages: int) -> Json:
-    """rho of a layer-parallel row, by the sharded formula and by Eq. 27."""
-    terms = sharded_terms(parts, link, sent)
-    total = sum(terms.values())
-    rho27, bound = eq27(parts, link, sent, num_stages) if "serial_aux_all" in parts else (None, None)
-    return {
-        "terms": terms,
-        "seconds": total,
-        "rho": parts["serial"] / total,
-        "rho_eq27": rho27,
-        "bound_eq27": bound,
-        "not_stage": 1 - terms["stage"] / total,
-        "imbalance": max(parts["stages"]) / statistics.mean(parts["stages"]) - 1,
-    }
-
-
-# --------------------------------------------------------------------------------------------------------- measurements
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def interleaved(turns: dict[str, tuple[Process, str]], rounds: int, steps: int) -> dict[str, list[Json]]:
-    """Answers of each name's steps, a list by round.  turns: the process and the run's name there."""
-    answers: dict[str, list[Json]] = {name: [] for name in turns}
-    for _ in range(rounds):
-        for name, (process, run) in turns.items():
-            answers[name].append(process.ask("step", name=run, steps=steps))
-    return answers
-
-
-def measured_row(answers: list[Json], serial: list[Json]) -> Json:
-    """Seconds, rho paired by round, and what the host took, of a name's answers."""
-    own = [statistics.median(answer["seconds"]) for answer in answers]
-    base = [statistics.median(answer["seconds"]) for answer in serial]
-    host = [value for answer in answers for value in answer["host_seconds"]]
-    return {
-        "seconds": spread([value for answer in answers for value in answer["seconds"]]),
-        "rho": spread([b / o for b, o in zip(base, own, strict=True)]),
-        "host_seconds": statistics.median(host),
-        "compiled": sum(answer["compiled"] for answer in answers),
-    }
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Processes to time in.  many: has all devices.  one, apart: a device each, on CPUs a core.  default: one device,
-    and what else the environment gives it."""
-
-    many: Process
-    one: Process
-    apart: Process
-    default: Process
-
-
-class Bench:
-    """The configuration that is measured, and where."""
-
-    def __init__(self, args: argparse.Namespace, extra: Json) -> None:
-        self.args, self.extra = args, extra
-        self.environment = {} if args.plain or sys.platform != "linux" else RECOMMENDED
-        self.stages = [int(K) for K in args.stages.split(",")]
-        probe = Process(max(self.stages), self.environment)
-        self.where = probe.ask("hello")
-        self.cpu = self.where["platform"] == "cpu"
-        self.available = self.where["cores"] if self.cpu else self.where["devices"]
-        self.processes = args.processes if self.cpu else 1
-        self.one_core = self.environment | ({"NPROC": "1"} if self.cpu else {})
-        self.in_turns = self.one_core | (IN_TURNS if self.environment else {})
-        if self.cpu:  # a device is a core
-            probe.close()
-            probe = Process(1, self.in_turns)
-        self.kept = probe
-        self.cuts: dict[tuple[str, int], list[int]] = {}
-
-    @contextlib.contextmanager
-    def workers(self) -> Iterator[Workers]:
-        """On CPUs new processes, elsewhere the one that is kept, which has all devices."""
-        if not self.cpu:
-            yield Workers(self.kept, self.kept, self.kept, self.kept)
-            return
-        made = Workers(
-            Process(min(max(self.stages), self.available), self.environment),
-            Process(1, self.one_core),
-            Process(1, self.in_turns),
-            Process(1, self.environment),
-        )
-        try:
-            yield made
-        finally:
-            for process in (made.many, made.one, made.apart, made.default):
-                process.close()
-
-    def fields(self, row: str, num_stages: int) -> Json:
-        """Of a row's configuration, with its cuts, which are measured once."""
-        config, repeats = str(self.args.config), self.args.repeats
-        fields = {**row_fields(row, num_stages, 1), **self.extra}
-        if self.args.cuts == "even" or fields["method"] == "data_parallel":
-            return fields
-        if (row, num_stages) not in self.cuts:
-            single = {**fields, "mesh.stage": 1}
-            self.cuts[row, num_stages] = self.kept.ask("cuts", config=config, fields=single, repeats=repeats)["cuts"]
-        return fields | {"cuts": self.cuts[row, num_stages]}
-
-    def prepared(self, workers: Workers, row: str, num_stages: int) -> dict[str, tuple[Process, Json]]:
-        """A row ready to be timed, serial in each of its environments: by name, where it is, and of what kind."""
-        fields = self.fields(row, num_stages)
-        where = {row: workers.one if row == "serial" else workers.many}
-        if row == "serial" and self.cpu:
-            where["serial_default"] = workers.default
-        ready = {
-            name: process.ask("prepare", name=name, config=str(self.args.config), fields=fields)
-            for name, process in where.items()
-        }
-        return {
-            name: (where[name], {"row": name, "stages": num_stages, "fields": fields, **ready[name]}) for name in where
-        }
-
-    def timed(self, ready: dict[str, tuple[Process, Json]]) -> list[tuple[Json, list[Json], list[Json]]]:
-        """Of the rows that are ready, timed in turns beside serial, and dropped: each, its answers, and serial's."""
-        turns = {name: (process, name) for name, (process, _) in ready.items()}
-        answers = interleaved(turns, self.args.rounds, self.args.steps)
-        for process in {process for process, _ in ready.values()}:
-            process.ask("drop")
-        return [(row, answers[name], answers["serial"]) for name, (_, row) in ready.items()]
-
-    def parts(self, fields: Json, num_stages: int) -> Json:
-        """The parts of a layer-parallel step, and serial's step; together: all stages at the same time, where there are
-        devices for them."""
-        config, repeats = str(self.args.config), self.args.repeats
-        single = {**fields, "mesh.stage": 1}
-        with self.workers() as workers:
-            parts = workers.apart.ask("parts", config=config, fields=single, devices=num_stages)
-            workers.one.ask("prepare", name="serial", config=config, fields=self.fields("serial", 1))
-            seconds = workers.apart.ask("parts_seconds", repeats=repeats)
-            parts["serial"] = statistics.median(workers.one.ask("step", name="serial", steps=repeats)["seconds"])
-            for process in (workers.apart, workers.one):
-                process.ask("drop")
-            if num_stages <= self.available:
-                asked = workers.many.ask("together", config=config, fields=single, repeats=repeats)
-                parts["together"] = asked["seconds"]
-        parts["stages"] = [seconds.pop(f"stage {k}") for k in range(num_stages)]
-        parts["stages_forward"] = [seconds.pop(f"forward {k}", 0.0) for k in range(num_stages)]
-        return parts | seconds
-
-    def predicted(self, row: str, num_stages: int, link: Json | None) -> Json:
-        """A layer-parallel row's prediction from its parts."""
-        fields = self.fields(row, num_stages)
-        timed = [self.parts(fields, num_stages) for _ in range(self.processes)]
-        parts = medians(timed)
-        made = prediction(parts, link, parts["sent_bytes"], num_stages)
-        if "together" in parts:
-            made["contention"] = parts["together"] / max(parts["stages"])
-            made["rho_contended"] = made["rho"] / max(1.0, made["contention"])
-        alone = [prediction(own, link, own["sent_bytes"], num_stages)["rho"] for own in timed]
-        made["by_process"] = [
-            {"stages": own["stages"], "serial": own["serial"], "rho": rho}
-            for own, rho in zip(timed, alone, strict=True)
-        ]
-        return {"row": row, "stages": num_stages, "fields": fields, "parts": parts, **made}
-
-
-def medians(timed: list[Json]) -> Json:
-    """Of each name over the processes; of a list's elements one by one."""
-
-    def median(values: list[Any]) -> Any:
-        if isinstance(values[0], list):
-            return [statistics.median(own) for own in zip(*values, strict=True)]
-        return statistics.median(values)
-
-    return {name: median([own[name] for own in timed]) for name in timed[0]}
-
-
-# -------------------------------------------------------------------------------------------------------------- output
-
-
-def markdown(result: Json) -> str:
-    """The tables of the README."""
-    heading = ("K", "method", "s/step", "rho, measured", "predicted", "contended", "Eq. 27", "not stages", "imbalance")
-    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
-    predictions = {(p["row"], p["stages"]): p for p in result["predictions"]}
-    measured = {(m["row"], m["stages"]): m for m in result["measured"]}
-    for row, K in sorted({**measured, **predictions}, key=lambda key: key[1]):
-        m, p = measured.get((row, K)), predictions.get((row, K))
-        shown = [
-            f"{m['seconds']['median']:.3f}" if m else "",
-            f"{m['rho']['median']:.2f} ({m['rho']['min']:.2f} .. {m['rho']['max']:.2f})" if m else "",
-            predicted_rho(p) if p else "",
-            f"{p['rho_contended']:.2f}" if p and "rho_contended" in p else "",
-            f"{p['rho_eq27']:.2f} < {p['bound_eq27']:.2f}" if p and p["rho_eq27"] else "",
-            f"{p['not_stage']:.1%}" if p else "",
-            f"{p['imbalance']:.0%}" if p else "",
-        ]
-        lines.append(f"| {K} | {row} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
-
-
-def predicted_rho(prediction: Json) -> str:
-    """rho, and the least and the most that one process alone predicts, where there were several."""
-    alone = [process["rho"] for process in prediction.get("by_process", [])]
-    return f"{prediction['rho']:.2f}" + (f" ({min(alone):.2f} .. {max(alone):.2f})" if len(alone) > 1 else "")
-
-
-def draw(result: Json, path: Path) -> None:
-    """rho over K: measured, predicted, and by Eq. 27 with its bound."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context({"svg.hashsalt": "lpjax", "svg.fonttype": "none"}):
-        figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
-        for number, row in enumerate(dict.fromkeys(p["row"] for p in result["predictions"])):
-            own = [p for p in result["predictions"] if p["row"] == row]
-            K = [p["stages"] for p in own]
-            color = f"C{number}"
-            axis.plot(K, [p["rho"] for p in own], color=color, marker="o", label=f"{row}, predicted from parts")
-            if own[0]["rho_eq27"] is None:
-                continue
-            axis.plot(K, [p["rho_eq27"] for p in own], color=color, marker="x", ls="--", label=f"{row}, Eq. 27")
-            bound = [p["bound_eq27"] for p in own]
-            axis.plot(K, bound, color=color, ls=":", label=f"{row}, bound of Eq. 27")
-        for number, name in enumerate(dict.fromkeys(m["row"] for m in result["measured"])):
-            if name.startswith("serial"):
-                continue
-            own = [m for m in result["measured"] if m["row"] == name]
-            rho = [m["rho"] for m in own]
-            error = [[r["median"] - r["min"] for r in rho], [r["max"] - r["median"] for r in rho]]
-            axis.errorbar(
-                [m["stages"] for m in own], [r["median"] for r in rho], yerr=error, fmt="sDv^P*"[number % 6], capsize=3,
-                color=f"C{number % 10}", label=f"{name}, measured",
-            )  # fmt: skip
-        stages = sorted({p["stages"] for p in result["predictions"]})
-        axis.plot(stages, stages, color="0.7", lw=1, label="K")
-        axis.set(xlabel="stages K", ylabel="speed-up against serial", xticks=stages)
-        axis.set_ylim(0, 1.15 * max(stages, default=1))
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
-
-
-def main(argv: list[str]) -> int:
+def arguments(argv: list[str]) -> tuple[argparse.Namespace, Json, list[str]]:
+    """The command line, the fields of the configuration in it, and the rows, serial first."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -411,7 +81,11 @@ def main(argv: list[str]) -> int:
             row_fields(name, 2, 1)
     except ValueError as error:
         parser.error(str(error))
+    return args, overrides, names
 
+
+def main(argv: list[str]) -> int:
+    args, overrides, names = arguments(argv)
     bench = Bench(args, overrides)
     result: Json = {
         **provenance("experiments.speedup", argv[1:]),
@@ -452,7 +126,7 @@ def measure(bench: Bench, names: list[str], result: Json, attempt: Callable[...,
         attempt("references", result.setdefault("references", []).extend, partial(references, bench))
     for K in (K for K in bench.stages if bench.available >= K):
         measure_rows(bench, names, K, result, attempt)
-    taken_apart = [name for name in names if ROWS.get(name, {"method": name})["method"] in TAKEN_APART]
+    taken_apart = [name for name in names if METHODS[row_fields(name, 2, 1)["method"]].stage_program is not None]
     if taken_apart:
         count = min(max(bench.stages), bench.available)
         result["link"] = None

@@ -19,7 +19,7 @@ from experiments.step_parts import Parts, link, together
 from experiments.worker import serve
 from lpjax.cost import balance
 from lpjax.cost.stage_programs import Program, random_batch
-from lpjax.cost.timing import UnitTimer, in_turns
+from lpjax.cost.timing import UnitTimer, interleaved
 from lpjax.data.batch import Batch
 from lpjax.nn.count import chain_size
 from lpjax.parallel.platform import provide_devices
@@ -28,7 +28,7 @@ from lpjax.training.run import Run
 
 
 class Worker:
-    """Runs that are ready, by name, and unit times, by batch size."""
+    """Runs that are ready, by name, and timers of units."""
 
     def __init__(self) -> None:
         self.ready: dict[str, tuple[Run, Any, Batch]] = {}
@@ -61,12 +61,12 @@ class Worker:
         timer = balance.make_timer(run.config, repeats)
         cost = self.timers.setdefault(timer, timer)
         cuts, seconds = balance.measured_cuts(run.config, cost, repeats)
-        chain = run.network.chain
+        chain, column = run.network.chain, run.config.batch_size // run.config.mesh.data
         units = [
-            {"unit": unit.name, "in_shape": shape, **cost(unit, shape)._asdict()}
+            {"unit": unit.name, "in_shape": shape, **cost(unit, shape, column)._asdict()}
             for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)
         ]
-        return {"cuts": cuts, "stage_seconds": seconds, "batch": cost.batch, "units": units}
+        return {"cuts": cuts, "stage_seconds": seconds, "batch": column, "units": units}
 
     def prepare(self, name: str, config: str, fields: dict[str, Any], unroll: int = 1) -> dict[str, Any]:
         """Compile a run's step by its first call.  unroll: units in a row of a scan's step."""
@@ -106,16 +106,16 @@ class Worker:
         return {}
 
     def parts(self, config: str, fields: dict[str, Any], devices: int) -> dict[str, Any]:
-        """Compile a step's parts on the first of so many devices along 'stage'."""
+        """Compile a step's parts on the first of so many devices along 'stage'; the step's schedule on these."""
         run = self.run(config, fields)
         parts = Parts(run, jax.devices()[0], devices)
         self.programs = parts.all()
-        sweeps, stale = run.config.penalty.sweeps, run.config.exchange.stale
-        return {"sent_bytes": parts.sent_bytes(), "sweeps": sweeps, "stale": stale}
+        schedule = parts.schedule()
+        return {"schedule": schedule, "sent_bytes": sum(size for _, size in schedule["sent"])}
 
     def parts_seconds(self, repeats: int) -> dict[str, Any]:
         """Seconds of each of them, the median of as many calls, the parts taking turns."""
-        timed = in_turns([program.run for program in self.programs.values()], repeats)
+        timed = interleaved([program.run for program in self.programs.values()], repeats)
         return {name: statistics.median(own) for name, own in zip(self.programs, timed, strict=True)}
 
     def together(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
+from experiments.step_prediction import is_alone, schedule_of
+from lpjax.config.schema import MeshConfig
 from lpjax.cost.stage_programs import Program, StagePrograms, random_batch
 from lpjax.cost.timing import stopwatch
 from lpjax.data.batch import Batch
-from lpjax.methods import moving
 from lpjax.methods.layer_parallel import aux_step, multiplier, step
-from lpjax.nn import chain, losses
+from lpjax.nn import chain
 from lpjax.nn.chain import Mode
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
@@ -33,12 +34,18 @@ from lpjax.training.run import Run
 class Parts(StagePrograms):
     """Programs of a run's step on one device.
 
-    num_devices: S, along 'stage', whatever the run's own mesh has.
+    Attributes:
+      S: Devices along 'stage', whatever the run's own mesh has.
+      D: Devices along 'data'.
     """
 
     def __init__(self, run: Run, device: jax.Device, num_devices: int = 1) -> None:
         super().__init__(run, device)
         self.S, self.D = num_devices, run.config.mesh.data
+
+    def schedule(self) -> dict[str, Any]:
+        """Of a step on that mesh, see `step_prediction.schedule_of`."""
+        return schedule_of(self.run.network, replace(self.run.config, mesh=MeshConfig(self.S, self.D)))
 
     def augment(self, size: int) -> tuple[Program, Batch]:
         """Images of a batch of `size` made the network's input, and the batch."""
@@ -128,25 +135,15 @@ class Parts(StagePrograms):
         network, B = self.run.network, self.run.config.batch_size
         own, stages = B // (self.S * self.D), range(network.num_stages)
         programs = {"optimizer": self.optimizer(network.num_stages // self.S), "serial_data": self.augment(B)[0]}
-        if self.config.method == "coarse_adjoint":
-            parts = {"data": self.augment(own)[0], "aux_all": self.aux_optimizer()}
-            return programs | parts | {f"stage {k}": self.stage(k) for k in stages}
-        programs |= self.aux_net(own) | {"serial_aux_all": self.aux_net(B)["aux_all"]}
-        for k in stages:
-            programs[f"stage {k}"], programs[f"forward {k}"] = self.stage(k), self.stage_forward(k)
-        return programs
-
-    def sent_bytes(self) -> float:
-        """What a device sends: packets in two all_to_alls, all but the one for itself; of coarse_adjoint a packet to
-        the next stage, and its own images to all devices."""
-        config, network, others = self.config, self.run.network, self.S - 1
-        own, width = self.column // self.S, jnp.result_type(float).itemsize
-        if config.method == "coarse_adjoint":
-            images = others * own * losses.features(network.chain.in_shape)
-            return float(width * (images + self.S * own * moving.length(network)))
-        exchange = step.make_exchange(network, config)
-        lengths = exchange.outward_length + exchange.homeward_length
-        return float((2 if config.exchange.bfloat16 else width) * others * own * lengths)
+        if self.method.aux_net == "inputs":
+            programs |= self.aux_net(own) | {"serial_aux_all": self.aux_net(B)["aux_all"]}
+        else:
+            programs["data"] = self.augment(own)[0]
+        if self.method.aux_net == "tails":
+            programs["aux_optimizer"] = self.aux_optimizer()
+        if any(map(is_alone, self.method.work(network, self.config))):
+            programs |= {f"forward {k}": self.stage_forward(k) for k in stages}
+        return programs | {f"stage {k}": self.stage(k) for k in stages}
 
 
 def together(parts: list[Parts], repeats: int) -> float:

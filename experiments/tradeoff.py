@@ -24,7 +24,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,7 @@ class Model:
         """Of fields of a row, on this network."""
         return load(self._path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
 
-    def _cost(self, examples: int, unit: UnitLike, in_shape: Shape) -> Seconds:
+    def _cost(self, unit: UnitLike, in_shape: Shape, examples: int) -> Seconds:
         forward, backward = self._units(unit, in_shape, examples)
         return Seconds(forward, forward + backward, forward + backward / 2)
 
@@ -147,8 +146,7 @@ class Model:
             return 1.0
         phases = in_phases(row)
         config = self._config(phases[0][0], num_stages)
-        cost = partial(self._cost, config.batch_size)
-        cuts, _ = balance.measured_cuts(config, cost, repeats=0, rounds=0)
+        cuts, _ = balance.measured_cuts(config, self._cost, repeats=0, rounds=0)
         return self._serial / sum(
             share * predicted(self._config(fields, num_stages, cuts=cuts), self._machine) for fields, share in phases
         )

@@ -1,4 +1,4 @@
-"""The other end of `experiments.speedup.Process`: commands in, answers out, a JSON object a line.
+"""The other end of `experiments.processes.Process`: commands in, answers out, a JSON object a line.
 
 Needs nothing but Python: `experiments.reference_torch` runs where there is no lpjax.
 """

@@ -9,9 +9,9 @@ import numpy as np
 from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.data import SOURCES
-from lpjax.methods import configure
+from lpjax.methods import configure, filled_in
 from lpjax.network.network import Network, build
-from lpjax.training.run import Run, prepare
+from lpjax.training.run import Run, build_network, prepare
 
 SMALL = {
     "num_stages": 4,
@@ -44,9 +44,15 @@ def small_run(**fields) -> Run:
     return prepare(from_config_dict(small_values(**fields)))
 
 
+def built(**fields) -> tuple[Network, Config]:
+    """The network of a small configuration, and that."""
+    config = small_config(**fields)
+    return build_network(config, SOURCES[config.data.name].describe(config.data)), config
+
+
 def cut_network(units, image_shape, **fields) -> Network:
-    """The network of these units, standardised and cut as a configuration of these fields says."""
-    return build(units, image_shape, Config(**({"standardise": True} | fields)))
+    """The network of these units, cut as a configuration of these fields says."""
+    return build(units, image_shape, filled_in(Config(**fields)))
 
 
 def plain_sgd(rate: float = 1.0) -> dict:
@@ -68,6 +74,25 @@ def take_steps(run: Run, count: int):
         state, figures = run.step(state, next(batches))
         history.append(jax.device_get(figures))
     return on_host(state), history
+
+
+def seconds_by_part(seconds) -> dict[str, float]:
+    """What the labels of a schedule come to: `StepSeconds.parts` by purpose."""
+    passes = ("forward", "backward")
+    labels = {
+        "data": ["augment"],
+        "stages": [f"{kind} {way}" for kind in ("stage", "tail", "classifier", "recompute") for way in passes],
+        "batch_norm": ["batch norm"],
+        "gradients": ["gradients"],
+        "optimizer": ["update"],
+        "fixed": ["launch", "metrics"],
+        "exchange": ["exchange", "pack"],
+        "aux_forward": ["aux forward"],
+        "aux_backward": ["aux backward"],
+        "correction": ["correct"],
+    }
+    assert set(seconds.parts) <= {label for own in labels.values() for label in own}
+    return {part: sum(seconds.parts.get(label, 0.0) for label in own) for part, own in labels.items()}
 
 
 def detach(tree):

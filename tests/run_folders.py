@@ -3,24 +3,27 @@
 import functools
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 from helpers import small_config
 
 from lpjax.config.schema import Config
 from lpjax.data import SOURCES
+from lpjax.methods import METHODS
 from lpjax.training import run as runs
-from lpjax.training import structure
+from lpjax.training import summary
 
 K = 4
-SECONDS = {"forward": 0.01, "backward": 0.02, "beside": 0.03}
+SECONDS = {"stage forward": 0.01, "stage backward": 0.02, "aux forward": 0.004, "aux backward": 0.008}
+"""Of an entry of the schedule; both passes of a stage's tail together take 0.03."""
 
 
 @functools.cache
 def described(method: str) -> str:
-    """summary.json of the small network."""
+    """structure.json of the small network."""
     config = small_config(method=method)
-    return json.dumps(structure.describe(runs.build_network(config, SOURCES["digits"].describe(config.data)), config))
+    return json.dumps(summary.describe(runs.build_network(config, SOURCES["digits"].describe(config.data)), config))
 
 
 def train_line(step: int, **fields) -> dict:
@@ -66,11 +69,23 @@ def write_json(folder: Path, **files) -> None:
         (folder / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
 
 
+def seconds_of(phase: dict) -> list[float]:
+    """`SECONDS` for the entries of a schedule; what is beside a stage shares 0.03."""
+    rows = phase["schedule"]
+    beside = Counter(row["stage"] for row in rows if row.get("label", "").split()[0:1] in (["tail"], ["classifier"]))
+    return [
+        0.03 / beside[row["stage"]]
+        if row.get("label", "").split()[0:1] in (["tail"], ["classifier"])
+        else SECONDS.get(row.get("label"), 0.0)
+        for row in rows
+    ]
+
+
 def result(config: Config, steps: int) -> dict:
     return {
         "ended": "finished",
         "method": config.method,
-        "multiplier": config.multiplier if config.method == "layer_parallel" else None,
+        "settings": METHODS[config.method].settings(config),
         "num_stages": K,
         "mesh": {"stage": K, "data": 1},
         "seed": config.seed,
@@ -93,11 +108,8 @@ def finished(folder: Path, steps: int = 100, method: str = "layer_parallel", **f
     write_lines(folder, lines)
     values = {"method": method, "num_stages": K, "seed": 0, "optimizer": {"learning_rate": 0.1, "name": "sgd"}} | fields
     made = json.loads(described(method))
-    seconds = {name: made[name] for name in ("method", "mesh", "examples", "cuts")} | {
-        "stages": [SECONDS] * K,
-        "aux": [{"forward": 0.004, "backward": 0.008}] * len(made["aux"]),
-        "device": "4 x cpu",
-    }
+    phases = [{"method": phase["method"], "seconds": seconds_of(phase)} for phase in made["phases"]]
+    seconds = {name: made[name] for name in ("mesh", "examples", "cuts")} | {"phases": phases, "device": "4 x cpu"}
     write_json(
         folder, config=values, result=result(small_config(method=method), steps), structure=made, seconds=seconds
     )

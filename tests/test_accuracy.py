@@ -8,7 +8,7 @@ import pytest
 from helpers import small_run
 from rich.console import Console
 
-from experiments import accuracy, recalibration
+from experiments import accuracy, compare, recalibration
 from experiments.compare import load
 from lpjax.training import loop
 
@@ -151,7 +151,7 @@ def test_a_run_is_tested_by_both_statistics(tmp_path):
     workdir = tmp_path / "recipe,_no_block-4-3"
     run = small_run(mesh__stage=1, num_steps=20, seed=3, method="coarse_adjoint", data__flip=True)
     loop.train(run, workdir, Console(file=io.StringIO()))
-    config = recalibration.config_of(workdir)
+    config = compare.config_of(workdir)
     assert replace(config, mesh=run.config.mesh) == run.config
     tested = recalibration.tested(config, workdir)
     assert tested["as in training"] == json.loads((workdir / "result.json").read_text())["test_accuracy"]

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from experiments import docs_tables, draw_method
-from lpjax.config.load import default_config, from_config_dict
+from experiments.compare import load
+from lpjax.config.load import default_config
+from lpjax.data import SOURCES
+from lpjax.methods import configure
+from lpjax.nn.count import chain_flops, chain_layers, chain_size, unit_flops
+from lpjax.nn.schedule import Plan, to_json
+from lpjax.training.run import build_network
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -112,7 +118,7 @@ def set_field(name, value):
         values[section] = values.get(section, {}) | {inner: parsed}
     else:
         values[section] = parsed
-    from_config_dict(values)
+    configure(values)
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name_of)
@@ -231,16 +237,59 @@ def test_drawings_are_those_of_the_results(tmp_path):
         assert said[0] == said[1], "python -m experiments.draw_method"
 
 
-def test_the_schedules_lengths_are_the_predictions():
+def test_the_drawn_steps_are_as_long_as_their_parts():
+    """Four stages on four devices, 128 examples, maps of 16 channels at the dearest interface.
+
+    The predictions in the file are the parts, and of what is sent the two all_to_alls; a step also sends the AuxNet's
+    gradients, tags, metrics, and the moments of the AuxNet's batch norms.
+    """
     results = json.loads((ROOT / "experiments/results/speedup.json").read_text())
-    times = draw_method.times(results)
     (row,) = [p for p in results["predictions"] if (p["row"], p["stages"]) == ("coarse_tail", draw_method.STAGES)]
-    assert draw_method.length(draw_method.layer_parallel(times)) == pytest.approx(row["seconds"], rel=1e-9)
-    assert draw_method.length(draw_method.serial(times)) == pytest.approx(row["rho"] * row["seconds"], rel=1e-9)
-    one, rounds = times.forward / 16, 4 + 4 - 2
-    assert draw_method.length(draw_method.pipeline(times)) == pytest.approx(
-        rounds * one + (rounds + 1) * (one + times.backward / 16), rel=1e-9
-    )
+    latency, bandwidth = results["link"]["latency"], results["link"]["bandwidth"]
+    serial, pipeline, own = draw_method.steps(results).values()
+    assert serial.end == pytest.approx(row["parts"]["serial"], rel=1e-9)
+
+    config = load(ROOT / results["config"], row["fields"] | {"cuts": tuple(row["fields"]["cuts"])})
+    network = build_network(config, SOURCES["cifar10"].published(config.data))
+    norms = [c for piece in network.aux_net for count, one in chain_layers(piece) for c in one.norms * count]
+    tags, metrics, passes = 3 * 3 * 4 * 32, 1.5 * 4 * (4 + 5 * 4), 1.5 * 2 * 2 * 4 * sum(norms)
+    gradients = 1.5 * 4 * sum(map(chain_size, network.aux_net))
+    more = (1 + 2 + 1 + 2 * len(norms)) * latency + (tags + metrics + passes + gradients) / bandwidth
+    assert own.end == pytest.approx(row["seconds"] + more, rel=1e-9)
+
+    even = load(ROOT / results["config"], {"method": "pipeline", "num_stages": 4})
+    network = build_network(even, SOURCES["cifar10"].published(even.data))
+    flops = [chain_flops(stage) for stage in network.stages]
+    spared = unit_flops(network.chain.units[0], network.chain.in_shape)
+    each = row["parts"]["serial"] / (3 * sum(flops) - spared) / 4  # of a micro-batch
+    forward, both = [each * f for f in flops], [each * (3 * f - spared * (k == 0)) for k, f in enumerate(flops)]
+    rounds = [[d for d in range(3) if 0 <= number - d < 4] for number in range(4 + 4 - 2)]
+    back = [[d for d in range(4) if 0 <= number - (3 - d) < 4] for number in range(4 + 4 - 1)]
+    passed = sum(max(forward[d] for d in busy) for busy in rounds) + sum(max(both[d] for d in busy) for busy in back)
+    shifts = len(rounds + back) * (latency + 32 * 4 * 16 * 32 * 32 / bandwidth)
+    images = 2 * latency + 3 * 32 * 4 * (32 * 32 * 3 + 3) / bandwidth
+    metrics = 2 * latency + 1.5 * 4 * (4 + 2) / bandwidth
+    assert pipeline.end == pytest.approx(passed + shifts + images + metrics, rel=1e-9)
+
+
+def test_what_a_device_does_without_a_break_is_drawn_as_one():
+    """Two pieces of the AuxNet are one block, on each device; a message is on all; what has a name stays apart."""
+    plan = Plan()
+    for d in range(2):
+        plan.work(d, "aux", stage=0)
+        plan.work(d, "aux", stage=1)
+    plan.message("all_to_all", "stage", 8, "exchange")
+    for k in range(2):
+        plan.work(0, "stage", stage=k)
+        plan.work(1, "tail", stage=k)
+    schedule = {"entries": to_json(plan.items, [0.0] * 9), "sent": [[0, 0]] * 4 + [[1, 20]] + [[0, 0]] * 4}
+    step = draw_method.placed(schedule, [1.0] * 4 + [0.0] + [2.0] * 4, {"latency": 1.0, "bandwidth": 10.0})
+    first = [(0, 2, "AuxNet", ""), (2, 5, "exchange", "")]
+    assert step.end == 9
+    assert step.devices == [
+        [*first, (5, 7, "forward pass", "F0"), (7, 9, "forward pass", "F1")],
+        [*first, (5, 9, "coarse tail", "")],
+    ]
 
 
 def test_every_script_and_result_has_its_line():

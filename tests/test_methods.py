@@ -1,10 +1,6 @@
 """Every method against a plain route: no mesh, no packets, no switch; composed functions and autodiff."""
 
-import re
-import sys
-import types
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -447,21 +443,3 @@ def test_phases_share_a_mesh():
 def test_state_of_data_parallel_is_replicated():
     state = small_run(method="data_parallel", mesh__data=2).create()
     assert {leaf.sharding.spec for leaf in jax.tree.leaves(state)} == {P()}
-
-
-def test_contributings_listing_is_a_method(monkeypatch, x64):
-    """The file and the line, as the page has them; in one step every weight moves by the rate, or not at all."""
-    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
-    (listing,) = re.findall(r"<!-- method -->\n```python\n(.*?)```", page, re.DOTALL)
-    (line,) = re.findall(r'\n    ("sign": Entry\(.*\)),\n', page)
-    file = types.ModuleType("lpjax.methods.sign")
-    exec(compile(listing, "sign.py", "exec"), file.__dict__)
-    monkeypatch.setitem(sys.modules, "lpjax.methods.sign", file)
-    for name, entry in eval(f"{{{line}}}", {"Entry": methods.Entry}).items():
-        monkeypatch.setitem(methods.METHODS, name, entry)
-    run = small_run(method="sign", **plain_sgd(RATE))
-    before = detach(run.create().stage_params)
-    state, _ = run.step(run.create(), next(run.feed.train()))
-    moves = np.abs(jax.device_get(state.stage_params["kernel"]) - before["kernel"])
-    assert np.isclose(moves, RATE).mean() > 0.3, "most of a row is padding"
-    assert (np.isclose(moves, RATE) | (moves == 0)).all()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lpjax.cost.machine import Link, Machine, roofline
+from lpjax.cost.machine import Group, Link, Machine, roofline
 from lpjax.cost.memory import device_bytes
 from lpjax.cost.model import step_seconds
 from lpjax.cost.traffic import exchanged, scheduled, total_bytes
@@ -21,6 +21,7 @@ from lpjax.nn.count import activation_bytes
 from lpjax.report import schedule
 from lpjax.training import run as runs
 from lpjax.training.summary import describe
+from tests.helpers import seconds_by_part
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/predictions.json").read_text())
 MACHINE = Machine(
@@ -86,45 +87,29 @@ def cases(network, row):
         yield config, made, spec.num_train, GOLDEN[f"{network} / {row} / {stage} x {data}"]
 
 
-def parts_of_before(seconds):
-    """Seconds by the parts that there were before schedules."""
-    named = {
-        "data": ["augment"],
-        "stages": [f"{kind} {way}" for kind in ("stage", "tail", "classifier", "recompute") for way in PASSES],
-        "batch_norm": ["batch norm"],
-        "gradients": ["gradients"],
-        "optimizer": ["update"],
-        "fixed": ["launch", "metrics"],
-        "exchange": ["exchange", "pack"],
-        "aux_forward": ["aux forward"],
-        "aux_backward": ["aux backward"],
-        "correction": ["correct"],
-    }
-    assert set(seconds.parts) <= {label for labels in named.values() for label in labels}
-    return {part: sum(seconds.parts.get(label, 0.0) for label in labels) for part, labels in named.items()}
-
-
-PASSES = ("forward", "backward")
-
-
 @pytest.mark.parametrize("network, row", CASES)
 def test_seconds_of_a_step(network, row):
-    """The model of before is right but for two things that it left out: the tags of moving packets are sent by a
-    collective of their own, and a pipeline's rounds end for all devices together, since each ends with a collective.
-    """
+    """The model of before is right but for what it left out: the tags of moving packets are sent by a collective of
+    their own, and a pipeline has two of metrics; its rounds end for all devices together, since each ends with a
+    collective.  And it counted a collective of tied weights where there are none."""
     for config, made, _, was in cases(network, row):
         if was["seconds"] is None:  # stored multipliers, sweeps, stale exchanges and inner steps were not modelled
             continue
         S, D = config.mesh_shape
         found, expected = step_seconds(made, config, MACHINE), was["seconds"]
-        parts = parts_of_before(found)
+        parts = seconds_by_part(found)
         moving = METHODS[config.method].carry(made, config) is not None and S > 1
         tags = MACHINE.start + MACHINE.inside.latency if S * D <= 2 else MACHINE.start + MACHINE.between.latency
+        one = Group(MACHINE, S * D).all_reduce(8)
+        allowed = dict.fromkeys(expected, 1e-9)
+        if moving:
+            allowed["exchange"] = 1.05 * tags + 3e-7
+        if config.method == "pipeline":  # the slowest device of each round, where the others were let go ahead
+            allowed |= {"stages": 0.06 * found.total, "batch_norm": 0.06 * found.total, "fixed": 1.01 * one}
+        if config.method == "coarse_adjoint" and not config.aux.tied:
+            allowed["gradients"] = 1.01 * Group(MACHINE, S, D).all_reduce(0) + 1e-9
         for part, seconds in expected.items():
-            allowed = {"exchange": 1.05 * tags + 3e-7} if moving and part == "exchange" else {}
-            if config.method == "pipeline":  # the slowest device of each round, where the others were let go ahead
-                allowed = dict.fromkeys(("stages", "batch_norm"), 0.06 * found.total)
-            assert parts[part] == pytest.approx(seconds, rel=0.02, abs=max(allowed.get(part, 0.0), 1e-9)), part
+            assert parts[part] == pytest.approx(seconds, rel=0.02, abs=allowed[part]), part
         assert found.total == pytest.approx(sum(expected.values()), rel=0.05)
         assert found.total == pytest.approx(sum(found.parts.values()))
 
@@ -200,13 +185,15 @@ def test_the_schedule_sends_what_the_traced_step_sends(row):
         assert found.keys() == traced.keys(), (stage, data)
         for kind in traced.keys() - {"psum"}:
             assert found[kind] == pytest.approx(traced[kind]), (stage, data, kind)
-        for part, most in (("number", 1.0), ("bytes", 1.0)) if "psum" in traced else ():
-            a, b = getattr(found["psum"], part), getattr(traced["psum"], part)
+        for part, (a, b) in enumerate(zip(found["psum"], traced["psum"], strict=True)) if "psum" in traced else ():
             idle = 1.0
             if data > 1 and run.config.method == "pipeline":
                 M = run.config.pipeline.micro_batches
                 idle = (M + stage - 1) / M + (stage > 1)
-            assert a <= b * (1 + 1e-6), (stage, data, part)
-            assert b <= a * (1.25 if stage > 1 and data > 1 else 1 + 1e-6) * idle * most, (stage, data, part)
+            if row == "ddg":  # one device after the other, each time the dearest branch
+                idle = 2.0
+            several = stage > 1 and data > 1
+            assert a <= b * (1.05 if several else 1 + 1e-6), (stage, data, part)
+            assert b <= a * (1.25 * idle if several else idle + 1e-6), (stage, data, part)
         exact = data == 1 or stage == 1
         assert not exact or total_bytes(found) == pytest.approx(total_bytes(traced)), (stage, data)

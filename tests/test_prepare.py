@@ -29,6 +29,7 @@ from data_makers import (
     write_tar,
 )
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 
 from lpjax.config.schema import DataConfig
 from lpjax.data import archives, prepare, tfds_sets
@@ -134,18 +135,44 @@ def test_imagenet_bytes_labels_and_names(imagenet):
     assert {stream.train[i][1] for i in range(len(stream.train))} == set(SYNSETS.values())
 
 
-def test_imagenet_from_many_threads_and_files(imagenet):
+@pytest.fixture
+def few_files():
+    """The limit of open files is 1,000."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
-        train = tfds_sets.imagenet2012.load(DataConfig(dir=str(imagenet[0]))).train
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 4096)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def process_wide():
+    """What preparing changes for the whole process: how many files it may open, stdout, tensorflow-datasets' module."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0], sys.stdout, shuffle.tf
+
+
+def test_imagenet_from_many_threads_and_files(imagenet, few_files):
+    train = tfds_sets.imagenet2012.load(DataConfig(dir=str(imagenet[0]))).train
+    assert process_wide()[0] == min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 4096)
     expected = [train[i] for i in range(len(train))]
     positions = np.random.default_rng(0).integers(0, len(train), 2000).tolist()
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(train.__getitem__, positions)) == [expected[i] for i in positions]
+
+
+@pytest.mark.parametrize("error", [None, OSError, KeyboardInterrupt])
+def test_preparing_leaves_the_process_as_it_was(error, few_files, tmp_path, capsys, monkeypatch):
+    before, inside = process_wide(), []
+
+    def validation(*arguments, original=archives.imagenet_validation):
+        inside.extend(process_wide())
+        yield from original(*arguments)
+        if error:
+            raise error
+
+    monkeypatch.setattr(archives, "imagenet_validation", validation)
+    source, *_ = make_imagenet(tmp_path)
+    assert (run(capsys, *arguments("imagenet2012", source, tmp_path / "data"))[0] == 0) == (error is None)
+    assert all(now != then for now, then in zip(inside, before, strict=True))
+    assert process_wide() == before
 
 
 def test_more_than_memory_is_sorted_in_files(imagenet, tmp_path, capsys, monkeypatch):

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from run_folders import K, described, eval_line, finished, train_line, write_json, write_lines
 
+from lpjax.nn.count import chain_flops, unit_flops
 from lpjax.report import __main__ as command
 from lpjax.report import charts, curves, drawings, page, record, schedule
 from lpjax.report.lines import extremes
 from lpjax.report.record import differences, flat, read
+from lpjax.training.summary import describe
+from tests.helpers import built
 
 
 def all_charts(records):
@@ -240,7 +243,9 @@ def test_which_stage_learns(tmp_path):
     assert [t.y[-1] for t in norm.figure.data] == pytest.approx(lines[1]["gradient_norm"])
     assert [t.y[-1] for t in error.figure.data] == pytest.approx(own["coarse_error"])
     other = read(write_lines(tmp_path / "other", [train_line(1)]))
-    assert curves.stages([other])[3].text == ("Not recorded by other. method=coarse_adjoint records it.",)
+    assert curves.stages([other])[3].text == (
+        "Not recorded by other. Methods without tails beside their stages have none.",
+    )
     shown = [t for t in curves.stages([real] * 7)[1].figure.data if t.meta and t.visible is True]
     assert [t.y[-1] for t in shown] == pytest.approx([0.6] * 7), "the least accurate stage"
 
@@ -278,58 +283,70 @@ def test_colours_stand_out(background):
         assert (high + 0.05) / (low + 0.05) >= 3, colour
 
 
+def drawn_phase(structure, measured=None):
+    seconds = measured["phases"][0]["seconds"] if measured else None
+    return schedule.make(structure["phases"][0], seconds, (measured or {}).get("device", ""))
+
+
 def test_the_schedule_of_a_step_by_measured_seconds(tmp_path):
-    """Four devices: AuxNet forward 4 x 4 ms, stages 10 + 30 + 20 ms at the same time, AuxNet backward 4 x 8 ms."""
+    """Four devices: AuxNet forward 4 x 4 ms, stages 10 + 30 + 20 ms at the same time (the last one has no tail), AuxNet
+    backward 4 x 8 ms."""
     found = read(finished(tmp_path))
-    drawn = schedule.make(found.structure, found.measured)
+    drawn = drawn_phase(found.structure, found.measured)
     assert drawn.unit == "s"
     assert drawn.end == pytest.approx(0.016 + 0.06 + 0.032)
-    assert drawn.busy == pytest.approx(1.0)
-    assert [bar.start for bar in drawn.bars if bar.kind == "forward"] == pytest.approx([0.016] * K)
+    assert drawn.busy == pytest.approx(1 - 0.03 / 4 / drawn.end)
+    assert [bar.start for bar in drawn.bars if bar.kind == "stage forward"] == pytest.approx([0.016] * K)
     assert "measured on 4 x cpu" in drawn.note
 
 
-def test_the_schedule_of_a_step_by_operations(tmp_path):
+def test_the_schedule_of_a_step_by_operations():
     """Says so; the longest stage with its tail decides."""
-    found = json.loads(described("layer_parallel"))
-    drawn = schedule.make(found, None)
+    network, config = built()
+    drawn = drawn_phase(json.loads(described("layer_parallel")))
     assert (drawn.unit, "floating-point" in drawn.note) == ("GFLOP", True)
-    scale = 3 * found["examples"] / 1e9
-    longest = max(stage["flops"] + stage["beside_flops"] for stage in found["stages"])
-    aux = sum(piece["flops"] for piece in found["aux"]) / K
-    assert drawn.end == pytest.approx(scale * (longest + aux))
-    back = [min(bar.start for bar in drawn.bars if (bar.device, bar.kind) == (d, "AuxNet backward")) for d in range(K)]
-    assert back == pytest.approx([scale * (longest + aux / 3)] * K), "all wait for the longest stage"
+    scale = config.batch_size / 1e9
+    first = unit_flops(network.chain.units[0], network.chain.in_shape)
+    own = [3 * chain_flops(stage) - (first if k == 0 else 0) for k, stage in enumerate(network.stages)]
+    longest = max(a + 3 * sum(map(chain_flops, network.aux_tails[k + 1 :])) for k, a in enumerate(own))
+    forward = sum(map(chain_flops, network.aux_net)) / K
+    spared = unit_flops(network.aux_net[0].units[0], network.chain.in_shape) / K
+    assert drawn.end == pytest.approx(scale * (longest + 3 * forward - spared))
+    back = [min(bar.start for bar in drawn.bars if (bar.device, bar.kind) == (d, "aux backward")) for d in range(K)]
+    assert back == pytest.approx([scale * (longest + forward)] * K), "all wait for the longest stage"
 
 
 @pytest.mark.parametrize(
-    "method, more, end",
+    "method, fields, end",
     [
-        ("serial", {}, 3 * K / K),
-        ("data_parallel", {}, 3 * K / K),
-        ("pipeline", {"micro_batches": 4}, (6 * 1 + 7 * 3) / 4),
-        ("delayed", {"variant": "fdg"}, 4),
-        ("delayed", {"variant": "ddg"}, K - 1 + 3),
-        ("local", {}, 3 + 5),
-        ("coarse_adjoint", {}, 3 + 5),
+        ("serial", {}, K * 3),
+        ("data_parallel", {}, K * 3),
+        ("pipeline", {}, 6 * 1 + 7 * (1 + 2)),
+        ("delayed", {}, 1 + 1 + 2),
+        ("delayed", {"delayed__variant": "ddg"}, (K - 1) + 1 + 2),
+        ("local", {}, 1 + 2 + 2),
+        ("coarse_adjoint", {"penalty__aux": 0.0, "aux__task_weight": 0.0, "aux__tail": 0}, 1 + 2 + 2),
     ],
 )
-def test_schedules_of_other_methods(method, more, end):
-    """Every stage takes 1 forward and 2 backward, and what is beside it 5; as in the drawings of `lpjax.methods`."""
-    made = {"method": method, "mesh": [K, 1], "examples": 1, **more}
-    stages = [{"forward": 1.0, "backward": 2.0, "beside": 5.0 if method in ("local", "coarse_adjoint") else 0.0}] * K
-    drawn = schedule.make(made, {"stages": stages, "aux": [], "device": "none"})
+def test_schedules_of_other_methods(method, fields, end):
+    """Every forward pass takes 1 and every backward pass 2, of tails and classifiers 1 each; as in the drawings of
+    `lpjax.methods`."""
+    network, config = built(method=method, **fields)
+    phase = json.loads(json.dumps(describe(network, config)))["phases"][0]
+    lengths = {"stage forward": 1, "recompute forward": 1, "stage backward": 2}
+    lengths |= {f"{kind} {way}": 1 for kind in ("tail", "classifier") for way in ("forward", "backward")}
+    drawn = schedule.make(phase, [lengths.get(row.get("label"), 0.0) for row in phase["schedule"]])
     assert drawn.end == pytest.approx(end)
-    for device in range(K):
+    for device in range(config.mesh.stage):
         own = sorted((bar.start, bar.start + bar.length) for bar in drawn.bars if bar.device == device)
         assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(own))
 
 
-def test_devices_with_several_stages_take_them_in_turn():
-    made = json.loads(described("layer_parallel")) | {"mesh": [2, 1]}
-    drawn = schedule.make(made, None)
-    forward = [bar for bar in drawn.bars if bar.kind == "forward"]
-    assert [(bar.device, bar.what) for bar in forward] == [(k // 2, f"stage {k}, forward") for k in range(K)]
+def test_devices_with_several_stages_take_one_after_the_other():
+    network, config = built(mesh__stage=2)
+    drawn = drawn_phase(json.loads(json.dumps(describe(network, config))))
+    forward = [bar for bar in drawn.bars if bar.kind == "stage forward"]
+    assert [(bar.device, bar.what) for bar in forward] == [(k // 2, f"stage {k}: stage forward") for k in range(K)]
 
 
 def test_seconds_of_another_cut_are_not_used(tmp_path):
@@ -345,13 +362,13 @@ def test_the_cut_says_what_its_pieces_are(tmp_path):
     """Stages and AuxNet by shapes and units; of coarse tails only the operations are known."""
     found = read(finished(tmp_path))
     drawn = drawings.cuts([found])[0].figure.data
-    assert [list(trace.y) for trace in drawn] == [["stages", "coarse tails", "AuxNet"]] * K
+    assert [list(trace.y) for trace in drawn] == [["stages", "tails", "AuxNet"]] * K
     first = dict(zip(drawn[0].y, drawn[0].hovertext, strict=True))
     assert first["stages"] == "<br>8x8x1 → 8x8x4<br>conv3-4, standardise"
-    assert (first["coarse tails"], first["AuxNet"].count("<br>")) == ("", 2)
+    assert (first["tails"], first["AuxNet"].count("<br>")) == ("", 2)
     stages, tails, _ = zip(*(trace.x for trace in drawn), strict=True)
     assert stages == pytest.approx([stage["flops"] / 1e6 for stage in found.structure["stages"]])
-    assert tails == pytest.approx([stage["beside_flops"] / 1e6 for stage in found.structure["stages"]])
+    assert tails == pytest.approx([stage["beside"].get("tail", 0.0) / 1e6 for stage in found.structure["stages"]])
 
 
 def test_runs_with_one_cut_are_drawn_once(tmp_path):

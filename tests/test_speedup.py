@@ -7,10 +7,15 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments import speedup
+from experiments import processes, speedup, speedup_tables
 from experiments.compare import load
-from experiments.speedup import Process
+from experiments.processes import Process
 from experiments.step_parts import Parts
+from experiments.step_prediction import computing, eq27, prediction, schedule_of
+from lpjax.methods.local import classifiers
+from lpjax.nn.count import chain_flops, chain_layers, chain_size
+from lpjax.nn.losses import features
+from lpjax.nn.schedule import Drawn, Message, Plan
 from lpjax.training import run as runs
 from tests.helpers import small_config
 
@@ -19,48 +24,122 @@ PARTS = {
     "data": 0.5,
     "aux_all": 3.0,
     "correction": 1.0,
-    "send": 0.25,
-    "receive": 0.25,
+    "send": 0.375,
+    "receive": 0.125,
     "optimizer": 1.0,
     "serial_aux_all": 6.0,
     "aux_forward": 1.5,
     "stages_forward": [12.0, 7.0],
-    "sweeps": 0,
-    "stale": False,
     "serial": 93.0,
     "serial_data": 1.0,
 }
 LINK = {"latency": 0.5, "bandwidth": 10.0}
 
 
-def test_the_sharded_formula():
-    made = speedup.prediction(PARTS, LINK, 30.0, 2)
-    # 40 stage, 0.5 data, 2 AuxNet, 1 correction, 0.5 packing, 2 * 0.5 + 3 exchange, 1 optimiser
-    assert made["seconds"] == pytest.approx(49.0)
-    assert sum(made["terms"].values()) == pytest.approx(49.0)
-    assert made["rho"] == pytest.approx(93 / 49)
-    assert made["not_stage"] == pytest.approx(9 / 49)
+def network_and_config(**fields):
+    """Two stages on two devices, 16 examples a step."""
+    run = runs.prepare(small_config(num_stages=2, dry_run=True, **fields))
+    return run.network, run.config
+
+
+def step(**fields):
+    return schedule_of(*network_and_config(**fields))
+
+
+def sent_by_hand(network):
+    """By kind number and bytes of what each of two devices sends in a layer-parallel step on 16 examples.
+
+    A device has 8 of them: it sends their tags, half of each packet, and of what is summed over two devices as many
+    bytes as that has.  Batch norms of the AuxNet have two moments a channel, in both passes.
+    """
+    interface = features(network.interfaces[1])
+    image = features(network.chain.in_shape)
+    norms = [c for piece in network.aux_net for count, own in chain_layers(piece) for c in own.norms * count]
+    return {
+        "exchange": (3, 8 * 3 * 4 + 8 * 4 * (image + interface) + 8 * 4 * interface),
+        "gradients": (1, 4 * sum(map(chain_size, network.aux_net))),
+        "metrics": (2, 4 * 2 + 5 * 4 * 2),
+        "batch norm": (2 * len(norms), 2 * 2 * 4 * sum(norms)),
+    }
+
+
+def test_a_step_is_its_parts_and_what_it_sends():
+    network, config = network_and_config()
+    schedule = schedule_of(network, config)
+    sent = {label: 0.5 * number + size / 10 for label, (number, size) in sent_by_hand(network).items()}
+    made = prediction(schedule, PARTS, LINK)
+    # 40 stage, 0.5 data, 2 AuxNet, 1 correction, 0.5 packing, 1 optimiser
+    assert made["seconds"] == pytest.approx(45.0 + sum(sent.values()))
+    assert sum(made["terms"].values()) == pytest.approx(made["seconds"])
+    assert {label: made["terms"][label] for label in sent} == pytest.approx(sent)
+    assert made["rho"] == pytest.approx(93 / made["seconds"])
+    assert made["not_stage"] == pytest.approx(1 - 40 / made["seconds"])
     assert made["imbalance"] == pytest.approx(1 / 3)
 
 
-def test_what_sweeps_and_a_stale_exchange_add():
-    total = sum(speedup.sharded_terms(PARTS, LINK, 30.0).values())
-    swept = speedup.sharded_terms(PARTS | {"sweeps": 2}, LINK, 30.0)
-    assert swept["sweeps"] == 2 * (12.0 + 0.5 + 4.0 + 2 * 1.5)
-    assert sum(swept.values()) == pytest.approx(total + swept["sweeps"])
-    assert sum(speedup.sharded_terms(PARTS | {"stale": True}, LINK, 30.0).values()) == pytest.approx(total + 2.0)
-
-
 def test_one_device_exchanges_nothing():
-    assert speedup.sharded_terms(PARTS, None, 30.0)["exchange"] == 0
+    made = prediction(step(), PARTS, None)
+    assert made["seconds"] == pytest.approx(45.0)
+    assert {"exchange", "gradients", "metrics", "batch norm"}.isdisjoint(made["terms"])
+    assert {label: made["terms"][label] for label in ("augment", "pack", "correct", "update")} == pytest.approx(
+        {"augment": 0.5, "pack": 0.5, "correct": 1.0, "update": 1.0}
+    )
+    assert made["terms"]["aux forward"] == pytest.approx(1.5)
+    assert made["terms"]["aux backward"] == pytest.approx(0.5)
+
+
+def test_what_sweeps_and_a_stale_exchange_add():
+    """A sweep: the stages' forward passes, packets there and back, two forward passes of the pieces but the last."""
+    network, config = network_and_config(penalty__sweeps=2)
+    first, last = map(chain_flops, network.aux_net)
+    swept = prediction(schedule_of(network, config), PARTS, None)
+    assert swept["seconds"] == pytest.approx(45 + 2 * (12.0 + 0.5 + 2 * 1.5 * first / (first + last)))
+    assert prediction(step(exchange__stale=True), PARTS, None)["seconds"] == pytest.approx(45 + 0.5 + 1.5)
+
+
+def test_more_steps_of_the_fit_are_in_its_program():
+    """They make it longer where it is timed, and are not counted again."""
+    made = prediction(step(aux__inner_steps=2), PARTS, None)
+    assert (made["seconds"], made["terms"]["update"]) == (pytest.approx(45.0), pytest.approx(1.0))
+
+
+def test_programs_are_split_by_operations():
+    """Of a made-up step of two stages on two devices, the second stage with a classifier."""
+    plan = Plan()
+    for d in range(2):
+        plan.work(d, "aux", stage=0, chain="chain")
+        plan.work(d, "aux", stage=1, chain="chain")
+    plan.message("all_to_all", "stage", 8, "exchange")
+    for d in range(2):
+        plan.work(d, "aux", stage=0, chain="chain")  # again, but not all of it
+    alone = plan.work(0, "stage", stage=0, chain="chain")
+    kept = plan.work(0, "stage", stage=0, chain="chain")
+    plan.keep(kept, plan.work(0, "stage", stage=0, chain="chain", gradients=("weights",)))
+    plan.work(1, "classifier", stage=1, chain="chain")
+    for d in range(2):
+        plan.work(d, "update", accesses=30)
+        plan.work(d, "correct", accesses=1)
+        plan.work(d, "aux", stage=1, chain="chain", gradients=("input", "weights"))
+        plan.work(d, "aux", stage=0, chain="chain", gradients=("weights",))
+        plan.work(d, "update", accesses=30)
+    flops = [1, 2, 1, 2, 0, 1, 1, 5, 5, 15, 7, 0, 0, 6, 2, 0, 0, 0, 6, 2, 0]
+    rows = [Drawn(item, float(own), item.label) for item, own in zip(plan.items, flops, strict=True)]
+    assert isinstance(rows[4].item, Message)
+    assert rows[alone].item.until is None
+    fit = [1.0, 0.375, 0.125, 0.0]  # the correction, 0.5 for 6 + 2 operations, and no update
+    assert computing(rows, PARTS, updated=20) == pytest.approx(
+        [0.5, 1.0, 0.5, 1.0, 0.0, 0.5, 0.5, 12.0, 10.0, 30.0, 20.0, 1.5, *fit, 1.5, *fit]
+    )
 
 
 def test_equation_27_and_its_bound():
-    made = speedup.prediction(PARTS, LINK, 30.0, 2)
-    waited = 1.0 + (0.5 + 4.0 + 1.0) + 6.0  # T_d, t_psi, t_f + t_b
+    network, config = network_and_config()
+    made = prediction(schedule_of(network, config), PARTS, LINK)
+    number, size = sent_by_hand(network)["exchange"]
+    waited = 1.0 + (0.5 + 0.5 * number + size / 10 + 1.0) + 6.0  # T_d, t_psi, t_f + t_b
     assert made["rho_eq27"] == pytest.approx(93 / (waited + 92 / 2))
     assert made["bound_eq27"] == pytest.approx(93 / waited)
-    many = speedup.eq27(PARTS, LINK, 30.0, 10**9)
+    many = eq27(PARTS, made["terms"], 10**9)
     assert many[0] == pytest.approx(many[1])
 
 
@@ -69,17 +148,29 @@ def test_ratios_are_paired_by_round():
         return {"seconds": list(seconds), "host_seconds": [0.1] * len(seconds), "compiled": 0}
 
     serial, own = [answer(2.0, 2.0), answer(8.0, 8.0)], [answer(1.0, 1.0), answer(4.0, 4.0)]
-    row = speedup.measured_row(own, serial)
+    row = processes.measured_row(own, serial)
     assert row["rho"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert row["seconds"] == {"median": 2.5, "min": 1.0, "max": 4.0}
     assert row["compiled"] == 0
 
 
 def test_a_step_without_exchange_or_serial_auxnet():
-    names = ("stages", "data", "aux_all", "optimizer", "stages_forward", "sweeps", "stale", "serial", "serial_data")
-    made = speedup.prediction({name: PARTS[name] for name in names}, LINK, 30.0, 2)
-    assert made["seconds"] == pytest.approx(40 + 0.5 + 3 + 1 + 2 * 0.5 + 3)
+    """A stage's tails are in its program; the AuxNet is updated on every device."""
+    parts = {name: PARTS[name] for name in ("stages", "data", "optimizer", "serial", "serial_data")}
+    made = prediction(step(method="coarse_adjoint"), parts | {"aux_optimizer": 3.0}, None)
+    assert made["seconds"] == pytest.approx(40 + 0.5 + 1 + 3)
+    assert made["terms"]["update"] == pytest.approx(4)
     assert made["rho_eq27"] is made["bound_eq27"] is None
+
+
+def test_an_update_takes_longer_the_more_it_updates():
+    """A device's stage, and a classifier of the longest one's size; only the stage's update is timed."""
+    network, config = network_and_config(method="local")
+    own = classifiers(network, config.local.blocks).params.lengths.values()
+    parts = {name: PARTS[name] for name in ("stages", "data", "optimizer", "serial", "serial_data")}
+    made = prediction(schedule_of(network, config), parts, None)
+    assert made["terms"]["update"] == pytest.approx(1 + sum(own) / sum(network.params.lengths.values()))
+    assert made["seconds"] == pytest.approx(40 + 0.5 + made["terms"]["update"])
 
 
 def test_rows_are_paired_with_serial_of_their_own_processes():
@@ -122,11 +213,11 @@ def test_rows_are_paired_with_serial_of_their_own_processes():
 
 def test_a_part_counts_with_its_median_over_processes():
     timed = [
-        {"stages": [1.0, 9.0], "serial": 5.0, "sweeps": 1},
-        {"stages": [2.0, 3.0], "serial": 4.0, "sweeps": 1},
-        {"stages": [7.0, 4.0], "serial": 6.0, "sweeps": 1},
+        {"stages": [1.0, 9.0], "serial": 5.0},
+        {"stages": [2.0, 3.0], "serial": 4.0},
+        {"stages": [7.0, 4.0], "serial": 6.0},
     ]
-    assert speedup.medians(timed) == {"stages": [2.0, 4.0], "serial": 5.0, "sweeps": 1}
+    assert processes.medians(timed) == {"stages": [2.0, 4.0], "serial": 5.0}
 
 
 def test_networks_for_the_references():
@@ -145,11 +236,14 @@ def test_an_unknown_method_is_refused(capsys):
 
 
 def test_bytes_of_an_exchange_are_those_of_its_arrays():
-    """Two devices: one sends its stage's packets to the other, and its half of the images."""
+    """Two devices: one sends its stage's packets and tags to the other, and its half of the images and their tags."""
     run = runs.prepare(small_config(method="coarse_adjoint", num_stages=2, mesh__stage=1, dry_run=True))
     parts = Parts(run, jax.devices()[0], 2)
     images = parts.augment(parts.column // 2)[0].run()
-    assert parts.sent_bytes() == parts.state.carry.inputs.nbytes / 2 + images.nbytes
+    carry, schedule = parts.state.carry, parts.schedule()
+    pairs = zip(schedule["entries"], schedule["sent"], strict=True)
+    sent = sum(size for entry, (_, size) in pairs if entry["kind"] == "exchange")
+    assert sent == carry.inputs.nbytes / 2 + images.nbytes + carry.tags.nbytes / 2 + 8 * 3 * 4
 
 
 @pytest.mark.slow
@@ -167,11 +261,16 @@ def test_a_worker_times_a_step_and_its_parts():
         assert len(step["seconds"]) == 2
         assert step["compiled"] == 0
         single = {**fields, "mesh.stage": 1}
-        parts = process.ask("parts", config="configs/digits.py", fields=single, devices=2)
-        parts |= process.ask("parts_seconds", repeats=1)
-        parts["stages"] = [parts.pop(f"stage {k}") for k in range(2)]
-        parts["stages_forward"] = [parts.pop(f"forward {k}") for k in range(2)]
-        assert 0 < sum(speedup.sharded_terms(parts, process.ask("link", devices=2, repeats=1), 1e3).values()) < 60
+        link = process.ask("link", devices=2, repeats=1)
+        for more in ({}, {"penalty.sweeps": 1}, {"method": "coarse_adjoint"}, {"method": "local"}):
+            parts = process.ask("parts", config="configs/digits.py", fields=single | more, devices=2)
+            parts |= process.ask("parts_seconds", repeats=1) | {"serial": 1.0}
+            parts["stages"] = [parts.pop(f"stage {k}") for k in range(2)]
+            if "penalty.sweeps" in more:
+                parts["stages_forward"] = [parts.pop(f"forward {k}") for k in range(2)]
+            made = prediction(parts.pop("schedule"), parts, link)
+            assert 0 < made["seconds"] < 60
+            assert made["seconds"] > max(parts["stages"])
         with pytest.raises(RuntimeError, match="method='nosuch'"):
             process.ask("prepare", name="bad", config="configs/digits.py", fields={"method": "nosuch"})
     finally:
@@ -204,12 +303,13 @@ def test_the_reference_has_our_parameters():
 
 
 def test_the_table():
-    prediction = {"row": "coarse_tail", "stages": 2, **speedup.prediction(PARTS, LINK, 30.0, 2)}
+    prediction = {"row": "coarse_tail", "stages": 2, "rho": 93 / 49, "rho_eq27": 1.586, "bound_eq27": 7.44}
+    prediction |= {"not_stage": 9 / 49, "imbalance": 1 / 3}
     spread = {"median": 1.5, "min": 1.25, "max": 1.75}
     row = {"row": "coarse_tail", "stages": 2, "seconds": spread, "rho": spread}
     for alone, predicted in [([1.9], "1.90"), ([2.25, 1.875], "1.90 (1.88 .. 2.25)")]:
         prediction["by_process"] = [{"rho": rho} for rho in alone]
-        text = speedup.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
+        text = speedup_tables.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
         assert text.splitlines()[-1] == (
             f"| 2 | coarse_tail | 1.500 | 1.50 (1.25 .. 1.75) | {predicted} |  | 1.59 < 7.44 | 18.4% | 33% |"
         )

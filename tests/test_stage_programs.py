@@ -9,12 +9,17 @@ import pytest
 from lpjax.config.schema import MeshConfig
 from lpjax.cost import stage_programs
 from lpjax.cost.stage_programs import StagePrograms
+from lpjax.methods import METHODS
 from lpjax.training import run as runs
 from tests.helpers import small_config
 
 
 @pytest.mark.parametrize(
-    ("method", "tied"), [*((method, False) for method in stage_programs.METHODS), ("coarse_adjoint", True)]
+    ("method", "tied"),
+    [
+        *((name, False) for name, method in METHODS.items() if method.stage_program is not None),
+        ("coarse_adjoint", True),
+    ],
 )
 def test_each_stage_has_a_program_on_a_columns_examples(method, tied):
     config = replace(small_config(method=method, num_stages=3, mesh__stage=1, aux__tied=tied), dry_run=True)
@@ -31,7 +36,7 @@ def test_each_stage_has_a_program_on_a_columns_examples(method, tied):
 
 def test_a_method_whose_stages_have_several_passes_is_refused():
     run = runs.prepare(replace(small_config(method="pipeline", num_stages=2), dry_run=True))
-    with pytest.raises(ValueError, match=r"method=pipeline: expected one of layer_parallel, coarse_adjoint, local"):
+    with pytest.raises(ValueError, match="method=pipeline: a stage of it is no program of its own"):
         StagePrograms(run, jax.devices()[0]).stage(0)
 
 
@@ -42,14 +47,14 @@ def test_a_table_of_multipliers_has_the_columns_examples_alone():
     assert programs.column < run.step_inputs.num_examples
 
 
-def test_stages_are_timed_in_turns(monkeypatch):
+def test_stages_are_timed_interleaved(monkeypatch):
     asked = []
 
     def clock(programs, repeats):
         asked.append((len(programs), repeats))
         return [[k + 2.0, 9.0, k + 1.0] for k in range(len(programs))]
 
-    monkeypatch.setattr("lpjax.cost.stage_programs.in_turns", clock)
+    monkeypatch.setattr("lpjax.cost.stage_programs.interleaved", clock)
     run = runs.prepare(replace(small_config(method="coarse_adjoint", num_stages=2), dry_run=True))
     assert stage_programs.stage_seconds(run, repeats=3) == [1.0, 2.0]
     assert asked == [(2, 3)]

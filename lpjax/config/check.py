@@ -16,16 +16,22 @@ def require(ok: bool, message: str) -> None:
         raise BadInput(message)
 
 
-def check(config: Config) -> None:
+def check(config: Config, *, staged: bool) -> None:
     """Raises BadInput where fields contradict each other or are out of range.
 
     Args:
       config: With `mesh.stage` filled in.
+      staged: Whether each device along 'stage' holds its own stages only.
     """
     _check_ranges(config)
     _check_optimizers(config)
     _check_phases(config)
-    stage, data = config.mesh_shape
+    (stage, data), K = config.mesh_shape, config.num_stages
+    require(
+        not staged or K % stage == 0,
+        f"mesh.stage={stage}: expected a divisor of num_stages={K}, so that every device holds equally many stages; "
+        f"choose one of {[s for s in range(1, K + 1) if K % s == 0]}",
+    )
     require(
         config.batch_size % (stage * data) == 0,
         f"batch_size={config.batch_size}: expected a multiple of mesh.stage * mesh.data = {stage} * {data} = "

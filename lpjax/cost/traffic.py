@@ -54,10 +54,10 @@ def _added(parts: Iterable[Traffic], times: int = 1) -> Traffic:
 
 def total_bytes(traffic: Traffic) -> float:
     """Of all kinds together."""
-    return sum(sent.bytes for sent in traffic.values())
+    return sum((sent.bytes for sent in traffic.values()), 0.0)
 
 
-def _sent(kind: str, n: int, size: int) -> Traffic:
+def _sent(kind: str, n: int, size: int, number: int = 1) -> Traffic:
     factor = {
         "psum": 2 * (n - 1) / n,
         "all_gather": n - 1,
@@ -65,7 +65,7 @@ def _sent(kind: str, n: int, size: int) -> Traffic:
         "reduce_scatter": (n - 1) / n,
         "ppermute": 1,
     }
-    return {kind: Sent(1, float(factor[kind] * size))} if n > 1 else {}
+    return {kind: Sent(number, float(factor[kind] * size))} if n > 1 else {}
 
 
 def scheduled(items: Sequence[Item], axis_sizes: Mapping[str, int]) -> Traffic:
@@ -85,11 +85,11 @@ def scheduled(items: Sequence[Item], axis_sizes: Mapping[str, int]) -> Traffic:
     def norms(work: Work) -> Traffic:
         again = 2 if work.gradients and work.chain.remat else 1
         return _added(
-            _added((_sent("psum", devices(work.norm_axes), 2 * WIDTH * c) for c in own.norms), count * again)
+            _added((_sent("psum", devices(work.norm_axes), 2 * WIDTH * c, 2) for c in own.norms), count * again)
             for count, own in chain_layers(work.chain)
         )
 
-    messages = [_sent(m.collective, devices(m.axes), m.bytes) for m in items if isinstance(m, Message)]
+    messages = [_sent(m.collective, devices(m.axes), m.bytes, m.count) for m in items if isinstance(m, Message)]
     own = [
         _added(norms(item) for item in items if isinstance(item, Work) and item.chain and item.device == d)
         for d in range(axis_sizes["stage"])
@@ -131,7 +131,7 @@ def _of_equation(eqn: JaxprEqn, axis_sizes: Mapping[str, int]) -> Traffic:
     if name not in KINDS and name != "axis_index" and "axis_name" in eqn.params:
         raise ValueError(f"{name}: a collective of unknown cost; expected one of {', '.join(KINDS)}")
     if name in KINDS:
-        return _sent(KINDS[name], _devices(eqn, axis_sizes), sum(map(_size, eqn.invars)))
+        return _sent(KINDS[name], _devices(eqn, axis_sizes), sum(map(_size, eqn.invars)), len(eqn.invars))
     inside = [exchanged(inner, axis_sizes) for inner in _programs(eqn.params)]
     if name == "cond":
         return max(inside, key=total_bytes)

@@ -1,6 +1,6 @@
 """The official archives of CIFAR-10, CIFAR-100 and ImageNet, read into the examples of tensorflow-datasets' builders.
 
-A damaged or another archive is a ValueError that names it.
+An archive that is damaged, or another one, raises BadInput, which names it.
 """
 
 import contextlib
@@ -28,12 +28,19 @@ ARCHIVES = {
 }
 
 Examples = Iterator[tuple[int | str, dict[str, Any]]]
-"""Key, which decides the place among the shuffled examples, and example: both as the stock builder has them."""
+"""Keys and examples as the stock builder has them; the keys decide the order of the shuffled examples."""
 
 
 @dataclass(frozen=True)
 class CifarLayout:
-    """Files in the archive.  labels: of each label byte of a record, the feature and the file of its classes' names."""
+    """Files in an archive of CIFAR.
+
+    Attributes:
+      folder: That they are in.
+      train: Files of records of the training split.
+      test: Of the test split.
+      labels: A feature for each label byte of a record, in order, with the file of its classes' names.
+    """
 
     folder: str
     train: tuple[str, ...]
@@ -58,13 +65,17 @@ CIFAR = {
 
 
 def download_again(name: str) -> str:
-    """The remedy for a bad archive of a set, for messages."""
+    """What to do about a bad archive of a set, for messages."""
     return f"download {' and '.join(ARCHIVES[name])} again from {IMAGENET_URL if name == 'imagenet2012' else CIFAR_URL}"
 
 
 @contextlib.contextmanager
 def open_tar(name: str, archive: Path) -> Iterator[tarfile.TarFile]:
-    """Whatever is wrong with the archive while it is open becomes a ValueError that names it."""
+    """Open an archive of a set.
+
+    Raises:
+      BadInput: Something is wrong with the archive, also while it is read.
+    """
     try:
         with tarfile.open(archive) as tar:
             yield tar
@@ -74,7 +85,7 @@ def open_tar(name: str, archive: Path) -> Iterator[tarfile.TarFile]:
 
 
 def files_in(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Files by their last name: archives are packed with and without a leading folder."""
+    """The files in an archive, each with its name without folders: archives come with and without a leading one."""
     return ((PurePosixPath(member.name).name, member) for member in tar if member.isfile())
 
 
@@ -86,9 +97,15 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]:
-    """Generators of the examples; sets the names of the classes in `features`.
+    """Examples of each split of CIFAR-10 or CIFAR-100, from an archive that is checked before they are read.
 
-    All is checked before it returns: raises ValueError for another archive, or a damaged one.
+    Args:
+      name: Of the set.
+      archive: The binary version.
+      features: The stock builder's; are given the names of the classes.
+
+    Raises:
+      BadInput: It is damaged, or another archive.
     """
     layout = CIFAR[name]
     wanted = [*layout.train, *layout.test, *layout.labels.values()]
@@ -133,7 +150,7 @@ def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]
 
 
 def rgb_jpeg(image: bytes) -> bytes:
-    """An image file, whatever its format and colours, as an RGB JPEG of quality 100."""
+    """An image file of any format and colour space as an RGB JPEG of quality 100."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -142,18 +159,23 @@ def rgb_jpeg(image: bytes) -> bytes:
 
 
 def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
-    """Examples from a tar with one tar per synset; 150 GB, of which one image at a time is in memory.
+    """Examples of the training images: 150 GB, of which one image at a time is in memory.
 
-    Raises ValueError for another archive, or a damaged one.
+    Args:
+      archive: A tar with one tar per synset.
+      synsets: All of them.
+
+    Raises:
+      BadInput: It is damaged, or another archive.
     """
     from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder import CMYK_IMAGES, PNG_IMAGES
 
     with open_tar("imagenet2012", archive) as tar:
         members = list(files_in(tar))
-        strange = [file for file, _ in members if file.removesuffix(".tar") not in synsets]
-        if strange or not members:
+        unknown = [file for file, _ in members if file.removesuffix(".tar") not in synsets]
+        if unknown or not members:
             raise BadInput(
-                f"{archive}: holds {', '.join(strange[:3]) or 'no files'}: expected one tar per synset, n01440764.tar "
+                f"{archive}: holds {', '.join(unknown[:3]) or 'no files'}: expected one tar per synset, n01440764.tar "
                 f"and so on; {download_again('imagenet2012')}"
             )
         for file, member in members:
@@ -169,9 +191,14 @@ def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
 
 
 def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
-    """Examples from the tar of the validation images; labels: synset of image 1, 2, ..
+    """Examples of the validation images.
 
-    Raises ValueError for another archive, or a damaged one.
+    Args:
+      archive: A tar of them.
+      labels: The synsets of images 1, 2, ..
+
+    Raises:
+      BadInput: It is damaged, or another archive.
     """
     with open_tar("imagenet2012", archive) as tar:
         empty = True
@@ -188,23 +215,19 @@ def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
             raise BadInput(f"{archive}: holds no images; {download_again('imagenet2012')}")
 
 
-def imagenet_splits(archives: Sequence[Path], features: Any) -> dict[str, Examples]:
-    """Generators of the examples, from the archives of training and validation images."""
-    tfds = import_tfds()
-    labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-    train, validation = archives
-    return {
-        "train": imagenet_train(train, features["label"].names),
-        "validation": imagenet_validation(validation, labels),
-    }
-
-
 def splits(name: str, paths: Sequence[Path], features: Any) -> dict[str, Examples]:
-    """Generators of the examples of each split, from the archives in the order of `ARCHIVES`.
+    """Examples of each split of a set.
 
-    features: the stock builder's.  The generators raise ValueError for an archive that is damaged or another one.
+    Args:
+      name: Of the set.
+      paths: Its archives, in the order of `ARCHIVES`.
+      features: The stock builder's.
+
+    Returns:
+      Generators, which raise BadInput for an archive that is damaged, or another one.
     """
-    if name == "imagenet2012":
-        return imagenet_splits(paths, features)
-    (archive,) = paths
-    return cifar_splits(name, archive, features)
+    if name != "imagenet2012":
+        return cifar_splits(name, paths[0], features)
+    labels = import_tfds().core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+    train, validation = imagenet_train(paths[0], features["label"].names), imagenet_validation(paths[1], labels)
+    return {"train": train, "validation": validation}

@@ -11,9 +11,12 @@ _CROP_AND_FLIP, _CUTOUT = 2**32 - 1, 2**32 - 2  # what is drawn from an example'
 
 
 def augment(images: UInt8[Array, "b h w c"], keys: Key[Array, " b"], config: DataConfig) -> UInt8[Array, "b h w c"]:
-    """Random crop of the image padded by `config.crop` zero pixels, and random left-right flip if `config.flip`.
+    """Random crop of the images padded by `config.crop` zero pixels, and random left-right flip if `config.flip`.
 
-    keys: of the examples in this step.
+    Args:
+      images: As stored.
+      keys: Of the examples in this step.
+      config: Says what is done.
     """
     if not config.crop and not config.flip:
         return images
@@ -30,14 +33,19 @@ def augment(images: UInt8[Array, "b h w c"], keys: Key[Array, " b"], config: Dat
 
 
 def _draw(keys: Key[Array, " b"], what: int, limits: Int[Array, " n"]) -> Int[Array, "b n"]:
-    """n integers an example, each from 0 to below its limit."""
+    """n random integers for each example, from 0 to below the limits; `what` tells draws of one key apart."""
     return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, what), limits.shape, 0, limits))(keys)
 
 
 def cut_out(x: Float[Array, "b h w c"], keys: Key[Array, " b"], size: int) -> Float[Array, "b h w c"]:
-    """Normalised images with a square of `size` pixels a side set to 0, the mean (arXiv:1708.04552).
+    """Cutout (arXiv:1708.04552): a square of each image is set to 0, the mean.
 
-    Its centre is anywhere in the image, so that it may hang over the edge.  keys: of the examples in this step.
+    The square's centre is anywhere in the image, so that it may hang over the edge.
+
+    Args:
+      x: Normalised images.
+      keys: Of the examples in this step.
+      size: Side of the square in pixels; 0 for none.
     """
     if not size:
         return x

@@ -16,10 +16,10 @@ class Batch:
     """Examples of one step, sharded over the mesh by `mesh.EXAMPLES`.
 
     Attributes:
-        image: uint8 [B, H, W, C], as stored.
-        label: int32 [B].
-        index: int32 [B], position in the training set; keys the augmentation, dropout and the table of multipliers.
-            -1 pads a test batch, with any image.
+      image: uint8 [B, H, W, C], as stored.
+      label: int32 [B].
+      index: int32 [B], position in the training set; keys the augmentation, dropout and the table of multipliers.
+        -1 pads a test batch, with any image.
     """
 
     image: PyTree
@@ -32,9 +32,9 @@ class TrainBatches(Protocol):
     """Endless iterator over training batches that can start at any step.
 
     Attributes:
-        corrupt: One message for each image file skipped so far because it could not be decoded.
-        waited: Seconds that the host took to have the last batch's examples: for their order, for files to be read and
-            decoded.  Not for putting them on the devices, which may have to finish a step first.
+      corrupt: One message for each image file skipped so far because it could not be decoded.
+      waited: Seconds that the host took to have the last batch's examples: for their order, for files to be read and
+        decoded.  Not for putting them on the devices, which may have to finish a step first.
     """
 
     corrupt: list[str]
@@ -94,7 +94,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Number of complete batches in one epoch.
 
     Raises:
-        ValueError: The training set is smaller than a batch.
+      BadInput: The training set is smaller than a batch.
     """
     if num_examples < batch_size:
         raise BadInput(f"batch_size={batch_size}: the training set has {num_examples} examples; use fewer per batch")

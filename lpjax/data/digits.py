@@ -11,6 +11,7 @@ SPLIT_SEED = 0
 
 
 def _load(config: DataConfig) -> Dataset:
+    # Here: it takes as long to import as JAX, and other sets do without it.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

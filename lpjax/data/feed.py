@@ -60,11 +60,10 @@ class ResidentBatches:
 
     def __init__(self, gather: Callable[[np.ndarray], Batch], num_examples: int, config: Config) -> None:
         self.corrupt: list[str] = []
-        self.waited = 0.0
         self._gather, self._num_examples, self._config = gather, num_examples, config
         self._per_epoch = steps_per_epoch(num_examples, config.batch_size)
         self._order, self._order_epoch = np.empty(0, np.int32), -1
-        self._step = 0
+        self._step, self.waited = 0, 0.0
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
@@ -90,9 +89,9 @@ def make_gather(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Callable[
     """A function from positions of examples, int [B], to their `Batch`.
 
     Args:
-        images: uint8 [N, H, W, C]; replicated over the mesh, once.
-        labels: int32 [N].
-        mesh: What a batch is sharded over.
+      images: uint8 [N, H, W, C]; replicated over the mesh, once.
+      labels: int32 [N].
+      mesh: What a batch is sharded over.
     """
     everywhere, split = NamedSharding(mesh, REPLICATED), NamedSharding(mesh, EXAMPLES)
     resident = from_host(images, everywhere), from_host(labels, everywhere)

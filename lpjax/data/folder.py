@@ -15,13 +15,18 @@ from lpjax.errors import BadInput, extra_packages
 CONTENT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 TEST_NAMES = ("test", "val", "validation")
-LOOKED_AT = 1000
-"""Files looked at before training, for mean and standard deviation, and whether they are in colour."""
+SAMPLED_FILES = 1000
+"""Training images that mean and standard deviation are estimated from, and whether the set is in colour."""
 
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """`ImageFiles` on disk."""
+    """`ImageFiles` on disk.
+
+    Attributes:
+      paths: Of the files.
+      labels: Of each file.
+    """
 
     paths: list[Path]
     labels: list[int]
@@ -38,7 +43,11 @@ class Files:
 
 
 def _splits(config: DataConfig) -> tuple[list[str], Files, Files]:
-    """Names of the classes, and the files of train and test."""
+    """Names of the classes, and the files of the training and of the test split.
+
+    Raises:
+      BadInput, FileNotFoundError: The folder is not laid out as it should be.
+    """
     parent = data_folder(config, CONTENT)
     train = parent / "train"
     tests = [parent / name for name in TEST_NAMES if (parent / name).is_dir()]
@@ -85,7 +94,7 @@ def _load(config: DataConfig) -> Stream:
         from lpjax.data import images
     _, train, test = _splits(config)
     moments, grey = [], []
-    for i in np.unique(np.linspace(0, len(train) - 1, LOOKED_AT).astype(int)).tolist():
+    for i in np.unique(np.linspace(0, len(train) - 1, SAMPLED_FILES).astype(int)).tolist():
         file = train[i][0]
         try:
             pixels = images.decode(file, size=config.image_size, channels=config.channels, rng=None)

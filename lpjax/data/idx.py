@@ -34,9 +34,10 @@ FASHION_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Shape]]:
-    """An IDX file of unsigned bytes at its first value, and its axes.
+    """An IDX file of unsigned bytes, open at its first value, and the lengths of its axes.
 
-    Raises ValueError for a file that is damaged or not of this format.
+    Raises:
+      BadInput: It is damaged or not of this format, also while it is read.
     """
     remedy = f"copy or download {path.name} again"
     try:
@@ -50,13 +51,21 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Shape]]:
 
 
 def axes(path: Path) -> Shape:
-    """Axes of the values of an IDX file, from its header; raises ValueError where it is none."""
+    """Lengths of the axes of an IDX file's values, from its header.
+
+    Raises:
+      BadInput: It is damaged or not of this format.
+    """
     with _open(path) as (_, shape):
         return shape
 
 
 def read(path: Path) -> np.ndarray:
-    """The values of an IDX file, uint8 [`axes`]; raises ValueError where it is damaged."""
+    """The values of an IDX file, uint8 with `axes`.
+
+    Raises:
+      BadInput: It is damaged or not of this format.
+    """
     with _open(path) as (file, shape):
         values = np.frombuffer(file.read(), np.uint8)
     if len(values) != math.prod(shape):
@@ -67,7 +76,11 @@ def read(path: Path) -> np.ndarray:
 
 
 def _files(config: DataConfig) -> dict[tuple[str, str], Path]:
-    """The four files, by ("train" or "test", "images" or "labels")."""
+    """The four files, by ("train" or "test", "images" or "labels").
+
+    Raises:
+      BadInput, FileNotFoundError: One is missing.
+    """
     folder = data_folder(config, "train-images-idx3-ubyte.gz and the other three IDX files of the set")
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(folder.iterdir()):
@@ -82,7 +95,15 @@ def _files(config: DataConfig) -> dict[tuple[str, str], Path]:
 
 
 def _image_shape(path: Path, shape: Shape) -> Shape:
-    """[H, W, C] of a file of images with axes [N, H, W] or [N, H, W, C]."""
+    """[H, W, C] of the images in a file.
+
+    Args:
+      path: Of the file.
+      shape: Its axes, [N, H, W] or [N, H, W, C].
+
+    Raises:
+      BadInput: It has others.
+    """
     if len(shape) not in (3, 4):
         raise BadInput(f"{path}: axes {shape}: expected [N, H, W] or [N, H, W, C], images; is it a file of labels?")
     return (*shape[1:], 1)[:3]
@@ -130,12 +151,8 @@ def _load(published: Spec | None, config: DataConfig) -> Dataset:
 
 
 def _source(name: str, published: Spec | None) -> Source:
-    return Source(
-        name,
-        partial(_describe, published),
-        partial(_load, published),
-        (lambda config: published) if published else None,
-    )
+    known = (lambda config: published) if published else None
+    return Source(name, partial(_describe, published), partial(_load, published), known)
 
 
 mnist = _source("mnist", MNIST)

@@ -11,8 +11,10 @@ from lpjax.errors import BadInput
 from lpjax.nn.chain import Shape
 
 Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge in pixels."""
+
 CENTRE_SHARE = 224 / 256
-"""Of the shorter side, that the centre crop keeps: 224 of 256 by the custom."""
+"""Share of the shorter side that the centre crop keeps; 224 of 256 pixels is customary."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded.  Pillow knows more, some of which it hands to other programs, such as EPS to Ghostscript."""
@@ -22,8 +24,10 @@ DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombErro
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """(left, top, right, bottom) of 8 to 100 % of an image's area and aspect 3:4 to 4:3 (Inception, arXiv:1409.4842);
-    after ten misses the centre square."""
+    """A random box of 8 to 100 % of an image's area and aspect 3:4 to 4:3 (Inception, arXiv:1409.4842).
+
+    After ten that do not fit into the image it is the largest square in the middle.
+    """
     for _ in range(10):
         area = rng.uniform(0.08, 1.0) * width * height
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -35,7 +39,14 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
 
 
 def centre_box(width: int, height: int, *, share: float = CENTRE_SHARE, aspect: float = 1.0) -> Box:
-    """The box in the middle, `aspect` times as wide as high, whose sides are `share` of the largest one's."""
+    """The box in the middle of an image.
+
+    Args:
+      width: Of the image.
+      height: Of the image.
+      share: Of the sides of the largest such box.
+      aspect: Its width over its height.
+    """
     h = share * min(height, width / aspect)
     w = aspect * h
     left, top = (width - w) / 2, (height - h) / 2
@@ -43,9 +54,13 @@ def centre_box(width: int, height: int, *, share: float = CENTRE_SHARE, aspect: 
 
 
 def decode(file: bytes, *, size: int, channels: int, rng: np.random.Generator | None) -> np.ndarray:
-    """uint8 [size, size, channels] of an image file: a random resized crop, or without `rng` the centre crop.
+    """The pixels of an image file: a random resized crop, or without `rng` the centre crop.
 
-    Raises one of DECODING_ERRORS.
+    Returns:
+      uint8 [size, size, channels].
+
+    Raises:
+      OSError, SyntaxError, ValueError, Image.DecompressionBombError: It cannot be decoded (`DECODING_ERRORS`).
     """
     with _open(file) as image:
         box = centre_box(*image.size) if rng is None else random_box(*image.size, rng)
@@ -53,9 +68,19 @@ def decode(file: bytes, *, size: int, channels: int, rng: np.random.Generator | 
 
 
 def decode_foreign(file: bytes, shape: Shape, *, share: float, max_pixels: int) -> np.ndarray:
-    """uint8 `shape` [H, W, C] of an image file from anywhere: its `centre_box` of that aspect.
+    """The pixels of an untrusted image file: the centre crop of the aspect asked for.
 
-    Raises one of DECODING_ERRORS; an image of more than `max_pixels` is refused before it is decoded.
+    Args:
+      file: The file's bytes.
+      shape: [H, W, C] of the result.
+      share: See `centre_box`.
+      max_pixels: A larger image is refused before it is decoded.
+
+    Returns:
+      uint8 [H, W, C].
+
+    Raises:
+      OSError, SyntaxError, ValueError, Image.DecompressionBombError: It cannot be decoded (`DECODING_ERRORS`).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit is another
@@ -68,7 +93,7 @@ def decode_foreign(file: bytes, shape: Shape, *, share: float, max_pixels: int) 
 
 
 def _cropped(image: Image.Image, box: Box, shape: Shape) -> np.ndarray:
-    """uint8 `shape` [H, W, C] from the box of an image not yet decoded."""
+    """The box of an image not yet decoded, resized to uint8 `shape`, [H, W, C]."""
     height, width, channels = shape
     full_width, full_height = image.size
     mode = "RGB" if channels == 3 else "L"
@@ -83,13 +108,17 @@ def _cropped(image: Image.Image, box: Box, shape: Shape) -> np.ndarray:
 
 
 def is_grey(file: bytes) -> bool:
-    """Whether an image file has one channel only.  Raises one of DECODING_ERRORS."""
+    """Whether an image file has one channel only.
+
+    Raises:
+      OSError, SyntaxError, ValueError, Image.DecompressionBombError: It cannot be decoded (`DECODING_ERRORS`).
+    """
     with _open(file) as image:
         return Image.getmodebase(image.mode) == "L"
 
 
 def _open(file: bytes) -> Image.Image:
-    """The image, its pixels undecoded."""
+    """The image, its pixels not yet decoded."""
     try:
         image = Image.open(io.BytesIO(file), formats=FORMATS)
     except UnidentifiedImageError as error:

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,9 +28,14 @@ from lpjax.errors import BadInput
 
 
 def find_archives(name: str, source: Path) -> list[Path]:
-    """The archives of a set, in the order of `ARCHIVES`: `source`, or in that folder under their official names.
+    """The archives of a set, in the order of `ARCHIVES`.
 
-    Raises FileNotFoundError naming those that are missing.
+    Args:
+      name: Of the set.
+      source: The archive, or the folder with the archives under their official names.
+
+    Raises:
+      FileNotFoundError: Some are missing; names them.
     """
     if not source.exists():
         raise FileNotFoundError(f"--source={source}: no such file or folder; {download_again(name)}")
@@ -46,7 +52,16 @@ def find_archives(name: str, source: Path) -> list[Path]:
 
 
 def check_sha256(name: str, archive: Path, expected: str) -> None:
-    """Raises ValueError where the archive is not the one of this sum."""
+    """Check that an archive is the official one, or the one the user says it is.
+
+    Args:
+      name: Of the set.
+      archive: The file.
+      expected: Its SHA-256, in hex.
+
+    Raises:
+      BadInput: It has another one.
+    """
     from tqdm import tqdm
 
     digest = hashlib.sha256()
@@ -63,10 +78,13 @@ def check_sha256(name: str, archive: Path, expected: str) -> None:
 
 
 def check_space(data_dir: Path, archives: Sequence[Path]) -> None:
-    """Raises OSError where there is less room than for the prepared set, which takes about as much as its archives."""
+    """Check that there is room for the prepared set, which takes about as much as its archives.
+
+    Raises:
+      OSError: There is less.
+    """
     needed = sum(archive.stat().st_size for archive in archives)
-    there = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())).free
     if free < needed:
         raise OSError(
             f"--data_dir={data_dir}: {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB; make room there, or "
@@ -76,27 +94,41 @@ def check_space(data_dir: Path, archives: Sequence[Path]) -> None:
 
 @contextlib.contextmanager
 def files_without_tensorflow() -> Iterator[None]:
-    """tensorflow-datasets sorts more than 1 GB in 1,000 files, which it opens by TensorFlow: give it Python's open."""
+    """Lets tensorflow-datasets sort more than 1 GB: in 1,000 files at once, which it would open by TensorFlow.
+
+    Inside, it opens them by Python's `open`, and the process may have so many files open.
+    """
     from tensorflow_datasets.core import shuffle
 
-    theirs = shuffle.tf
+    tensorflow, limits = shuffle.tf, resource.getrlimit(resource.RLIMIT_NOFILE)
     gfile = SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
-    shuffle.tf = SimpleNamespace(io=SimpleNamespace(gfile=gfile), errors=SimpleNamespace(ResourceExhaustedError=()))
-    allow_open_files()
     try:
+        shuffle.tf = SimpleNamespace(io=SimpleNamespace(gfile=gfile), errors=SimpleNamespace(ResourceExhaustedError=()))
+        allow_open_files()
         yield
     finally:
-        shuffle.tf = theirs
+        shuffle.tf = tensorflow
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed preparation of this set left: tensorflow-datasets writes to `incomplete.*`, then renames."""
+    """Remove what a killed preparation of this set left: tensorflow-datasets writes to `incomplete.*`, then renames.
+
+    Args:
+      folder: Of the finished set.
+    """
     for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
         shutil.rmtree(left)
 
 
 def write(builder: Any, examples: dict[str, Examples], folder: Path) -> None:
-    """Write the examples as a set of the builder to `folder`, all or nothing."""
+    """Write a set, all of it or nothing.
+
+    Args:
+      builder: tensorflow-datasets' own, for `folder`.
+      examples: Of each split.
+      folder: Of the finished set.
+    """
     builder._split_generators = lambda manager: examples
     try:
         with files_without_tensorflow(), contextlib.redirect_stdout(io.StringIO()):  # it prints "Downloading .."
@@ -110,9 +142,19 @@ def write(builder: Any, examples: dict[str, Examples], folder: Path) -> None:
 
 
 def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ()) -> str:
-    """Prepare a set, if it is not; returns what was done, in a line.
+    """Prepare a set, unless it is prepared already.
 
-    sha256: of the archives, instead of the official ones.  Raises ValueError or OSError naming the file at fault.
+    Args:
+      name: Of the set.
+      source: The archive, or the folder with the archives under their official names.
+      data_dir: Where to write: config.data.dir of a run.
+      sha256: Of the archives, in hex, instead of the official ones.
+
+    Returns:
+      What was done, in a line.
+
+    Raises:
+      ValueError, OSError: Something is wrong with the archives or the folders; names the file.
     """
     folder = set_folder(name, data_dir)
     if is_prepared(folder):
@@ -139,25 +181,34 @@ def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ())
     )
 
 
-def expanded(text: str) -> Path:
-    """The path with ~ expanded: the shell leaves the ~ of --source=~/x to us."""
+def expanded_path(text: str) -> Path:
+    """The path with ~ expanded, which the shell does not do in --source=~/x."""
     return Path(os.path.expanduser(text))
 
 
 @cli.command("interrupted; nothing was prepared")
 @errors.bad_input()
 def main(argv: list[str]) -> int:
-    """Prepare a set as the command line says; returns the exit code, see the module's docstring."""
+    """Prepare a set as the command line says.
+
+    Args:
+      argv: The command line, the program first.
+
+    Returns:
+      The exit code, see the module's docstring.
+    """
     parser = argparse.ArgumentParser(prog="python -m lpjax.data.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=sorted(ARCHIVES), help="the data set")
     parser.add_argument(
         "--source",
-        type=expanded,
+        type=expanded_path,
         required=True,
         help="the archive, or the folder of the archives under their official names: "
         + "; ".join(f"{name}: {', '.join(files)}" for name, files in ARCHIVES.items()),
     )
-    parser.add_argument("--data_dir", type=expanded, required=True, help="where to write: config.data.dir of a run")
+    parser.add_argument(
+        "--data_dir", type=expanded_path, required=True, help="where to write: config.data.dir of a run"
+    )
     parser.add_argument(
         "--sha256",
         action="append",

@@ -21,9 +21,13 @@ from lpjax.nn.chain import Shape
 class Spec:
     """What network and schedules must know of a set.
 
-    image_shape: [H, W, C] as the network gets them.  num_train, num_test: examples of the two splits.
-    class_names: one a class, for people; None where the set has none, so that classes go by their numbers.
-    cropped: whether images are cropped at random as they are read, so that an example is never the same twice.
+    Attributes:
+      image_shape: [H, W, C] as the network gets them.
+      classes: How many there are.
+      num_train: Examples of the training split.
+      num_test: Examples of the test split.
+      class_names: One a class, for people; None where the set has none, so that classes go by their numbers.
+      cropped: Whether images are cropped at random as they are read, so that an example is never the same twice.
     """
 
     image_shape: Shape
@@ -36,9 +40,15 @@ class Spec:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A set in memory.  Images are uint8 [N, H, W, C], labels int32 [N]; the test split is fixed.
+    """A set in memory.
 
-    mean, std: per channel [C], of the training images scaled to 0..1.
+    Attributes:
+      train_images: uint8 [N, H, W, C].
+      train_labels: int32 [N].
+      test_images: uint8 [N', H, W, C].
+      test_labels: int32 [N'].
+      mean: [C], of the training images scaled to 0..1.
+      std: [C], their standard deviation.
     """
 
     train_images: np.ndarray
@@ -66,7 +76,14 @@ class ImageFiles(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A set that is read and decoded as it is needed.  mean, std: per channel [C], of images scaled to 0..1."""
+    """A set that is read and decoded as it is needed.
+
+    Attributes:
+      train: Files of the training split.
+      test: Files of the test split.
+      mean: [C], of images scaled to 0..1.
+      std: [C], their standard deviation.
+    """
 
     train: ImageFiles
     test: ImageFiles
@@ -76,12 +93,15 @@ class Stream:
 
 @dataclass(frozen=True)
 class Source:
-    """A kind of data set.
+    """A data set, or a format that data sets come in.
 
-    describe(config): the `Spec` of what is in `config.dir`, from headers and lists of files only.
-    load(config): the data.
-    published(config): the `Spec` of the published set, without looking at any file; None for kinds of sets.
-    The first two raise ValueError or OSError naming the file at fault and what to do.
+    `describe` and `load` raise ValueError or OSError, naming the file at fault and what to do.
+
+    Attributes:
+      name: `config.data.name`.
+      describe: The `Spec` of what is in `config.dir`, from headers and lists of files only.
+      load: The data.
+      published: The `Spec` of the published set, without looking at any file; None for a format.
     """
 
     name: str
@@ -91,7 +111,15 @@ class Source:
 
 
 def data_folder(config: DataConfig, content: str) -> Path:
-    """The folder `config.dir`; raises ValueError or FileNotFoundError, saying that it should hold `content`."""
+    """The folder `config.dir`.
+
+    Args:
+      config: Where the data is.
+      content: What the folder should hold, for messages.
+
+    Raises:
+      BadInput, FileNotFoundError: It is unset or not there.
+    """
     if config.dir is None:
         raise BadInput(f"data.dir is unset: data.name={config.name} needs the folder with {content}; set data.dir")
     folder = Path(os.path.expanduser(config.dir))
@@ -101,7 +129,14 @@ def data_folder(config: DataConfig, content: str) -> Path:
 
 
 def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel of uint8 images [N, H, W, C] scaled to 0..1."""
+    """Mean and standard deviation of each channel.
+
+    Args:
+      images: uint8 [N, H, W, C].
+
+    Returns:
+      Two arrays [C], of the images scaled to 0..1.
+    """
     counts = np.stack([np.bincount(channel.reshape(-1), minlength=256) for channel in np.moveaxis(images, -1, 0)])
     shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
     mean = shares @ values
@@ -111,7 +146,8 @@ def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
     """The `Spec` after `data.shrink`, `data.validation_examples` and `data.train_examples`.
 
-    Raises ValueError where they do not fit the set.
+    Raises:
+      BadInput: They do not fit the set.
     """
     (height, width, channels), factor = spec.image_shape, config.shrink
     if height % factor or width % factor:
@@ -139,7 +175,8 @@ def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
 def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
     """The set after `data.shrink`, `data.validation_examples` and `data.train_examples`, which fit it (`reduced_spec`).
 
-    Raises ValueError where it is a `Stream` and one of them is set.
+    Raises:
+      BadInput: It is a `Stream`, and one of them is set.
     """
     held_out, count = config.validation_examples, config.train_examples
     if config.shrink == 1 and held_out is None and count is None:
@@ -154,12 +191,13 @@ def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
     if held_out:
         test = data.train_images[-held_out:], data.train_labels[-held_out:]
     stop = len(data.train_images) - (held_out or 0) if count is None else count
-    train = _shrunk(data.train_images[:stop], config.shrink)
-    return Dataset(train, data.train_labels[:stop], _shrunk(test[0], config.shrink), test[1], *channel_moments(train))
+    train = _downsampled(data.train_images[:stop], config.shrink)
+    tested = _downsampled(test[0], config.shrink)
+    return Dataset(train, data.train_labels[:stop], tested, test[1], *channel_moments(train))
 
 
-def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
-    """uint8 images [N, H, W, C], averaged over factor x factor pixels and rounded."""
+def _downsampled(images: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 images [N, H, W, C] averaged over squares of `factor` x `factor` pixels and rounded."""
     if factor == 1:
         return images
     n, height, width, channels = images.shape
@@ -168,7 +206,16 @@ def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
 
 
 def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
-    """Raises ValueError for a label outside 0 .. classes-1; `where` names the file."""
+    """Check that labels are of 0 .. classes-1.
+
+    Args:
+      labels: Of any integer type.
+      classes: How many there are.
+      where: Names the file, for messages.
+
+    Raises:
+      BadInput: One is not.
+    """
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(bad):
         raise BadInput(

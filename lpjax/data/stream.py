@@ -40,11 +40,11 @@ class _Decoder:
         """The example at a position, or None if its file is damaged.
 
         Args:
-            position: Of the split's image files.
-            rng: Draws the random resized crop; without it the image is cropped in the centre.
+          position: Of the split's image files.
+          rng: Draws the random resized crop; without it the image is cropped in the centre.
 
         Raises:
-            CorruptDataError: It is one damaged file too many.
+          CorruptDataError: It is one damaged file too many.
         """
         data = self._config
         try:
@@ -96,9 +96,9 @@ class Streamed:
         """Batches of the examples at the positions `order[batch][example]`.
 
         Args:
-            files: The split.
-            order: Batches of one size.
-            cropped: At random, as in training.
+          files: The split.
+          order: Batches of one size.
+          cropped: At random, as in training.
         """
         decoder = _Decoder(files, self._config, [])
         examples = grain.MapDataset.source(np.concatenate(order)).seed(0)
@@ -118,17 +118,14 @@ class StreamedBatches:
 
     def __init__(self, files: ImageFiles, config: Config, mesh: Mesh) -> None:
         self.corrupt: list[str] = []
-        self.waited = 0.0
-        self._mesh = mesh
+        self._mesh, self.waited = mesh, 0.0
         decoder = _Decoder(files, config, self.corrupt)
         order = grain.MapDataset.range(len(files)).seed(config.seed).shuffle().repeat()  # reshuffled each epoch
         examples = order.random_map(lambda i, rng: decoder(int(i), rng))
         own, size = own_examples(mesh, config.batch_size), config.batch_size
-        self._own = len(own)
-        share = grain.MapDataset.range(sys.maxsize).map(
-            lambda i: examples[i // len(own) * size + int(own[i % len(own)])]
-        )
-        self._batches = iter(share.to_iter_dataset(_read_options(config)).batch(len(own)))
+        count = self._own = len(own)
+        share = grain.MapDataset.range(sys.maxsize).map(lambda i: examples[i // count * size + int(own[i % count])])
+        self._batches = iter(share.to_iter_dataset(_read_options(config)).batch(count))
 
     def __next__(self) -> Batch:
         began = time.perf_counter()

@@ -20,17 +20,21 @@ from lpjax.data.source import Dataset, Source, Spec, Stream, channel_moments, ch
 from lpjax.errors import BadInput, extra_packages
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""The customary ones: all published networks were trained with them."""
+"""Per channel, of images scaled to 0..1: those that published networks are trained with."""
 
 OPEN_FILES = 4096
-"""ImageNet is 1,024 + 64 files, all open at once; the usual limit is 1,024."""
+"""Enough for ImageNet: 1,024 + 64 files, all open at once.  The usual limit is 1,024; reading ImageNet raises it."""
 
 _CHUNK = 1000
 _TEST_SPLIT = {"cifar10": "test", "cifar100": "test", "imagenet2012": "validation"}
 
 
 def import_tfds() -> ModuleType:
-    """The package tensorflow_datasets; raises ValueError where it, or what it needs, is not installed."""
+    """The package tensorflow_datasets.
+
+    Raises:
+      BadInput: It, or what it needs, is not installed.
+    """
     with extra_packages():
         import array_record  # noqa: F401 - tensorflow-datasets imports it late, and then prints a banner
         import PIL  # noqa: F401 - likewise
@@ -39,7 +43,7 @@ def import_tfds() -> ModuleType:
 
 
 def allow_open_files() -> None:
-    """Raises the process's own limit to `OPEN_FILES`, as far as the system lets it."""
+    """Raise the process's limit of open files to `OPEN_FILES`, as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -47,19 +51,21 @@ def allow_open_files() -> None:
 
 
 def set_folder(name: str, data_dir: str | os.PathLike[str]) -> Path:
-    """Where tensorflow-datasets keeps the current version of a set."""
+    """The folder of the current version of a set under tensorflow-datasets' `data_dir`."""
     return Path(data_dir) / name / str(import_tfds().builder_cls(name).VERSION)
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a set was prepared there to its end."""
+    """Whether the set of a `set_folder` was prepared to its end."""
     return (folder / "dataset_info.json").is_file()
 
 
 def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    """The stock builder of a set that is prepared in `data_dir`, as array_record files that are all there.
+    """The stock builder of a set that is prepared in `data_dir`, as array_record files.
 
-    Raises ValueError or FileNotFoundError, saying how to prepare it.
+    Raises:
+      BadInput, FileNotFoundError: It is not prepared there, not as array_record, or files are missing; says how to
+        prepare it.
     """
     remedy = f"python -m lpjax.data.prepare {name} --source=ARCHIVE --data_dir={data_dir or 'DIR'}"
     if data_dir is None:
@@ -89,7 +95,7 @@ def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
 
 
 def _files(builder: Any, split: str) -> Any:
-    """A sequence of the examples of a split, images undecoded."""
+    """The sequence of the examples of a split, images undecoded."""
     return builder.as_data_source(split=split, decoders={"image": import_tfds().decode.SkipDecoding()})
 
 
@@ -100,7 +106,7 @@ def _describe(name: str, published: Callable[[DataConfig], Spec], config: DataCo
 
 
 def _in_memory(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 32, 32, 3] and labels [N] of a CIFAR split."""
+    """Images, uint8 [N, 32, 32, 3], and labels, int32 [N], of a CIFAR split."""
     from PIL import Image
 
     source, where = _files(builder, split), f"{builder.data_dir}, split {split!r}"
@@ -144,8 +150,7 @@ class _TfdsFiles:
             ) from error
 
     def __getitem__(self, position: int) -> tuple[bytes, int]:
-        image, label, _ = self._read(position)
-        return image, label
+        return self._read(position)[:2]
 
     def name(self, position: int) -> str:
         try:
@@ -156,7 +161,7 @@ class _TfdsFiles:
 
 def _load_imagenet(config: DataConfig) -> Stream:
     builder = open_set("imagenet2012", config.dir)
-    allow_open_files()
+    allow_open_files()  # for good: files are opened when they are first read, and read until the process ends
     train, test = _TfdsFiles(builder, "train"), _TfdsFiles(builder, "validation")
     return Stream(train, test, np.array(IMAGENET_MEAN), np.array(IMAGENET_STD))
 

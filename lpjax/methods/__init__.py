@@ -14,7 +14,7 @@ from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.methods.backprop import DataParallel, Serial
 from lpjax.methods.base import Method
-from lpjax.methods.coarse_adjoint import CoarseAdjoint
+from lpjax.methods.coarse_adjoint.method import CoarseAdjoint
 from lpjax.methods.delayed import Delayed
 from lpjax.methods.layer_parallel.method import LayerParallel
 from lpjax.methods.local import Local
@@ -46,7 +46,7 @@ def resolve(config: Config) -> Config:
       BadInput: See `configure`.
     """
     config = filled_in(config)
-    check(config)
+    check(config, staged=any(METHODS[name].staged for name in config.all_methods))
     for name in config.all_methods:
         METHODS[name].check(config)
     return config

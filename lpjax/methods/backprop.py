@@ -102,7 +102,7 @@ class DataParallel(Method):
         for d in range(S):
             plan.work(d, "augment", accesses=4 * own * losses.features(network.chain.in_shape))
             plan.passes(d, network.parts(), "stage", examples=own, norm_axes=meshes.ALL_AXES)
-        plan.message("psum", meshes.ALL_AXES, WIDTH * (values + 2), "gradients")
+        plan.message("psum", meshes.ALL_AXES, WIDTH * (values + 2), "gradients", count=len(network.params.lengths) + 2)
         for d in range(S):
             plan.work(d, "update", accesses=UPDATE * values)
         return plan.items

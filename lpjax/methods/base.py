@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from lpjax.config.check import require
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
@@ -157,24 +156,9 @@ class Method(abc.ABC):
         return meshes.jit_step(step, mesh, self.specs(network, config))
 
 
-def check_stages(config: Config) -> None:
-    """Raises BadInput where the stages cannot be spread evenly over the devices along 'stage'."""
-    stage, K = config.mesh_shape[0], config.num_stages
-    require(
-        K % stage == 0,
-        f"mesh.stage={stage}: expected a divisor of num_stages={K}, so that every device holds equally many stages; "
-        f"choose one of {[s for s in range(1, K + 1) if K % s == 0]}",
-    )
-
-
 def stage_values(network: Network, config: Config) -> int:
     """Values of the packed parameters of a device's stages."""
     return network.num_stages // config.mesh_shape[0] * sum(network.params.lengths.values())
-
-
-def stats_values(network: Network, config: Config) -> int:
-    """Values of the packed batch-norm statistics of a device's stages."""
-    return network.num_stages // config.mesh_shape[0] * sum(network.stats.lengths.values())
 
 
 def parameters(method: Method, network: Network, config: Config) -> int:

@@ -49,7 +49,7 @@ from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
 from lpjax.methods import moving
-from lpjax.methods.base import WIDTH, Age, Method, StepFunction, check_stages, stage_values
+from lpjax.methods.base import WIDTH, Age, Method, StepFunction, stage_values
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
@@ -235,7 +235,6 @@ class Delayed(Method):
 
     def check(self, config: Config, data: Spec | None = None) -> None:
         """See `Method`."""
-        check_stages(config)
         shrink = config.delayed.shrink
         require(0 < shrink <= 1, f"delayed.shrink={shrink}: expected 0 < shrink <= 1; 1 is none")
 

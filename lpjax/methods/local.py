@@ -34,10 +34,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.data.source import Spec
 from lpjax.errors import BadInput
 from lpjax.methods import moving
-from lpjax.methods.base import WIDTH, Age, Method, StageProgram, StepFunction, check_stages
+from lpjax.methods.base import WIDTH, Age, Method, StageProgram, StepFunction
 from lpjax.network.network import Network
 from lpjax.network.packing import Packing, Row
 from lpjax.nn import chain, losses
@@ -205,10 +204,6 @@ class Local(Method):
     paper = "arXiv:1901.08164"
     metrics = Method.metrics | {"stage_loss": "stage"}
 
-    def check(self, config: Config, data: Spec | None = None) -> None:
-        """See `Method`."""
-        check_stages(config)
-
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
         """A stage that no batch has reached yet (stage k in the first k steps) has loss 0."""
         step = Step(network, config, step_inputs, classifiers(network, config.local.blocks))
@@ -250,8 +245,7 @@ class Local(Method):
                 examples=column,
                 norm_axes=("data",),
             )
-        values, stats = (slots * sum(packing.lengths.values()) for packing in (own.params, own.stats))
-        moving.plan_update(plan, network, config, values=values, stats=stats)
+        moving.plan_update(plan, network, config, beside=(own.params, own.stats))
         moving.plan_shift(plan, network, config, column)
         moving.plan_tags(plan, config)
         plan.message("psum", meshes.ALL_AXES, 3 * WIDTH * K, "metrics")

@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.methods.base import UPDATE, WIDTH, stage_values, stats_values
+from lpjax.methods.base import UPDATE, WIDTH
 from lpjax.network.network import Network
-from lpjax.network.packing import Row
+from lpjax.network.packing import Packing, Row
 from lpjax.nn.chain import Shape
 from lpjax.nn.losses import Interface, features
 from lpjax.nn.schedule import Plan
@@ -141,7 +141,7 @@ def plan_tags(plan: Plan, config: Config) -> None:
 
 
 def plan_update(
-    plan: Plan, network: Network, config: Config, *, values: int = 0, stats: int = 0, more: int = 0
+    plan: Plan, network: Network, config: Config, *, beside: tuple[Packing, Packing] | None = None, more: int = 0
 ) -> None:
     """Gradients and statistics averaged over 'data', and the optimiser.
 
@@ -149,12 +149,13 @@ def plan_update(
       plan: The schedule.
       network: The network.
       config: The configuration.
-      values: Parameters of a device beside those of its stages, which are averaged alike.
-      stats: Statistics likewise.
+      beside: How the parameters and statistics that each stage has beside its own are packed.
       more: Accesses beside the optimiser's.
     """
-    values += stage_values(network, config)
-    plan.message("psum", "data", WIDTH * values, "gradients")
-    plan.message("psum", "data", WIDTH * (stats + stats_values(network, config)), "gradients")
+    slots = network.num_stages // config.mesh_shape[0]
+    for own, other in zip((network.params, network.stats), beside or (None, None), strict=True):
+        lengths = [*own.lengths.values(), *(other.lengths.values() if other else ())]
+        plan.message("psum", "data", WIDTH * slots * sum(lengths), "gradients", count=len(lengths))
+    values = slots * sum(sum(packing.lengths.values()) for packing in (network.params, *(beside or ())[:1]))
     for d in range(config.mesh_shape[0]):
         plan.work(d, "update", accesses=UPDATE * values + more)

@@ -40,7 +40,7 @@ from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
 from lpjax.methods import moving
-from lpjax.methods.base import Age, Method, StepFunction, check_stages, stage_values
+from lpjax.methods.base import WIDTH, Age, Method, StepFunction, stage_values
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
@@ -200,7 +200,6 @@ class Pipeline(Method):
 
     def check(self, config: Config, data: Spec | None = None) -> None:
         """See `Method`."""
-        check_stages(config)
         column, micro = config.batch_size // config.mesh.data, config.pipeline.micro_batches
         require(
             column % micro == 0,
@@ -238,6 +237,6 @@ class Pipeline(Method):
             moving.plan_shift(plan, network, config, examples)
         added = 3 * (M + S - 1) * stage_values(network, config)
         moving.plan_update(plan, network, config, more=added)
-        plan.message("psum", meshes.ALL_AXES, 4 * network.num_stages, "metrics")
-        plan.message("psum", meshes.ALL_AXES, 8, "metrics")
+        plan.message("psum", meshes.ALL_AXES, WIDTH * network.num_stages, "metrics")
+        plan.message("psum", meshes.ALL_AXES, 2 * WIDTH, "metrics", count=2)
         return plan.items

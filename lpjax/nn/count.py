@@ -36,11 +36,13 @@ class Layers:
     Attributes:
       kernels: Convolutions and matrices.
       params: Values of its parameters.
+      arrays: That they are in.
       norms: Channels of each batch norm.
     """
 
     kernels: int
     params: int
+    arrays: int
     norms: tuple[int, ...]
 
 
@@ -52,18 +54,24 @@ def layers(unit: UnitLike, in_shape: Shape) -> Layers:
     return Layers(
         kernels=sum(getattr(path[-1], "key", None) == "kernel" for path, _ in named),
         params=sum(leaf.size for _, leaf in named),
+        arrays=len(named),
         norms=tuple(leaf.size for leaf in jax.tree.leaves(stats))[::2],  # each has a mean and a variance
     )
 
 
 def chain_layers(chain: Chain) -> Iterator[tuple[int, Layers]]:
-    """Of each repeat how many units there are, and the layers of one."""
+    """Of each repeat how many units it has, and the layers of one."""
     return ((repeat.count, layers(repeat.unit, repeat.in_shape)) for repeat in chain.repeats)
 
 
 def chain_size(chain: Chain) -> int:
     """Number of trainable parameters of a chain."""
     return sum(count * own.params for count, own in chain_layers(chain))
+
+
+def chain_arrays(chain: Chain) -> int:
+    """Number of arrays that a chain's parameters are in; equal units in a row share theirs."""
+    return sum(own.arrays for _, own in chain_layers(chain))
 
 
 def activation_bytes(chain: Chain, batch: int) -> int:

@@ -63,6 +63,7 @@ class Message:
       collective: "psum" (pmean too), "all_gather", "all_to_all", "reduce_scatter" or "ppermute".
       axes: Mesh axes that it runs over.
       bytes: A device's own input.
+      count: Arrays that it is in, each a collective of its own unless the compiler combines them.
       kind: What it is for: "exchange", "gradients" or "metrics".
       after: Positions in the list of what it waits for.
       next_step: Whether what arrives is read in the next step only.
@@ -72,6 +73,7 @@ class Message:
     axes: tuple[str, ...]
     bytes: int
     kind: str
+    count: int = 1
     after: tuple[int, ...] = ()
     next_step: bool = False
 

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
 from lpjax.nn.chain import Shape
-from lpjax.nn.losses import Interface
+from lpjax.nn.losses import Interface, Multiplier
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,7 @@ class Exchange:
         """From stage k: P_k (none at the image) and X_k (none from the last stage)."""
         return [*(self.interfaces[k : k + 1] if k > 0 else ()), *self.interfaces[k + 1 : k + 2]]
 
-    def send(
-        self, lam: Sequence[Interface], multiplier: Sequence[InterfaceMultiplier] | None
-    ) -> Float[Array, "slots column l"]:
+    def send(self, lam: Sequence[Interface], multiplier: Sequence[Multiplier] | None) -> Float[Array, "slots column l"]:
         """Packets of this device's stages, from the owners' lambda_0 .. lambda_{K-1} and kappa_1 .. kappa_{K-1}."""
         packets = []
         for k in range(len(lam)):
@@ -58,9 +55,7 @@ class Exchange:
             packets.append(pack(parts, len(lam[0]), self.outward_length))
         return self._moved(to_stages, jnp.stack(packets))
 
-    def opened(
-        self, k: int, packet: Float[Array, "b l"]
-    ) -> tuple[Interface, Interface | None, InterfaceMultiplier | None]:
+    def opened(self, k: int, packet: Float[Array, "b l"]) -> tuple[Interface, Interface | None, Multiplier | None]:
         """lambda_k, lambda_{k+1} and kappa_{k+1} of a packet that reached stage k; None for what it does not hold."""
         lam, *rest = unpack(packet, self.outward(k))
         target, multiplier = [*rest, None, None][:2]

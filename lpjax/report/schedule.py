@@ -61,7 +61,7 @@ class Schedule:
         return sum(bar.length for bar in self.bars) / (self.end * len({bar.device for bar in self.bars}))
 
 
-def make(phase: Mapping[str, Any], seconds: Sequence[float] | None, device: str = "") -> Schedule:
+def make(phase: Mapping[str, Any], seconds: Sequence[float | int] | None, device: str = "") -> Schedule:
     """The schedule of a step.
 
     Args:

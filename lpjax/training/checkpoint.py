@@ -8,15 +8,13 @@ half checkpoint.  It would read flipped bits back without a word: hence the dige
 after reading.  Arrays and JSON are all that is read: no pickles, nothing that a file could make us import or call.
 """
 
+import asyncio
 import contextlib
-import functools
 import hashlib
 import json
 import logging
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from lpjax.errors import BadInput, Error
 from lpjax.state.canonical import Arrays
 
 _METRIC = "test_accuracy"
+_ORBAX = str(Path(ocp.__file__).parent)
 
 
 class CheckpointError(Error, OSError):
@@ -39,7 +38,13 @@ class CheckpointError(Error, OSError):
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """One checkpoint.  meta: JSON's types."""
+    """One checkpoint.
+
+    Attributes:
+      step: After which it was saved.
+      arrays: Of the state, by name.
+      meta: What the run says of it, in JSON's types.
+    """
 
     step: int
     arrays: Arrays
@@ -49,78 +54,150 @@ class Saved:
 class Writer:
     """Writes checkpoints in the background: the last `keep`, and the best `keep_best` by test accuracy.
 
-    For one process; the folder is made.  Raises CheckpointError from any method, for this save or an earlier one.
+    For one process.  orbax logs nothing until it is closed.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        _quieten()
+        """Make the folder, if it is not there, and remove from it what a killed process left of a checkpoint."""
         self._folder = folder
         best = policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=config.keep_best,
                               keep_checkpoints_without_metrics=False)  # fmt: skip
         folder.mkdir(exist_ok=True)
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                create=False,
-                cleanup_tmp_directories=True,
-                save_decision_policy=policies.FixedIntervalPolicy(1),
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep), best]),
-                multiprocessing_options=_alone(ocp.options.MultiprocessingOptions),
-            ),
-        )
-        self._newest = max(self._manager.all_steps(), default=None)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_without_orbax_logs())
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    create=False,
+                    cleanup_tmp_directories=True,
+                    save_decision_policy=policies.FixedIntervalPolicy(1),
+                    preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep), best]),
+                    multiprocessing_options=_single_process(),
+                ),
+                handler_registry=_handlers(),
+            )
+            self._newest = max(self._manager.all_steps(), default=None)
+            self._until_closed = stack.pop_all()
         self._step: int | None = None
 
     def save(self, step: int, arrays: Arrays, meta: dict[str, Any], test_accuracy: float | None) -> None:
-        """Start to write a checkpoint, when the one before is done.  The arrays must not be changed afterwards."""
+        """Start to write a checkpoint, when the one before is done.
+
+        Args:
+          step: After which the state is of.
+          arrays: Must not be changed afterwards.
+          meta: In JSON's types.
+          test_accuracy: None where the state was not tested.
+
+        Raises:
+          CheckpointError: This checkpoint or the one before could not be written.
+        """
         meta = {**meta, "digest": digest(arrays, meta)}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
         self.wait()
         metrics = None if test_accuracy is None else {_METRIC: test_accuracy}
-        with self._failing(step):
+        with self._errors_of(step):
             self._manager.save(step, args=items, metrics=metrics, force=True)
         self._step = step
 
     def wait(self) -> None:
-        """Until what was saved is on disk."""
+        """Return when what was saved is on disk.
+
+        Raises:
+          CheckpointError: It could not be written.
+        """
         if self._step is not None:
-            with self._failing(self._step):
+            with self._errors_of(self._step):
                 self._manager.wait_until_finished()
             self._newest, self._step = self._step, None
 
     @contextlib.contextmanager
-    def _failing(self, step: int) -> Iterator[None]:
+    def _errors_of(self, step: int) -> Iterator[None]:
+        """Raises CheckpointError for any error while the checkpoint of a step is written."""
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise what they like
             self._step = None
             last = "there is none yet" if self._newest is None else f"the last good one is of step {self._newest}"
             raise CheckpointError(
-                f"{self._folder}: the checkpoint of step {step} could not be written ({_short(error)}); {last}: see to "
-                f"the disk, then start the same command again"
+                f"{self._folder}: the checkpoint of step {step} could not be written ({_one_line(error)}); {last}: see "
+                f"to the disk, then start the same command again"
             ) from error
 
     def close(self) -> None:
         """Stop; what was not waited for may be lost."""
-        with contextlib.suppress(Exception):  # its error was raised before, or comes from the exception under way
+        # Its error was raised before, or comes from the exception under way.
+        with self._until_closed, contextlib.suppress(Exception):
             self._manager.close()
 
 
-def _alone(options: Callable[..., Any]) -> Any:
-    """This process reads and writes without waiting for others."""
+def _single_process() -> Any:
+    """orbax's options with which this process reads and writes without waiting for others."""
     me = jax.process_index()
-    return options(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}")
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
 
 
-def _short(error: Exception) -> str:
+class _ArrayHandler(ocp.type_handlers.NumpyHandler):
+    """How orbax reads and writes arrays, but where one fails it waits for the others before it says so.
+
+    Its own handler leaves them under way and closes the event loop that they report to: each then prints a traceback,
+    from another thread and at any later time.
+    """
+
+    async def deserialize(self, infos: Sequence[Any], args: Sequence[Any]) -> list[np.ndarray]:
+        return [array for (array,) in await _each(super().deserialize, infos, args)]
+
+    async def _background_serialize(self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any]) -> None:
+        await _each(super()._background_serialize, values, infos, args)
+
+
+async def _each(operation: Callable[..., Awaitable[Any]], *arguments: Sequence[Any]) -> list[Any]:
+    """What an operation on lists returns for each of their entries, or the first error, when all have ended."""
+    calls = [operation(*([entry] for entry in entries)) for entries in zip(*arguments, strict=True)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def _handlers() -> Any:
+    """orbax's registry of what reads and writes the items of a checkpoint."""
+    types = ocp.type_handlers.create_type_handler_registry((np.ndarray, _ArrayHandler()))
+    handler, registry = ocp.PyTreeCheckpointHandler(type_handler_registry=types), ocp.DefaultCheckpointHandlerRegistry()
+    for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+        registry.add("state", args, handler)
+    return registry
+
+
+@contextlib.contextmanager
+def _without_orbax_logs() -> Iterator[None]:
+    """Drops what orbax logs: what it cannot read or write, in many places and tracebacks, before we say it in one line.
+
+    It logs by absl, also from its background threads; what others log by absl stays.
+    """
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return not record.pathname.startswith(_ORBAX)
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_of_others)
+
+
+def _one_line(error: Exception) -> str:
     """An error in a line."""
-    text = f"{type(error).__name__}: {error}"
-    line = next(iter(text.splitlines()))
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
     return line if len(line) < 300 else f"{line[:300]} .."
 
 
 def digest(arrays: Arrays, meta: dict[str, Any]) -> str:
-    """SHA-256 of names, types, shapes and bytes of the arrays, and of `meta` without its own digest."""
+    """SHA-256 of names, types, shapes and bytes of the arrays, and of `meta` without its own digest, in hex."""
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -139,50 +216,32 @@ def steps(folder: Path) -> list[int]:
 def read(folder: Path, step: int) -> Saved:
     """One checkpoint, verified.
 
-    Raises ValueError where it is damaged.
+    Raises:
+      BadInput: It is damaged.
     """
-    _quieten()
+    items = ocp.args.Composite(state=ocp.args.PyTreeRestore(), meta=ocp.args.JsonRestore())
     try:
-        reader = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()),
-            multiprocessing_options=_alone(ocp.options.MultiprocessingOptions),
-        )
-        path = folder.absolute() / str(step)
-        names = reader.metadata(path).item_metadata["state"].tree
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        items = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=as_numpy), meta=ocp.args.JsonRestore())
-        found = reader.restore(path, args=items)
+        with _without_orbax_logs():
+            handler = ocp.CompositeCheckpointHandler(handler_registry=_handlers())
+            reader = ocp.Checkpointer(handler, multiprocessing_options=_single_process())
+            found = reader.restore(folder.absolute() / str(step), args=items)
         arrays, meta = dict(found["state"]), found["meta"]
         expected, actual = meta["digest"], digest(arrays, meta)
     except Exception as error:  # there are as many kinds as there are ways to damage files
-        raise BadInput(f"cannot be read ({_short(error)})") from error
+        raise BadInput(f"cannot be read ({_one_line(error)})") from error
     if actual != expected:
         raise BadInput(f"is not what was written (SHA-256 {actual[:12]}.., expected {expected[:12]}..)")
     return Saved(step, arrays, meta)
 
 
-@functools.cache
-def _quieten() -> None:
-    """What orbax cannot read or write it says in many places and tracebacks, before we say it in one line.
-
-    Where it fails at one array it leaves the others under way; asyncio would report the end of each.
-    """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    report = sys.unraisablehook
-
-    def report_others(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            report(unraisable)
-
-    sys.unraisablehook = report_others
-
-
 def newest_good(folder: Path) -> tuple[Saved | None, dict[int, str]]:
-    """The newest checkpoint that can be read and verified, and why each newer one is not, by step.
+    """The newest checkpoint that can be read and verified, and why each newer one cannot.
 
-    None where there is no checkpoint at all.  Raises ValueError where there are, and every one is damaged.
+    Returns:
+      The checkpoint, or None where there is none at all; and what is wrong with the newer ones, by step.
+
+    Raises:
+      BadInput: There are checkpoints, and every one is damaged.
     """
     damaged: dict[int, str] = {}
     for step in reversed(steps(folder)):
@@ -200,7 +259,11 @@ def newest_good(folder: Path) -> tuple[Saved | None, dict[int, str]]:
 
 
 def set_aside(folder: Path, step: int) -> Path:
-    """Move a damaged checkpoint, whose step will be written again, to `FOLDER/../damaged-STEP`; returns where to."""
+    """Move a damaged checkpoint, whose step will be written again, out of the folder.
+
+    Returns:
+      Where to: `FOLDER/../damaged-STEP`, or with a number behind it if that is taken.
+    """
     number = 0
     while (target := folder.parent / f"damaged-{step}{f'-{number}' if number else ''}").exists():
         number += 1

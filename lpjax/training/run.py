@@ -95,7 +95,8 @@ class Run:
 def build_network(config: Config, spec: Spec) -> Network:
     """The network of a configuration on the images of a data set."""
     units = named.call(config.model.function, "model.function", config.model.arguments, classes=spec.classes)
-    return build(units, spec.image_shape, config)
+    with_aux_net = any(METHODS[name].aux_net != "none" for name in config.all_methods)
+    return build(units, spec.image_shape, config, with_aux_net=with_aux_net)
 
 
 def prepare(config: Config) -> Run:

@@ -61,13 +61,12 @@ def describe(network: Network, config: Config) -> dict[str, Any]:
     methods, column = methods_of(config), config.batch_size // config.mesh.data
     schedules = [method.work(network, config) for method in methods]
     beside = _beside(schedules[0], network.num_stages, column)
-    pieces = network.aux_net if any(method.aux_net != "none" for method in methods) else ()
     return {
         "mesh": config.mesh_shape,
         "examples": column,
         "cuts": network.cuts,
         "stages": [row(stage) | {"beside": own} for stage, own in zip(network.stages, beside, strict=True)],
-        "aux": [row(piece) for piece in pieces],
+        "aux": [row(piece) for piece in network.aux_net],
         "phases": [
             {
                 "method": method.name,
@@ -130,7 +129,6 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
     config, network, methods = run.config, run.network, methods_of(run.config)
     per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
     metrics = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
-    pieces = network.aux_own if any(method.aux_net != "none" for method in methods) else ()
     settings = {name: value for method in methods for name, value in method.settings(config).items()}
     return {
         "ended": ended,
@@ -148,7 +146,7 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
         "data_seconds_median": per_batch,
         "corrupt_images": log.corrupt,
         "examples_per_second": config.batch_size / per_step if per_step else None,
-        "parameters": {"stages": [chain_size(s) for s in network.stages], "aux": sum(map(chain_size, pieces))},
+        "parameters": {"stages": [chain_size(s) for s in network.stages], "aux": sum(map(chain_size, network.aux_own))},
         "versions": platform.versions(),
         "device": platform.device_name(),
     }
@@ -200,7 +198,7 @@ def cut_table(network: Network, config: Config) -> Table:
 
     for k, stage in enumerate(network.stages):
         row(str(k), stage)
-    if any(method.aux_net != "none" for method in methods_of(config)):
+    if network.aux_net:
         table.add_section()
         for j, piece in enumerate(network.aux_net):
             row(f"aux {j}", piece)

@@ -14,12 +14,11 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.methods.layer_parallel import lagrangian
-from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.nn import losses
 from lpjax.nn.chain import Mode
-from lpjax.nn.losses import Interface
+from lpjax.nn.losses import Interface, Multiplier
 from lpjax.parallel.mesh import ALL_AXES
 from lpjax.state import optim
 from lpjax.state.train_state import TrainState
@@ -59,7 +58,7 @@ def corrected_inputs(
     config: Config,
     state: TrainState,
     aux: AuxPass,
-    multiplier: list[InterfaceMultiplier] | None,
+    multiplier: list[Multiplier] | None,
     adjoints: list[Interface],
     outputs: list[Interface],
 ) -> list[Interface]:

@@ -42,10 +42,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lpjax.nn.losses import Features, Interface, PerExample, inner, psi
-
-Multiplier = Float[Array, "..."]
-InterfaceMultiplier = Float[Array, "..."]
+from lpjax.nn.losses import Features, Interface, Multiplier, PerExample, inner, psi
 
 
 def violation(lam: Features, output: Features) -> Features:

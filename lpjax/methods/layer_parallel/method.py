@@ -13,7 +13,7 @@ from lpjax.config.check import require
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
-from lpjax.methods.base import WIDTH, Age, Method, StageProgram, StepFunction, check_stages
+from lpjax.methods.base import WIDTH, Age, Method, StageProgram, StepFunction
 from lpjax.methods.layer_parallel.plan import plan_step
 from lpjax.methods.layer_parallel.step import Carry, Step, make_exchange
 from lpjax.network.network import Network
@@ -50,7 +50,6 @@ class LayerParallel(Method):
 
     def check(self, config: Config, data: Spec | None = None) -> None:
         """See `Method`."""
-        check_stages(config)
         data_config, per_example = config.data, config.multiplier == "per_example"
         require(
             not per_example or not (data_config.crop or data_config.flip or data_config.cutout),

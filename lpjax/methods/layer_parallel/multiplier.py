@@ -14,15 +14,14 @@ from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.methods.layer_parallel import lagrangian
 from lpjax.methods.layer_parallel.aux_step import AuxPass, own_adjoints
-from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
-from lpjax.nn.losses import Interface
+from lpjax.nn.losses import Interface, Multiplier
 from lpjax.parallel.mesh import ALL_AXES, TABLE
 from lpjax.state.train_state import TrainState
 
 AXES: tuple[str, ...] = TABLE[0]
 
 
-def current(config: Config, state: TrainState, batch: Batch, aux: AuxPass) -> list[InterfaceMultiplier] | None:
+def current(config: Config, state: TrainState, batch: Batch, aux: AuxPass) -> list[Multiplier] | None:
     """kappa_1 .. kappa_{K-1} for the device's own examples, by the policy; None where they are zero."""
     if config.multiplier == "mean":
         return list(state.multiplier)
@@ -37,7 +36,7 @@ def updated(
     config: Config,
     state: TrainState,
     batch: Batch,
-    multiplier: Sequence[InterfaceMultiplier] | None,
+    multiplier: Sequence[Multiplier] | None,
     violations: Sequence[Interface],
     num_examples: int,
 ) -> tuple[Array, ...]:

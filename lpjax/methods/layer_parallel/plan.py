@@ -3,11 +3,12 @@
 from typing import Any
 
 from lpjax.config.schema import Config
-from lpjax.methods.base import UPDATE, WIDTH, stage_values, stats_values
+from lpjax.methods import moving
+from lpjax.methods.base import UPDATE, WIDTH
 from lpjax.methods.layer_parallel.step import make_exchange
 from lpjax.network import aux_net
 from lpjax.network.network import Network
-from lpjax.nn.count import chain_size
+from lpjax.nn.count import chain_arrays, chain_size
 from lpjax.nn.losses import features
 from lpjax.nn.schedule import Item, Part, Plan
 from lpjax.parallel import mesh as meshes
@@ -106,14 +107,11 @@ def plan_step(network: Network, config: Config) -> list[Item]:
     if stale:
         forward = writer.owners()
     writer.stages(backward=True)
-    plan.message("psum", "data", WIDTH * stage_values(network, config), "gradients")
-    plan.message("psum", "data", WIDTH * stats_values(network, config), "gradients")
-    for d in writer.devices:
-        plan.work(d, "update", accesses=UPDATE * stage_values(network, config))
+    moving.plan_update(plan, network, config)
     writer.exchange(lengths[1])
     _learn(writer, forward)
     K = network.num_stages
-    plan.message("psum", meshes.ALL_AXES, WIDTH * K, "metrics")
+    plan.message("psum", meshes.ALL_AXES, WIDTH * K, "metrics", count=2)
     plan.message("psum", meshes.ALL_AXES, 5 * WIDTH * K, "metrics")
     return plan.items
 
@@ -127,13 +125,14 @@ def _learn(writer: _Writer, forward: list[tuple[int, int]]) -> None:
     for number in range(config.aux.inner_steps if network.aux_net else 0):
         writer.aux_both(forward if number == 0 else writer.aux())
         if config.aux.adjoint_weight > 0:  # of the mismatch: both passes, and the way back through both
-            plan.message("psum", meshes.ALL_AXES, WIDTH * len(interfaces), "gradients")
+            plan.message("psum", meshes.ALL_AXES, WIDTH * len(interfaces), "gradients", count=len(interfaces))
             again = writer.aux()
             writer.aux(("input",))
             writer.aux(BOTH)
             writer.aux_both(again)
         values = sum(map(chain_size, network.aux_net))
-        plan.message("psum", meshes.ALL_AXES, WIDTH * values, "gradients")
+        arrays = sum(map(chain_arrays, network.aux_net))
+        plan.message("psum", meshes.ALL_AXES, WIDTH * values, "gradients", count=arrays)
         for d in writer.devices:
             plan.work(d, "update", accesses=UPDATE * values)
     for size in interfaces:

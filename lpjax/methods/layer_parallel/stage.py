@@ -12,12 +12,11 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.methods.layer_parallel import lagrangian
-from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
-from lpjax.nn.losses import Features, Interface
+from lpjax.nn.losses import Features, Interface, Multiplier
 
 
 class StagePass(NamedTuple):
@@ -50,7 +49,7 @@ def stage_pass(
     stats: PyTree,
     lam: Features,
     target: Interface | None,
-    multiplier: InterfaceMultiplier | None,
+    multiplier: Multiplier | None,
     labels: Int[Array, " b"],
     keys: Key[Array, " b"] | None = None,
     aux: tuple[PyTree, PyTree],

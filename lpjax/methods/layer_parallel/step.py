@@ -42,13 +42,12 @@ from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.methods import moving
 from lpjax.methods.layer_parallel import aux_step, lagrangian, multiplier
-from lpjax.methods.layer_parallel.lagrangian import InterfaceMultiplier
 from lpjax.methods.layer_parallel.stage import stage_pass
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
-from lpjax.nn.losses import Interface
+from lpjax.nn.losses import Interface, Multiplier
 from lpjax.parallel import mesh as meshes
 from lpjax.parallel.exchange import Exchange
 from lpjax.state import optim, train_state
@@ -75,7 +74,7 @@ class Owned(NamedTuple):
     batch: Batch
     x: Interface
     aux: aux_step.AuxPass
-    multipliers: list[InterfaceMultiplier] | None
+    multipliers: list[Multiplier] | None
 
 
 class StageResult(NamedTuple):
@@ -237,7 +236,7 @@ class Step:
         self,
         done: StageResult,
         grads: Row,
-        multipliers: list[InterfaceMultiplier] | None,
+        multipliers: list[Multiplier] | None,
         aux_loss: Array,
     ) -> dict[str, Array]:
         """The metrics of `make_step`, but for beta, from every device's share: two psums over the mesh."""

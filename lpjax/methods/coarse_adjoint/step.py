@@ -37,27 +37,21 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.data.source import Spec
 from lpjax.methods import moving
-from lpjax.methods.base import UPDATE, WIDTH, Age, Method, StageProgram, StepFunction, check_stages
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
-from lpjax.nn.count import chain_size
-from lpjax.nn.schedule import Item, Part
 from lpjax.parallel import exchange
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim, train_state
 from lpjax.state.step_inputs import StepInputs
-from lpjax.state.train_state import Carried, TrainState
+from lpjax.state.train_state import TrainState
 
 
 @struct.dataclass
@@ -222,85 +216,3 @@ class Step:
             "coarse_error": coarse_error / jnp.maximum(output, 1e-30),
         }
         return new_state, metrics
-
-
-class CoarseAdjoint(Method):
-    """Layer-parallel training on real inputs one step late, with the AuxNet's tails for adjoints."""
-
-    name = "coarse_adjoint"
-    title = "layer-parallel training on real inputs one step late, with adjoints of an AuxNet"
-    aux_net = "tails"
-    metrics = Method.metrics | dict.fromkeys(("stage_loss", "stage_accuracy", "coarse_error"), "stage")
-
-    def resolve(self, config: Config) -> Config:
-        """beta, where `penalty.aux` is None, is that of stages with a coarse tail."""
-        initial = 0.1 if config.penalty.initial is None else config.penalty.initial
-        return replace(config, penalty=replace(config.penalty, initial=initial))
-
-    def check(self, config: Config, data: Spec | None = None) -> None:
-        """See `Method`."""
-        check_stages(config)
-
-    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
-        """The jitted step.
-
-        Its metrics: task_loss and accuracy of the last stage; stage_loss and stage_accuracy of each with its tail;
-        coarse_error, |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 where the piece does not learn it: beside the first and
-        the last stage, and without its weight.  A stage that no batch has reached yet (k in the first k steps) has
-        zeros.
-        """
-        return self.jit(Step(network, config, step_inputs), network, config, mesh)
-
-    def carry(self, network: Network, config: Config) -> Carried:
-        """See `Carry`."""
-        packets = P("stage", "data")
-        return Carried(Carry(packets, packets), lambda step_inputs, key: Carry(*moving.empty(network, config)))
-
-    def ages(self, config: Config) -> list[list[Age]]:
-        """A batch reaches stage k after k steps."""
-        return [[Age(k, 0)] for k in range(config.num_stages)]
-
-    def work(self, network: Network, config: Config) -> list[Item]:
-        """The AuxNet's gradients are summed, its parameters updated, on every device; tied ones are sent there."""
-        (S, D), K, tails = config.mesh_shape, network.num_stages, network.aux_tails
-        slots, column = K // S, config.batch_size // D
-        plan = moving.plan_start(network, config, 2 * slots * moving.packet_bytes(network, config))
-        values = sum(map(chain_size, network.aux_own))
-        tied = sum(map(chain_size, network.aux_net)) - values
-        if tied:
-            plan.message("psum", "stage", WIDTH * tied, "gradients")
-        for k, stage in enumerate(network.stages):
-            behind = [Part(k, tails[i]) for i in aux_net.tail(K, k + 1, config.aux.tail) if tails]
-            if fits(config, k):
-                behind.append(Part(k, tails[k]))
-            own = Part(k, stage, ("weights",))
-            plan.local(k // slots, own, behind, "tail", micro=-k, examples=column, norm_axes=("data",))
-        moving.plan_update(plan, network, config)
-        if network.aux_net:
-            plan.message("psum", meshes.ALL_AXES, WIDTH * (values + tied), "gradients")
-            for d in range(S):
-                plan.work(d, "update", accesses=UPDATE * values)
-        moving.plan_shift(plan, network, config, column)
-        moving.plan_tags(plan, config)
-        plan.message("psum", meshes.ALL_AXES, 5 * WIDTH * K, "metrics")
-        return plan.items
-
-    def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
-        """Packets on their way."""
-        slots = network.num_stages // config.mesh_shape[0]
-        packets = slots * moving.packet_bytes(network, config)
-        return super().holds(network, config, num_examples) | {"packets": packets}
-
-    def stage_program(
-        self, k: int, network: Network, config: Config, step_inputs: StepInputs, state: TrainState, batch: Batch
-    ) -> StageProgram:
-        """See `Method`."""
-        step, carry = Step(network, config, step_inputs), moving.timed_packet(k, network, state, batch)
-        rows = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
-
-        def run(params: PyTree, stats: PyTree, carry: Carry, state: TrainState) -> PyTree:
-            if network.tied:
-                state = step.with_tied(state, step.tied(state.stage_params))
-            return step.run_stage(k, params, stats, carry, state=state)
-
-        return StageProgram(run, (*rows, carry, state))
