@@ -108,8 +108,8 @@ def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = Non
     """
     if width != 1 or grid is not None:
         raise BadInput(
-            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function="
-            f"lpjax.network.aux_net:own_units, which takes the stage's units as they are; leave both unset"
+            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function=own_units, "
+            f"which takes the stage's units as they are; leave both unset"
         )
     return [stage.units[i] for i in own_positions(stage, blocks)]
 
