@@ -18,7 +18,7 @@ from lpjax.nn import chain, layers
 from lpjax.nn.chain import Chain, Mode, make_chain
 from lpjax.nn.layers import STANDARDISE
 
-OWN_UNITS = "lpjax.network.aux_net:own_units"
+OWN_UNITS = "own_units"
 NETWORK = make_chain(resnet(depth=20, width=8, classes=10), (16, 16, 3))
 
 

@@ -31,15 +31,15 @@ def from_torch(
     """Take over weights from PyTorch.
 
     Args:
-      chain: a whole network, not a stage of one.
-      state_dict: torch tensors or numpy arrays by name; "num_batches_tracked" is not read.
-      names: how the modules of `state_dict` are called, such as `torchvision_resnet_names`.
+      chain: A whole network, not a stage of one.
+      state_dict: Torch tensors or numpy arrays by name; "num_batches_tracked" is not read.
+      names: How the modules of `state_dict` are called, such as `torchvision_resnet_names`.
 
     Returns:
       Parameters and statistics of `chain` as `lpjax.nn.chain.init` lays them out.
 
     Raises:
-      ValueError: a key is missing, left over or of another shape, or `names` does not fit the chain.
+      ValueError: A key is missing, left over or of another shape, or `names` does not fit the chain.
     """
     left = {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
     modules = {(i, part): module for i, parts in enumerate(names(chain)) for part, module in parts.items()}

@@ -40,8 +40,8 @@ def convolutions(kind: Kind, features: int, stride: int) -> tuple[tuple[int, int
     Args:
       kind: "basic": two 3x3 convolutions, the first with the stride.  "bottleneck": 1x1 to `features`, 3x3 with the
         stride, 1x1 to four times as many.
-      features: channels inside.
-      stride: in pixels.
+      features: Channels inside.
+      stride: In pixels.
 
     Returns:
       Its convolutions, in order: (kernel size, features, stride).
@@ -56,10 +56,10 @@ class PostActivationBlock:
     """Residual block with batch norm and ReLU after each convolution, and after the sum.
 
     Attributes:
-      kind: see `convolutions`.
-      features: likewise.
-      stride: likewise.
-      zero_init: the last batch norm begins with scale 0, so that the block begins as its shortcut.
+      kind: See `convolutions`.
+      features: Likewise.
+      stride: Likewise.
+      zero_init: The last batch norm begins with scale 0, so that the block begins as its shortcut.
     """
 
     kind: Kind
@@ -115,15 +115,15 @@ def imagenet_resnet(*, depth: int, classes: int, width: int = 64, zero_init: boo
 
     Args:
       depth: 18 or 34 layers (basic blocks), 50, 101 or 152 (bottlenecks).
-      classes: of the images.
-      width: channels of the first group.
-      zero_init: see `PostActivationBlock`.
+      classes: Of the images.
+      width: Channels of the first group.
+      zero_init: See `PostActivationBlock`.
 
     Returns:
       The units, stem to classifier.
 
     Raises:
-      BadInput: another depth, or a width or number of classes below 1.
+      BadInput: Another depth, or a width or number of classes below 1.
     """
     if depth not in GROUPS:
         raise BadInput(

@@ -44,10 +44,10 @@ class PreActivationBlock:
     """Residual block with batch norm and ReLU before each convolution, and dropout before each but the first.
 
     Attributes:
-      kind: see `imagenet_resnet.convolutions`.
-      features: likewise.
-      stride: likewise.
-      dropout: probability that a value is set to 0, in training.
+      kind: See `imagenet_resnet.convolutions`.
+      features: Likewise.
+      stride: Likewise.
+      dropout: Probability that a value is set to 0, in training.
     """
 
     kind: Kind
@@ -107,15 +107,15 @@ def preact_resnet(*, depth: int, classes: int, width: int = 16) -> tuple[UnitLik
     """Units of a pre-activation ResNet for images of any size and number of channels.
 
     Args:
-      depth: layers, 6n+2 of basic blocks, or from 164 on 9n+2 of bottlenecks.
-      classes: of the images.
-      width: channels of the stem, and inside the first group's blocks.
+      depth: Layers, 6n+2 of basic blocks, or from 164 on 9n+2 of bottlenecks.
+      classes: Of the images.
+      width: Channels of the stem, and inside the first group's blocks.
 
     Returns:
       The units, stem to head.
 
     Raises:
-      BadInput: another depth, or a width or number of classes below 1.
+      BadInput: Another depth, or a width or number of classes below 1.
     """
     kind: Kind = "bottleneck" if depth >= BOTTLENECKS_FROM else "basic"
     blocks = blocks_per_group(depth, 9 if kind == "bottleneck" else 6, 2)
@@ -128,16 +128,16 @@ def wide_resnet(*, depth: int, widen: int, classes: int, dropout: float = 0.0) -
     """Units of WRN-depth-widen for images of any size and number of channels.
 
     Args:
-      depth: layers, 6n+4, of basic blocks.
-      widen: channels of the groups over 16, 32 and 64.
-      classes: of the images.
-      dropout: probability that a value between the two convolutions of a block is set to 0, in training.
+      depth: Layers, 6n+4, of basic blocks.
+      widen: Channels of the groups over 16, 32 and 64.
+      classes: Of the images.
+      dropout: Probability that a value between the two convolutions of a block is set to 0, in training.
 
     Returns:
       The units, stem to head.
 
     Raises:
-      BadInput: another depth, a widen or number of classes below 1, or a dropout outside [0, 1).
+      BadInput: Another depth, a widen or number of classes below 1, or a dropout outside [0, 1).
     """
     blocks = blocks_per_group(depth, 6, 4)
     check_sizes("widen", widen, classes)

@@ -21,9 +21,9 @@ class ConvBlock:
     """Convolution, batch norm, ReLU: [b, H, W, C] -> [b, ceil(H/stride), ceil(W/stride), features].
 
     Attributes:
-      features: channels of the output.
-      stride: in pixels.
-      size: side of the kernel, odd.
+      features: Channels of the output.
+      stride: In pixels.
+      size: Side of the kernel, odd.
     """
 
     features: int
@@ -47,8 +47,8 @@ class BasicBlock:
     """Residual block of two 3x3 convolutions, the first with the stride.
 
     Attributes:
-      features: channels of the output, not fewer than of the input.
-      stride: in pixels.
+      features: Channels of the output, not fewer than of the input.
+      stride: In pixels.
     """
 
     features: int
@@ -96,7 +96,7 @@ def check_channels(features: int, channels: int, remedy: str) -> None:
     """Refuse a parameter-free shortcut to fewer features than there are channels.
 
     Raises:
-      BadInput: there are fewer; what to do is `remedy`.
+      BadInput: There are fewer; what to do is `remedy`.
     """
     if features < channels:
         raise BadInput(
@@ -108,7 +108,7 @@ def blocks_per_group(depth: int, size: int, others: int) -> int:
     """n of a depth of `size` n + `others` layers.
 
     Raises:
-      BadInput: no n >= 1 gives this depth.
+      BadInput: No n >= 1 gives this depth.
     """
     blocks, rest = divmod(depth - others, size)
     if rest or blocks < 1:
@@ -121,7 +121,7 @@ def check_sizes(name: str, size: int, classes: int) -> None:
     """Refuse a width (called `name`) or number of classes below 1.
 
     Raises:
-      BadInput: one of them is.
+      BadInput: One of them is.
     """
     if size < 1 or classes < 1:
         raise BadInput(f"model.{name}={size} with {classes} classes: both must be at least 1")
@@ -132,8 +132,8 @@ def groups(block: Callable[[int, int], UnitLike], width: int, counts: Sequence[i
 
     Args:
       block: (features, stride) -> a block.
-      width: features of the first group.
-      counts: blocks of each group.
+      width: Features of the first group.
+      counts: Blocks of each group.
 
     Returns:
       The blocks, in order.
@@ -149,15 +149,15 @@ def resnet(*, depth: int, width: int, classes: int) -> tuple[UnitLike, ...]:
     """Units of a ResNet for images of any size and number of channels.
 
     Args:
-      depth: layers, 6n+2.
-      width: channels of the first group.
-      classes: of the images.
+      depth: Layers, 6n+2.
+      width: Channels of the first group.
+      classes: Of the images.
 
     Returns:
       The units, stem to classifier.
 
     Raises:
-      BadInput: another depth, or a width or number of classes below 1.
+      BadInput: Another depth, or a width or number of classes below 1.
     """
     blocks = blocks_per_group(depth, 6, 2)
     check_sizes("width", width, classes)

@@ -49,16 +49,16 @@ def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = 
     the channels there.  The last piece has the network's head for its own, and "behind" is before the head.
 
     Args:
-      stage: the stage beside the piece.
-      blocks: number of residual blocks.
-      width: channels of the blocks, over those behind the stage.
-      grid: if set, a `GridBlock`, in the first piece behind a convolution.
+      stage: The stage beside the piece.
+      blocks: Number of residual blocks.
+      width: Channels of the blocks, over those behind the stage.
+      grid: If set, a `GridBlock`, in the first piece behind a convolution.
 
     Returns:
       The units of the piece.
 
     Raises:
-      BadInput: the stage does not map [H, W, C] to a map that a strided convolution reaches.
+      BadInput: The stage does not map [H, W, C] to a map that a strided convolution reaches.
     """
     last = len(stage.out_shape) == 1
     out_shape = stage.shapes[-2] if last else stage.out_shape
@@ -79,7 +79,7 @@ def conv_stride(in_shape: Shape, out_shape: Shape) -> int:
     """The stride at which a convolution makes one map [H, W, C] of another.
 
     Raises:
-      BadInput: there is none.
+      BadInput: There is none.
     """
     if len(in_shape) == len(out_shape) == 3:
         stride = -(-in_shape[0] // out_shape[0])
@@ -95,8 +95,8 @@ def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = Non
     """Make a piece of some of the stage's own units, for any network.
 
     Args:
-      stage: the stage beside the piece.
-      blocks: how many of the units that keep the shape, besides all that change it.
+      stage: The stage beside the piece.
+      blocks: How many of the units that keep the shape, besides all that change it.
       width: 1.
       grid: None.
 
@@ -104,12 +104,12 @@ def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = Non
       The units of the piece.
 
     Raises:
-      BadInput: another `width`, or a `grid`: units cannot be changed from outside.
+      BadInput: Another `width`, or a `grid`: units cannot be changed from outside.
     """
     if width != 1 or grid is not None:
         raise BadInput(
-            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function="
-            f"lpjax.network.aux_net:own_units, which takes the stage's units as they are; leave both unset"
+            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function=own_units, "
+            f"which takes the stage's units as they are; leave both unset"
         )
     return [stage.units[i] for i in own_positions(stage, blocks)]
 
@@ -130,14 +130,14 @@ def make_aux_net(stages: tuple[Chain, ...], aux: AuxConfig) -> tuple[Chain, ...]
     """Derive the AuxNet of a network.
 
     Args:
-      stages: the stages of the network, as `partition.split` returns them.
+      stages: The stages of the network, as `partition.split` returns them.
       aux: `function`, `blocks_per_stage`, `width` or `share`, `grid` and `tied` are read.
 
     Returns:
       Its K pieces; none for K = 1, where no stage needs an input.
 
     Raises:
-      BadInput: a field out of range, units that do not map a stage's input to its output, or no AuxNet of so small a
+      BadInput: A field out of range, units that do not map a stage's input to its output, or no AuxNet of so small a
         share.
     """
     if aux.share is not None and len(stages) > 1:
@@ -206,13 +206,13 @@ def apply(
     """Forward pass of the AuxNet.
 
     Args:
-      pieces: the K pieces.
-      params: one tree a piece.
-      stats: likewise.
-      x: images [b, H, W, C].
+      pieces: The K pieces.
+      params: One tree a piece.
+      stats: Likewise.
+      x: Images [b, H, W, C].
       shifts: `shifts[j-1]` is added to lambda_j before the rest of the AuxNet sees it: zeros, whose gradient is the
         AuxNet's adjoint at interface j.
-      mode: training or not.
+      mode: Training or not.
 
     Returns:
       The auxiliary variables (lambda_1, .., lambda_{K-1}), the logits of the AuxNet's own head, and its statistics.
@@ -239,13 +239,13 @@ def tail_logits(
     """Logits of the AuxNet's tail.
 
     Args:
-      tails: the K pieces, from `coarse_tails.as_tails`.
-      params: one tree a piece.
-      stats: likewise.
-      j: the interface where the tail begins, 1..K.
-      x: of that interface, [b, ..].
-      mode: training or not.
-      length: see `tail`.
+      tails: The K pieces, from `coarse_tails.as_tails`.
+      params: One tree a piece.
+      stats: Likewise.
+      j: The interface where the tail begins, 1..K.
+      x: Of that interface, [b, ..].
+      mode: Training or not.
+      length: See `tail`.
 
     Returns:
       What the head of the AuxNet makes of x.
@@ -260,8 +260,8 @@ def tail(num_stages: int, j: int, length: int | None) -> list[int]:
 
     Args:
       num_stages: K.
-      j: the interface where the tail begins, 1..K.
-      length: how many pieces there are before G_{K-1}; None: all.
+      j: The interface where the tail begins, 1..K.
+      length: How many pieces there are before G_{K-1}; None: all.
 
     Returns:
       j .. K-1, or the first `length` of them and K-1; none for j = K, behind the last stage.

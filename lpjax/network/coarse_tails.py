@@ -16,14 +16,14 @@ def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
     """The pieces as tails run them.
 
     Args:
-      pieces: the K pieces.
-      grid: side in pixels of the maps that tails compute on, at most; None: those of the pieces.
+      pieces: The K pieces.
+      grid: Side in pixels of the maps that tails compute on, at most; None: those of the pieces.
 
     Returns:
       The pieces with these shapes; the first one, where no tail begins, as it is.
 
     Raises:
-      BadInput: a piece does not run on the grid with the parameters that it has.
+      BadInput: A piece does not run on the grid with the parameters that it has.
     """
     if grid is None:
         return pieces
@@ -49,11 +49,11 @@ def check_tail(pieces: tuple[Chain, ...], length: int | None) -> None:
     """Refuse tails that cannot pass over the pieces they leave out.
 
     Args:
-      pieces: the K pieces.
-      length: see `aux_net.tail`.
+      pieces: The K pieces.
+      length: See `aux_net.tail`.
 
     Raises:
-      BadInput: a map that is passed on would have to grow or to lose channels.
+      BadInput: A map that is passed on would have to grow or to lose channels.
     """
     for j in range(1, len(pieces)):
         have = pieces[j].in_shape

@@ -31,11 +31,11 @@ class GridBlock:
     and with as many channels inside, C is a 3x3 convolution and nothing else.
 
     Attributes:
-      features: channels of the output, not fewer than of the input.
-      inner: channels inside.
+      features: Channels of the output, not fewer than of the input.
+      inner: Channels inside.
       size: (h, w), in pixels.
-      grid: side in pixels of the largest map that C sees.
-      blocks: residual blocks in C.
+      grid: Side in pixels of the largest map that C sees.
+      blocks: Residual blocks in C.
     """
 
     features: int

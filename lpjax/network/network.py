@@ -23,14 +23,14 @@ class Network:
     """A network cut into K stages, with its AuxNet.
 
     Attributes:
-      chain: the network, uncut.
-      stages: the K stages; composed, they are the network, but for the standardisation at the interfaces.
-      aux_net: its K pieces; empty when K = 1.
-      aux_tails: the same as coarse tails run them, see `coarse_tails.as_tails`.
-      tied: positions in the last stage of the units that the AuxNet's last piece is made of, with their weights; ():
+      chain: The network, uncut.
+      stages: The K stages; composed, they are the network, but for the standardisation at the interfaces.
+      aux_net: Its K pieces; empty when K = 1.
+      aux_tails: The same as coarse tails run them, see `coarse_tails.as_tails`.
+      tied: Positions in the last stage of the units that the AuxNet's last piece is made of, with their weights; ():
         pieces have weights of their own.
-      params: how the stages' parameters are packed into rows.
-      stats: how their batch-norm statistics are.
+      params: How the stages' parameters are packed into rows.
+      stats: How their batch-norm statistics are.
     """
 
     chain: Chain
@@ -75,16 +75,16 @@ def build(units: Sequence[UnitLike], image_shape: Shape, config: Config, *, with
     """Cut a network into stages and derive its AuxNet.
 
     Args:
-      units: of the network.
-      image_shape: of an example, [H, W, C].
-      config: of the run; read are `num_stages`, `cuts`, `standardise`, `bfloat16`, `remat` and `aux`.
-      with_aux_net: whether to derive an AuxNet; otherwise it has no pieces.
+      units: Of the network.
+      image_shape: Of an example, [H, W, C].
+      config: Of the run; read are `num_stages`, `cuts`, `standardise`, `bfloat16`, `remat` and `aux`.
+      with_aux_net: Whether to derive an AuxNet; otherwise it has no pieces.
 
     Returns:
       The network.
 
     Raises:
-      BadInput: the units do not fit each other, the image or the number of stages, or the AuxNet does not fit them.
+      BadInput: The units do not fit each other, the image or the number of stages, or the AuxNet does not fit them.
     """
     dtype = "bfloat16" if config.bfloat16 else None
     whole = replace(make_chain(units, image_shape), dtype=dtype, remat=config.remat)
@@ -114,11 +114,11 @@ def composed(
     Every accuracy reported as the network's is that of these logits.
 
     Args:
-      network: the network.
-      params: one tree a stage.
-      stats: likewise.
-      x: images [b, H, W, C].
-      mode: training or not.
+      network: The network.
+      params: One tree a stage.
+      stats: Likewise.
+      x: Images [b, H, W, C].
+      mode: Training or not.
 
     Returns:
       Logits, and statistics.

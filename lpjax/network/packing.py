@@ -34,8 +34,8 @@ class Packing:
     """How the trees of K stages are laid out in rows.
 
     Attributes:
-      trees: the stages' trees of shapes.
-      lengths: of the vectors of each kind that occurs.
+      trees: The stages' trees of shapes.
+      lengths: Of the vectors of each kind that occurs.
     """
 
     trees: tuple[PyTree, ...]

@@ -22,7 +22,7 @@ def even_cuts(costs: Sequence[float], num_stages: int, extra: Sequence[float] | 
     Dynamic programming over prefixes: `best[k][n] = min over m < n of max(best[k-1][m], cost of m..n-1)`, O(K n^2).
 
     Args:
-      costs: of the units.
+      costs: Of the units.
       num_stages: K.
       extra: [K], what each stage costs besides its units, of either sign; None: nothing.
 
@@ -56,10 +56,10 @@ def split(
     """Cut a network into its K stages.
 
     Args:
-      network: the whole chain; its first unit is the stem, its last the head.
+      network: The whole chain; its first unit is the stem, its last the head.
       num_stages: K, from 1 to the number of units.
-      cuts: positions 0 < c_1 < ... < c_{K-1} < number of units where stages 1..K-1 start; None cuts evenly by FLOPs.
-      standardise: end every stage but the last with `STANDARDISE`.
+      cuts: Positions 0 < c_1 < ... < c_{K-1} < number of units where stages 1..K-1 start; None cuts evenly by FLOPs.
+      standardise: End every stage but the last with `STANDARDISE`.
 
     Returns:
       The stages.

@@ -35,11 +35,11 @@ class Mode(NamedTuple):
     """How a chain is applied.
 
     Attributes:
-      train: normalise by the batch's own statistics (and return them) instead of by the given ones.
-      axes: mesh axes that share the batch: batch statistics are averaged over them (`lax.pmean`, one collective a
+      train: Normalise by the batch's own statistics (and return them) instead of by the given ones.
+      axes: Mesh axes that share the batch: batch statistics are averaged over them (`lax.pmean`, one collective a
         layer).
-      keys: random keys [b], one an example; None where nothing is random (tests, the AuxNet).
-      position: of the unit in the network, set by `apply`; with `keys` it makes the unit's randomness the same wherever
+      keys: Random keys [b], one an example; None where nothing is random (tests, the AuxNet).
+      position: Of the unit in the network, set by `apply`; with `keys` it makes the unit's randomness the same wherever
         the unit and the example are computed.
     """
 
@@ -73,7 +73,7 @@ class Unit:
     """A unit made of two functions; units of the same name and functions are equal.
 
     Attributes:
-      name: as tables and error messages print it.
+      name: As tables and error messages print it.
       init: (key, in_shape) -> params, stats.
       apply: (params, stats, x, mode) -> y, stats.
     """
@@ -88,10 +88,10 @@ class Repeat:
     """Equal units in a row, which one `lax.scan` executes.
 
     Attributes:
-      unit: the unit.
-      first: position in the chain of the first one.
-      count: how many there are; more than one map `in_shape` to itself.
-      in_shape: of an example.
+      unit: The unit.
+      first: Position in the chain of the first one.
+      count: How many there are; more than one map `in_shape` to itself.
+      in_shape: Of an example.
     """
 
     unit: UnitLike
@@ -105,13 +105,13 @@ class Chain:
     """Units applied one after another.
 
     Attributes:
-      units: the units, in order.
-      shapes: per-example shapes, one more than units: `shapes[i]` enters unit i, `shapes[-1]` leaves the chain.
-      offset: position of the first unit in the whole network; parameters are keyed by position, so that cutting a
+      units: The units, in order.
+      shapes: Per-example shapes, one more than units: `shapes[i]` enters unit i, `shapes[-1]` leaves the chain.
+      offset: Position of the first unit in the whole network; parameters are keyed by position, so that cutting a
         network elsewhere does not change how it is initialised.
-      dtype: of the activations inside the chain, such as "bfloat16"; None: of its input.  Parameters, statistics and
+      dtype: Of the activations inside the chain, such as "bfloat16"; None: of its input.  Parameters, statistics and
         what enters and leaves the chain stay as they are.
-      remat: keep only the input of each unit for the backward pass and compute the unit again (`jax.checkpoint`).
+      remat: Keep only the input of each unit for the backward pass and compute the unit again (`jax.checkpoint`).
     """
 
     units: tuple[UnitLike, ...]
@@ -158,14 +158,14 @@ def make_chain(units: Sequence[UnitLike], in_shape: Shape) -> Chain:
     """Chain units for examples of one shape; further shapes are found by abstract evaluation, nothing is computed.
 
     Args:
-      units: the units, in order.
-      in_shape: of an example that enters the first one.
+      units: The units, in order.
+      in_shape: Of an example that enters the first one.
 
     Returns:
       The chain.
 
     Raises:
-      ValueError: a unit does not accept the shape before it; it is named.
+      ValueError: A unit does not accept the shape before it; it is named.
     """
     shapes = [tuple(in_shape)]
     for position, unit in enumerate(units):
@@ -192,8 +192,8 @@ def init(chain: Chain, key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyT
     """Draw a chain's parameters.
 
     Args:
-      chain: the chain.
-      key: unit i draws from `fold_in(key, chain.offset + i)`.
+      chain: The chain.
+      key: Unit i draws from `fold_in(key, chain.offset + i)`.
 
     Returns:
       Parameters and statistics: one tree a repeat, every leaf with a leading axis of length `repeat.count`.
@@ -218,8 +218,8 @@ def stack(chain: Chain, units: Sequence[PyTree], xp: Any = np) -> tuple[PyTree, 
     """The inverse of `unstack`.
 
     Args:
-      chain: the chain.
-      units: one tree a unit.
+      chain: The chain.
+      units: One tree a unit.
       xp: `jax.numpy` to compute with it; otherwise in host memory.
 
     Returns:
@@ -237,11 +237,11 @@ def apply(
     """Forward pass of a chain.
 
     Args:
-      chain: the chain.
-      params: as `init` returns them.
-      stats: likewise.
-      x: examples, [b, *in_shape].
-      mode: training or not; its `position` is set for each unit.
+      chain: The chain.
+      params: As `init` returns them.
+      stats: Likewise.
+      x: Examples, [b, *in_shape].
+      mode: Training or not; its `position` is set for each unit.
 
     Returns:
       The output [b, *out_shape], and the statistics (see the module's docstring).

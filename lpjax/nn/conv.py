@@ -10,9 +10,9 @@ def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c f"], stride: 
     """Convolve images with a kernel of odd size k, (k-1)/2 zeros padded on each side.
 
     Args:
-      x: images.
-      kernel: cast to the dtype of x.
-      stride: in pixels, on both axes.
+      x: Images.
+      kernel: Cast to the dtype of x.
+      stride: In pixels, on both axes.
 
     Returns:
       Maps of size ceil(size / stride).

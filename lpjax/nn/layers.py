@@ -34,8 +34,8 @@ def check_stride(in_shape: Shape, stride: int) -> None:
     """Refuse a map that is smaller than the stride it is to be taken at.
 
     Args:
-      in_shape: of the map, [H, W, C].
-      stride: in pixels.
+      in_shape: Of the map, [H, W, C].
+      stride: In pixels.
 
     Raises:
       BadInput: H or W is less than the stride.
@@ -67,7 +67,7 @@ def pooled(x: Float[Array, "b h w c"], size: Sequence[int]) -> Float[Array, "b h
     """Average over windows of ceil(H / h) x ceil(W / w) pixels that do not overlap.
 
     Args:
-      x: maps.
+      x: Maps.
       size: (h, w) of the output; an axis of x that is not longer stays as it is.  Windows at the right and lower edge
         may be smaller than the others.
 
@@ -75,7 +75,7 @@ def pooled(x: Float[Array, "b h w c"], size: Sequence[int]) -> Float[Array, "b h
       The means of the windows.
 
     Raises:
-      BadInput: no windows give this size.
+      BadInput: No windows give this size.
     """
     for axis, wanted in ((1, size[0]), (2, size[1])):
         length = x.shape[axis]
@@ -96,7 +96,7 @@ def spread(x: Float[Array, "b h2 w2 c"], size: Sequence[int]) -> Float[Array, "b
     """Repeat each pixel over its window: the inverse of `pooled` on maps that are constant in its windows.
 
     Args:
-      x: maps.
+      x: Maps.
       size: (H, W) of the output; an axis of x that is not shorter stays as it is.
 
     Returns:
@@ -113,10 +113,10 @@ def dropout(x: Float[Array, "b ..."], rate: float, mode: Mode, layer: int = 0) -
     """Set each value to 0 with probability `rate`, and divide the others by 1 - rate.
 
     Args:
-      x: activations.
-      rate: in [0, 1).
-      mode: without `train` or without `keys` nothing is random, and x is returned.
-      layer: number of the dropout in its unit.  The mask is drawn from (the example's key, the unit's position, layer).
+      x: Activations.
+      rate: In [0, 1).
+      mode: Without `train` or without `keys` nothing is random, and x is returned.
+      layer: Number of the dropout in its unit.  The mask is drawn from (the example's key, the unit's position, layer).
 
     Returns:
       As x.
@@ -204,8 +204,8 @@ def batch_norm(
     Args:
       params: "scale" and "bias".
       stats: "mean" and "var", which are used if this is not training.
-      x: activations.
-      mode: in training the batch's own statistics are used, averaged over `mode.axes` (one pmean).
+      x: Activations.
+      mode: In training the batch's own statistics are used, averaged over `mode.axes` (one pmean).
 
     Returns:
       The normalised activations, and the statistics used.

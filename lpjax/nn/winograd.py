@@ -82,9 +82,9 @@ def convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"], chu
     """The convolution with a pixel of zeros on each side.
 
     Args:
-      x: images.
-      kernel: of the dtype of x.
-      chunk: how many images to take at a time, a divisor of their number.
+      x: Images.
+      kernel: Of the dtype of x.
+      chunk: How many images to take at a time, a divisor of their number.
 
     Returns:
       Maps of the size of x.
@@ -109,9 +109,9 @@ def kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h w f"], chun
     """The gradient of `convolution` at its kernel:  G^T [sum of  (B^T d B)^T (A g A^T)] G.
 
     Args:
-      x: images.
-      g: cotangent of the output.
-      chunk: how many images to take at a time, a divisor of their number.
+      x: Images.
+      g: Cotangent of the output.
+      chunk: How many images to take at a time, a divisor of their number.
 
     Returns:
       The cotangent of the kernel.
