@@ -25,8 +25,8 @@ from lpjax.network.network import Network
 from lpjax.nn.chain import Mode, Shape, UnitLike
 from lpjax.nn.layers import BATCH_NORM_EPSILON
 
-Path = tuple[str, ...]
-Pair = tuple[Path, Path, Path]
+KeyPath = tuple[str, ...]
+Pair = tuple[KeyPath, KeyPath, KeyPath]
 """Where a kernel and a norm's {scale, bias} are in a unit's parameters, and its {mean, var} in the statistics."""
 
 TOLERANCE = 1e-4
@@ -36,23 +36,34 @@ TOLERANCE = 1e-4
 def fold(
     network: Network, params: tuple[PyTree, ...], stats: tuple[PyTree, ...]
 ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], int]:
-    """The parameters and statistics (one tree a stage) of the same function, and how many batch norms were folded.
+    """Fold every batch norm of a network that can be folded.
 
-    Arrays are numpy's; what is given is not changed.
+    Args:
+      network: whose units tell what can be folded.
+      params: one tree a stage; not changed.
+      stats: likewise.
+
+    Returns:
+      Parameters and statistics of the same function, as numpy arrays, and how many batch norms were folded.
     """
     params, stats = jax.tree.map(np.array, (params, stats))
     count = 0
     for stage, stage_params, stage_stats in zip(network.stages, params, stats, strict=True):
         for repeat, repeat_params, repeat_stats in zip(stage.repeats, stage_params, stage_stats, strict=True):
-            for pair in pairs(repeat.unit, repeat.in_shape):
+            for pair in foldable_pairs(repeat.unit, repeat.in_shape):
                 _fold(repeat_params, repeat_stats, pair)
                 count += repeat.count
     return params, stats, count
 
 
 @functools.cache
-def pairs(unit: UnitLike, in_shape: Shape) -> tuple[Pair, ...]:
-    """What can be folded in a unit."""
+def foldable_pairs(unit: UnitLike, in_shape: Shape) -> tuple[Pair, ...]:
+    """The convolutions of a unit and the batch norms after them, found by trying every pair.
+
+    Args:
+      unit: to search.
+      in_shape: [H, W, C] of its input.
+    """
     rng = np.random.default_rng(0)
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -92,7 +103,7 @@ def _candidates(params: PyTree, stats: PyTree) -> Iterator[Pair]:
                 yield kernel_path, path, moments_path
 
 
-def _nodes(tree: PyTree, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def _nodes(tree: PyTree, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
     if isinstance(tree, Mapping):
         yield path, tree
         for name, branch in tree.items():
@@ -100,7 +111,7 @@ def _nodes(tree: PyTree, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, A
 
 
 def _fold(params: PyTree, stats: PyTree, pair: Pair) -> None:
-    """Fold one pair in place; leaves may have a leading axis of a repeat's units."""
+    """Fold one pair in place; leaves may have a leading axis of a run's units."""
     kernel, norm, moments = (functools.reduce(lambda tree, name: tree[name], path, tree)
                              for path, tree in zip(pair, (params, params, stats), strict=True))  # fmt: skip
     factor = norm["scale"] / np.sqrt(moments["var"] + BATCH_NORM_EPSILON)
