@@ -25,7 +25,7 @@ def one_epoch(config, workdir, fields):
     values.update_from_flattened_dict(ONE_EPOCH | fields)
     console = Console(file=io.StringIO(), width=200)
     run = runs.prepare(from_config_dict(values.to_dict()))
-    summary.print_tables(console, run.network, run.config, run.mesh, run.spec.num_train)
+    summary.print_tables(console, run)
     workdir.mkdir(exist_ok=True)
     return loop.train(run, workdir, console), console.file.getvalue()
 

@@ -9,7 +9,6 @@ import pytest
 from helpers import assert_close, dataset, detach, on_host, plain_sgd, small_config, small_run, take_steps, trees
 from jax.sharding import PartitionSpec as P
 
-from lpjax import methods
 from lpjax.methods import METHODS, delayed, local
 from lpjax.network.network import composed
 from lpjax.nn import chain, losses
@@ -390,13 +389,10 @@ def test_what_is_under_way_goes_on_on_another_mesh(name, x64):
     assert_close(jax.device_get(other_figures), jax.device_get(figures))
 
 
-def test_every_method_has_its_file():
+def test_unset_a_mesh_is_of_the_devices_that_a_method_uses():
     for name, entry in METHODS.items():
-        file = methods.module(name)
-        assert callable(file.make_step)
         config = small_config(method=name)
         assert config.mesh_shape == ((1 if entry.devices == "one" else 4), 1)
-        assert hasattr(file, "carry_specs") == hasattr(file, "init_carry")
 
 
 @pytest.mark.parametrize(

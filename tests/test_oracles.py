@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_steps, trees
+from helpers import assert_close, dataset, detach, plain_sgd, small_config, small_run, take_steps, trees
 from jax.sharding import PartitionSpec as P
 
 from lpjax.config.schema.penalty import POLICIES
@@ -138,6 +138,7 @@ def test_sharded_aux_net_is_the_replicated_one():
 @pytest.mark.parametrize("beta", [0.0, 1.0, 7.0])
 def test_true_inputs_and_swept_multipliers_give_backprop(beta):
     run = small_run()
+    config = small_config(multiplier="per_example", data__crop=0, batch_size=len(input_and_labels(run)[0]))
     network, (x, labels) = run.network, input_and_labels(run)
     params, stats, *aux = trees(run)
 
@@ -161,9 +162,7 @@ def test_true_inputs_and_swept_multipliers_give_backprop(beta):
                 labels=labels,
                 aux=tuple(aux),
                 penalty_coef=beta,
-                policy="per_example",
-                tail=None,
-                batch_size=len(x),
+                config=config,
             )
             kappa = -done.adjoint
             grads.insert(0, done.grads)
@@ -274,8 +273,7 @@ def test_adjoint_matching_is_the_gradient_of_the_mismatch(stage, data):
         return [
             stage_pass(
                 network, k, params=params[k], stats=stats[k], lam=inputs[k], target=inputs[k + 1], multiplier=None,
-                labels=labels, aux=(omega, aux_stats), penalty_coef=0.1, policy="coarse_tail", tail=None,
-                batch_size=len(x),
+                labels=labels, aux=(omega, aux_stats), penalty_coef=0.1, config=run.config,
             ).adjoint
             for k in range(4)
         ]  # fmt: skip

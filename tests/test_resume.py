@@ -244,7 +244,7 @@ def test_names_do_not_depend_on_the_cut():
 
 def small_tree(**fields):
     run = small_run(mesh__stage=1, **fields)
-    return canonical.to_tree(canonical.fetch(run.create()), run.config, run.network, run.step_inputs.num_examples)
+    return resume._tree(run, run.create())
 
 
 def test_versions_that_changed_are_said(tmp_path, monkeypatch):

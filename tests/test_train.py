@@ -13,12 +13,11 @@ from rich.console import Console
 from test_stream import Memory, make_stream, slow, streamed
 
 from lpjax.config.schema.penalty import POLICIES
-from lpjax.cost import dry_run
+from lpjax.cost import dry_run, memory
 from lpjax.cost.memory import device_bytes
 from lpjax.data import SOURCES, stream
 from lpjax.nn.count import chain_size
 from lpjax.report import curves, drawings, record
-from lpjax.state import train_state
 from lpjax.training import log, loop, summary, writers
 from lpjax.training import run as runs
 from lpjax.training.evaluate import Evaluation
@@ -156,8 +155,9 @@ def test_non_finite_names_figure_stage_and_step(tmp_path):
     ],
 )
 def test_check_finite(name, value, where):
+    axes = {"fine": "stage", "stage_loss": "stage", "violation": "interface", "task_loss": ""}
     with pytest.raises(log.NonFiniteError, match=f"{name} ?{where}.* in step 7"):
-        log.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)})
+        log.check_finite(7, {"fine": np.zeros(3), name: np.asarray(value)}, axes)
 
 
 def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
 def test_tables_say_what_is_cut_where():
     run = small_run()
     console = quiet()
-    summary.print_tables(console, run.network, run.config, run.mesh, 1437)
+    summary.print_tables(console, run)
     text = console.file.getvalue()
     for expected in ("8x8x1", "block-8/2", "aux 3", "classifier-10", "of the network's forward cost", "padding of"):
         assert expected in text
@@ -191,11 +191,9 @@ def test_tables_say_what_is_cut_where():
 def test_a_per_example_tables_size_is_said_before_it_is_made():
     config = small_config(multiplier="per_example", data__crop=0)
     run = runs.prepare(config)
-    stated = train_state.multiplier_bytes(config, run.network, 1437)
-    assert stated == sum(table.nbytes for table in run.create().multiplier)
-    console = quiet()
-    summary.print_tables(console, run.network, config, run.mesh, 1437)
-    assert f"{stated / 1e6:.2f} MB stored" in console.file.getvalue()
+    stated = device_bytes(run.network, config, 1437)["multipliers"]
+    assert 4 * stated == sum(table.nbytes for table in run.create().multiplier)
+    assert f"multipliers {stated / 1e6:,.1f}" in memory.in_words(run.network, config, 1437)
 
 
 @pytest.mark.slow
@@ -204,8 +202,8 @@ def test_the_memory_estimate_is_about_what_the_compiler_says():
     for settings in ({}, {"method": "serial", "mesh__stage": 4}, {"remat": True, "multiplier": "adjoint"}):
         run = small_run(model={"depth": 20, "width": 16}, batch_size=256, dry_run=True, **settings)
         estimate = sum(device_bytes(run.network, run.config, run.spec.num_train).values())
-        memory = runs.lower(run).compile().memory_analysis()
-        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        compiled = runs.lower(run).compile().memory_analysis()
+        needed = compiled.argument_size_in_bytes + compiled.temp_size_in_bytes
         assert 0.4 * needed < estimate < 2.5 * needed, (settings, estimate, needed)
 
 

@@ -80,6 +80,8 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
     known = {name: value for name, value in values.items() if hasattr(Config, name) or name in Config.__annotations__}
     filled = dict(_flat(dataclasses.asdict(methods.filled_in(from_config_dict(known)))))
     saved = {name: filled.get(name) if value is None else value for name, value in saved.items()}
+    if saved["phases.methods"]:
+        del saved["method"]
     free = tuple(f"{name}." for name in FREE)
     return json.loads(json.dumps({n: value for n, value in saved.items() if not f"{n}.".startswith(free)}))
 
