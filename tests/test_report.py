@@ -231,6 +231,17 @@ def test_figures_that_were_not_recorded_are_said(tmp_path):
     assert "Nothing to draw" in page.render([bare])
 
 
+def test_other_metrics_are_a_section_where_a_run_has_some(tmp_path):
+    folder = finished(tmp_path / "run")
+    assert "<h2>Other metrics</h2>" not in page.render([read(folder)])
+    structure = json.loads((folder / "structure.json").read_text())
+    structure["phases"][0]["metrics"]["coarse_error"] = "stage"
+    write_json(folder, structure=structure)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(train_line(200, coarse_error=[0.1] * K)) + "\n")
+    assert "<h2>Other metrics</h2>" in page.render([read(folder)])
+
+
 def test_which_stage_learns(tmp_path):
     """The worst stage of each run where there are many lines; what a method does not record is said."""
     own = {"stage_accuracy": [0.9, 0.8, 0.7, 0.6], "coarse_error": [0.0, 0.4, 0.2, 0.0]}

@@ -154,7 +154,9 @@ def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int
                 hovertemplate=f"%{{hovertext}}<br>%{{x:,.4g}} {unit} from %{{base:,.4g}}<extra></extra>",
             )
         )
-    layout = charts.layout(150 + 40 * devices)
+    listed = 20 * len(drawn.kinds)  # pixels of a legend on a narrow screen, which has one entry a line
+    layout = charts.layout(150 + 40 * devices + listed // 2)
+    layout["legend"] |= {"maxheight": 20 + listed}
     layout["xaxis"] |= {"title": {"text": unit}, "rangemode": "tozero"}
     layout["yaxis"] |= {"autorange": "reversed", "categoryarray": [f"device {d}" for d in range(devices)]}
     text = (

@@ -39,7 +39,7 @@ def render(records: Sequence[Record]) -> str:
         "Configuration": _configuration(records),
         "Versions and devices": _versions(records),
     }
-    body = _runs(records) + "".join(f"<h2>{name}</h2>\n{content}\n" for name, content in sections.items())
+    body = _runs(records) + "".join(f"<h2>{name}</h2>\n{content}\n" for name, content in sections.items() if content)
     names = ", ".join(record.name for record in records)
     now = datetime.datetime.now(datetime.UTC)
     return _file("page.html").substitute(
@@ -85,7 +85,8 @@ def _theme(name: str) -> dict[str, Any]:
 
 
 def _charts(made: Iterable[Chart]) -> str:
-    return f'<div class="charts">\n{"".join(map(_chart, made))}</div>'
+    charts = "".join(map(_chart, made))
+    return f'<div class="charts">\n{charts}</div>' if charts else ""
 
 
 def _chart(chart: Chart) -> str:
