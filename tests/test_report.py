@@ -235,10 +235,10 @@ def test_other_metrics_are_a_section_where_a_run_has_some(tmp_path):
     folder = finished(tmp_path / "run")
     assert "<h2>Other metrics</h2>" not in page.render([read(folder)])
     structure = json.loads((folder / "structure.json").read_text())
-    structure["phases"][0]["metrics"]["coarse_error"] = "stage"
+    structure["phases"][0]["metrics"]["sign_agreement"] = "stage"
     write_json(folder, structure=structure)
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(train_line(200, coarse_error=[0.1] * K)) + "\n")
+        file.write(json.dumps(train_line(200, sign_agreement=[0.1] * K)) + "\n")
     assert "<h2>Other metrics</h2>" in page.render([read(folder)])
 
 
