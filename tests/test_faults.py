@@ -273,9 +273,9 @@ def test_full_disk(leave, uninterrupted, disk):
 
 
 def test_no_room_for_a_checkpoint(uninterrupted, tmp_path):
-    """As on a full disk, where none can be mounted: files end at 48 kB, longer than structure.json."""
+    """As on a full disk, where none can be mounted: files end at 32 kB, longer than structure.json."""
     folder = tmp_path / "run"
-    done = lpjax(folder, largest_file=49152)
+    done = lpjax(folder, largest_file=32768)
     assert done.returncode == 1, done.stderr
     said = complaint(done)
     assert f"{checkpoints(folder)}: the checkpoint of step 3 could not be written" in said

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lpjax import cli, errors
+from lpjax import cli, errors, methods
 from lpjax.config.load import from_config_dict
 from lpjax.errors import BadInput
 from lpjax.export import from_run, model_file
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         raise BadInput("dry_run=True: the batch-norm statistics are found on training data; leave it out")
     output = Path(_OUTPUT.value)
     model_file.check_free(output)
-    platform.provide_devices(math.prod(config.mesh_shape))
+    platform.provide_devices(math.prod(methods.resolve(config).mesh_shape))
     run = prepare(config)
     state, step, meta = resume.load(run, workdir, _STEP.value)
     accuracy = (meta.get("evaluation") or {}).get("test_accuracy")
