@@ -51,6 +51,8 @@ def _check_ranges(config: Config) -> None:
     )
     share = config.aux.share
     require(share is None or share > 0, f"aux.share={share}: expected > 0; leave it unset to choose aux.width yourself")
+    shrink = config.delayed.shrink
+    require(0 < shrink <= 1, f"delayed.shrink={shrink}: expected 0 < shrink <= 1; 1 is none")
     factor = config.recovery.factor
     require(0 < factor < 1, f"recovery.factor={factor}: expected 0 < factor < 1, to make the step size smaller")
     first, last = config.watch.profile_first, config.watch.profile_last

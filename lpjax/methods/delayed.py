@@ -42,10 +42,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from lpjax.config.check import require
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.data.source import Spec
 from lpjax.methods import moving
 from lpjax.methods.base import WIDTH, Age, Method, StepFunction, stage_values
 from lpjax.network.network import Network
@@ -233,11 +231,6 @@ class Delayed(Method):
     def settings(self, config: Config) -> dict[str, Any]:
         """The variant, which tells its runs apart."""
         return {"variant": config.delayed.variant}
-
-    def check(self, config: Config, data: Spec | None = None) -> None:
-        """Refuse a `delayed.shrink` outside (0, 1], with a BadInput."""
-        shrink = config.delayed.shrink
-        require(0 < shrink <= 1, f"delayed.shrink={shrink}: expected 0 < shrink <= 1; 1 is none")
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
         """The jitted step; its metrics are of the last stage's batch, 0 in FDG's first K-1 steps, where it has none."""
