@@ -14,6 +14,7 @@ from lpjax.config.schema import Config
 from lpjax.methods.layer_parallel import lagrangian
 from lpjax.network import aux_net
 from lpjax.network.network import Network
+from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
 from lpjax.nn.losses import Features, Interface, Multiplier
@@ -38,6 +39,30 @@ class StagePass(NamedTuple):
     grads: PyTree
     stats: PyTree
     adjoint: Features
+    aux_grads: PyTree
+
+
+class StageResult(NamedTuple):
+    """`StagePass` in shapes that are the same for all stages, so that `lax.switch` can return it.
+
+    Attributes:
+      loss: The stage's share of its mean local loss; for the last stage, of the task loss.
+      correct: Number of examples the last stage classifies rightly; 0 elsewhere.
+      violation: Sum over examples of psi(r_{k+1}); 0 for the last stage.
+      output: Sum over examples of psi(X_k); 0 for the last stage.
+      grads: Gradient with respect to the stage's parameters, packed.
+      stats: Its batch statistics, packed.
+      reply: P_k and X_k, packed for the owners of the examples.
+      aux_grads: Gradient of `loss` with respect to the AuxNet (policy coarse_tail; otherwise ()).
+    """
+
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    violation: Float[Array, ""]
+    output: Float[Array, ""]
+    grads: Row
+    stats: Row
+    reply: Float[Array, "b l"]
     aux_grads: PyTree
 
 

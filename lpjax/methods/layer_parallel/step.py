@@ -39,7 +39,7 @@ from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.methods import moving
 from lpjax.methods.layer_parallel import aux_step, lagrangian, multiplier
-from lpjax.methods.layer_parallel.stage import stage_pass
+from lpjax.methods.layer_parallel.stage import StageResult, stage_pass
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
@@ -81,25 +81,6 @@ class Owned(NamedTuple):
     x: Interface
     aux: aux_step.AuxPass
     multipliers: list[Multiplier] | None
-
-
-class StageResult(NamedTuple):
-    """`StagePass` in shapes equal for all stages, so that `lax.switch` can return it; other fields as there, packed.
-
-    Attributes:
-      violation: Sum over examples of psi(r_{k+1}); 0 for the last stage.
-      output: Sum over examples of psi(X_k); 0 for the last stage.
-      reply: P_k and X_k, packed for the owners of the examples.
-    """
-
-    loss: Float[Array, ""]
-    correct: Float[Array, ""]
-    violation: Float[Array, ""]
-    output: Float[Array, ""]
-    grads: Row
-    stats: Row
-    reply: Float[Array, "b l"]
-    aux_grads: PyTree
 
 
 @dataclass(frozen=True, eq=False)
