@@ -39,7 +39,7 @@ def residual_mlp(*, blocks, width, classes):
 
 def get_config():
     config = default_config()
-    config.model = {"function": "configs.digits_mlp:residual_mlp", "blocks": 10, "width": 64}
+    config.model = {"function": "lpjax.configs.digits_mlp:residual_mlp", "blocks": 10, "width": 64}
     config.aux.function = "own_units"
     config.method = "layer_parallel"
     config.data.crop = 0  # where a pixel is matters to an MLP

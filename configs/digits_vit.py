@@ -123,7 +123,7 @@ def vision_transformer(*, blocks, width, heads, patch, classes):
 def get_config():
     config = default_config()
     config.model = {
-        "function": "configs.digits_vit:vision_transformer",
+        "function": "lpjax.configs.digits_vit:vision_transformer",
         "blocks": 4,
         "width": 32,
         "heads": 4,

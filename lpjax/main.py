@@ -1,6 +1,9 @@
 """Train a network, test a run, or say what it would take.
 
     python -m lpjax.main --config=FILE [--config.field=value ...] [--workdir=DIR]
+    python -m lpjax.main --config=FILE --help
+
+FILE is a config file, or the name of one that comes with lpjax, such as digits; with --help its fields are listed.
 
 One process with all devices it sees; or several, each started by the same command with --distributed (SLURM, TPU,
 GKE, Open MPI) or with --coordinator=HOST:PORT --num_processes=N --process_id=I.
@@ -9,7 +12,7 @@ The same command goes on with a run that was interrupted, from the last good che
 tests that checkpoint instead.
 
 Exit codes: 0 done; 1 a fault of lpjax or of the system, such as a full disk; 2 bad configuration or data, or a workdir
-that holds another run; 3 a figure became non-finite; 4 another process was lost; 75 stopped by SIGTERM, and 130 by
+that holds another run; 3 a metric became non-finite; 4 another process was lost; 75 stopped by SIGTERM, and 130 by
 Ctrl-C: the state was saved.
 """
 

@@ -1,12 +1,19 @@
 """Errors become exit codes and a line on stderr, in one place for all commands."""
 
+import itertools
+from pathlib import Path
+
 import pytest
 
 from lpjax import cli, errors
+from lpjax.config import describe
+from lpjax.config.load import default_config
 from lpjax.training.checkpoint import CheckpointError
 from lpjax.training.log import NonFiniteError
 from lpjax.training.loop import StoppedError
 from lpjax.training.workdir import WorkdirError
+
+ROOT = Path(__file__).parent.parent
 
 
 def ended(capsys, error, interrupted="interrupted"):
@@ -79,3 +86,45 @@ def test_other_errors_stay_what_they_are(error):
     with pytest.raises(type(error)) as raised, errors.bad_input():
         raise error
     assert raised.value is error
+
+
+def test_a_name_is_a_config_that_comes_with_lpjax():
+    assert Path(cli.config_path("digits")).samefile(ROOT / "configs/digits.py")
+    assert cli.config_path("digits:argument") == f"{cli.config_path('digits')}:argument"
+    for path in ("configs/digits.py", "digits.py", "./digits", "/a/b.py:argument"):
+        assert cli.config_path(path) == path
+    with pytest.raises(errors.BadInput, match=r"--config=digit: .*did you mean digits?"):
+        cli.config_path("digit")
+    with pytest.raises(errors.BadInput, match=r"expected a path, or one of .*, digits, .*imagenet_resnet50"):
+        cli.config_path("nothing_like_it")
+
+
+def test_every_field_is_described():
+    """By the docstring of its section, or of the network's function; --help shows nothing without words."""
+    fields = default_config().to_dict() | {"model": {"function": "resnet", "depth": 8, "width": 4}}
+    lines = describe.fields_in_words(fields).splitlines()
+    names = [line.partition("=")[0].strip() for line in lines if line.startswith("  --config.")]
+    assert len(names) == len(set(names)) > 80
+    assert {"--config.method", "--config.model.width", "--config.aux_optimizer.learning_rate"} <= set(names)
+    assert not [line for line in lines if not line.strip()]
+    assert all(after.startswith("      ") for line, after in itertools.pairwise(lines) if line.startswith("  --"))
+    own = {"model": {"function": "lpjax.configs.digits_mlp:residual_mlp", "blocks": 3, "width": 8}}
+    assert "--config.model.blocks=3  (int)\n      An argument of lpjax.configs.digits_mlp:residual_mlp." in (
+        describe.fields_in_words(own)
+    )
+
+
+def test_entries_of_a_docstring():
+    doc = """Do it.
+
+    Args:
+      first: One
+        and a half.
+      second: Two: both.
+
+    Returns:
+      third: Not an argument.
+    """
+    assert describe.entries(doc, "Args") == {"first": "One and a half.", "second": "Two: both."}
+    assert describe.entries(doc, "Attributes") == {}
+    assert describe.entries(None, "Args") == {}

@@ -20,7 +20,7 @@ from lpjax.nn.count import chain_size
 from lpjax.training import run as runs
 from lpjax.training import summary
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
 
 def load(path):

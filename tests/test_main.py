@@ -122,3 +122,24 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
     assert result["steps"] in (steps[-1], steps[-1] + 1)
+
+
+def test_help(tmp_path):
+    """From any folder: the command and what comes with lpjax; with a config its fields, their values and words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lpjax.main", "--help"],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--[no]restart: Move what is in the workdir aside" in done.stdout
+    for path in ROOT.glob("configs/[!_]*.py"):
+        assert f"\n  {path.stem}: " in done.stdout
+    done = lpjax("--config.aux.grid=7", "--help", config="digits", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert "  --config.aux.grid=7  (int | None)\n      Side of the maps" in done.stdout
+    assert "  --config.model.depth=26  (int)\n      Layers, 6n+2.\n" in done.stdout
+    assert "  --config.start.workdir=unset  (str | None)\n" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -30,7 +30,7 @@ def test_the_readmes_network_is_the_configs_and_short():
 
 def test_a_network_defined_outside_the_repository(tmp_path):
     """The config file of the README, in a folder of its own and run from there."""
-    text = (ROOT / "configs/digits_mlp.py").read_text().replace("configs.digits_mlp:", "mine:")
+    text = (ROOT / "configs/digits_mlp.py").read_text().replace("lpjax.configs.digits_mlp:", "mine:")
     (tmp_path / "mine.py").write_text(text)
     done = lpjax("--config.num_steps=2", "--workdir=out", config="mine.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,12 @@ PROVIDED: dict[str, dict[str, str]] = {
 """What comes with lpjax, by field: its names, and where each function is."""
 
 _DOTTED = {place: name for names in PROVIDED.values() for name, place in names.items()}
-_DOTTED |= {f"lpjax.aux_net:{name}": name for name in PROVIDED["aux.function"]}  # checkpoints of older runs have these
+# checkpoints of older runs have these
+_DOTTED |= {f"lpjax.aux_net:{name}": name for name in PROVIDED["aux.function"]}
+_DOTTED |= {
+    f"configs.{place}": f"lpjax.configs.{place}"
+    for place in ("digits_mlp:residual_mlp", "digits_vit:vision_transformer")
+}
 
 
 def canonical_name(text: str) -> str:

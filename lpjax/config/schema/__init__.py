@@ -33,7 +33,7 @@ class Config:
 
     Attributes:
       method: How the network is trained, one of `lpjax.methods.METHODS`; see also `phases`.
-      num_stages: K.
+      num_stages: K, how many stages the network is cut into.
       cuts: Positions in the chain where stages 1..K-1 start.  Unset: even by cost.
       standardise: Parameter-free standardisation at the interfaces, a part of the network.  Unset: where the method, or
         one of `phases`, needs it, because its AuxNet generates the stages' inputs.
@@ -55,9 +55,9 @@ class Config:
       exchange: What layer_parallel sends.
       optimizer: Of the stages.
       aux_optimizer: Of the AuxNet, and of local classifiers.
-      pipeline: Settings of the method.
-      delayed: Settings of the method.
-      local: Settings of the method.
+      pipeline: Settings of the method pipeline.
+      delayed: Settings of the method delayed.
+      local: Settings of the method local.
       phases: Methods one after another.
       eval: Tests.
       checkpoint: Checkpoints.

@@ -1,0 +1,1 @@
+"""Configurations that come with lpjax: `--config=digits` trains `digits.py`."""
