@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from lpjax import cli
 from lpjax.config.load import default_config
 from lpjax.methods import configure
 
@@ -71,7 +72,7 @@ def commands_in(text):
     for block in re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             for found in re.findall(r"python -m ([^#&]*)", line):
-                yield shlex.split(found.rstrip("' "))
+                yield shlex.split(found + "'" * (found.count("'") % 2))  # one that is quoted itself
     for found in re.findall(r"`python -m ([^`]+)`", text):
         yield shlex.split(found)
 
@@ -79,8 +80,7 @@ def commands_in(text):
 def configured(words):
     """The configuration that a command's words make; raises where a field is missing or cannot have its value."""
     given = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--config"))
-    path = given.pop("config")
-    config = runpy.run_path(str(ROOT / path))["get_config"]() if "/" in path else default_config()
+    config = runpy.run_path(str(ROOT / cli.config_path(given.pop("config"))))["get_config"]()
     for name, value in given.items():
         with contextlib.suppress(SyntaxError, ValueError):
             value = ast.literal_eval(value)
@@ -119,7 +119,7 @@ def parse(module, words, monkeypatch):
 def test_commands_could_be_given(monkeypatch):
     for page in PAGES:
         for module, *words in commands_in(page.read_text()):
-            if module not in ("venv", "pytest") and not {"NAME", "--config=FILE", "--config=mine.py"} & set(words):
+            if words and module.startswith("lpjax") and not {"--config=FILE", "--config=mine.py"} & set(words):
                 parse(module, words, monkeypatch)
 
 
@@ -149,7 +149,7 @@ def missing(page, text):
     names = re.findall(r"`(lpjax(?:\.\w+)+)`", text)
     config = default_config()
     for section, field in re.findall(r"`(?:--config\.)?([a-z_]+)\.([a-z_]+)(?:=[^`]*)?`", text):
-        if section in config and section != "model" and field != "py" and field not in config[section]:
+        if section in config and section != "model" and field not in ("json", "py") and field not in config[section]:
             names.append(f"lpjax.{section}.{field}")
     for name in names:
         try:

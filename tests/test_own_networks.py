@@ -1,13 +1,9 @@
 """A user's own networks, from the config file that defines them, trained as a person would."""
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 from test_main import ROOT, lpjax
-
-README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -21,15 +17,8 @@ def test_trains_layer_parallel_on_digits(name, stages, epochs, least, tmp_path):
     assert max(result["relative_violation"]) < 0.3
 
 
-def test_the_readmes_network_is_the_configs_and_short():
-    (shown,) = re.findall(r"<!-- own -->\n```python\n(.*?)```\n<!-- end -->", README, re.DOTALL)
-    _, _, code = Path(ROOT / "configs/digits_mlp.py").read_text().split('"""', 2)
-    assert shown.strip() == code.strip()
-    assert len(shown.splitlines()) <= 40
-
-
 def test_a_network_defined_outside_the_repository(tmp_path):
-    """The config file of the README, in a folder of its own and run from there."""
+    """The config file of the residual MLP, in a folder of its own and run from there."""
     text = (ROOT / "configs/digits_mlp.py").read_text().replace("lpjax.configs.digits_mlp:", "mine:")
     (tmp_path / "mine.py").write_text(text)
     done = lpjax("--config.num_steps=2", "--workdir=out", config="mine.py", cwd=tmp_path)
