@@ -88,6 +88,9 @@ def configured(words):
     return configure(config.to_dict())
 
 
+PARSE_ARGS = argparse.ArgumentParser.parse_args
+
+
 class Parsed(Exception):  # noqa: N818
     """A command line was parsed."""
 
@@ -95,15 +98,14 @@ class Parsed(Exception):  # noqa: N818
 def parse(module, words, monkeypatch):
     """As the command would, without running it."""
     if module not in ("lpjax.main", "lpjax.balance", "lpjax.export"):
-        real = argparse.ArgumentParser.parse_args
 
         def parse_args(self, args=None, namespace=None):
-            raise Parsed(real(self, args, namespace))
+            raise Parsed(PARSE_ARGS(self, args, namespace))
 
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         place = module if module.count(".") > 1 or module == "lpjax.predict" else f"{module}.__main__"
         with pytest.raises(Parsed):
-            importlib.import_module(place).main([module, *words])
+            importlib.import_module(place).main([module, *words] if module == "lpjax.data.prepare" else words)
         return
     importlib.import_module("lpjax.export.__main__" if module == "lpjax.export" else module)
     for word in words:
