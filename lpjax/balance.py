@@ -16,6 +16,7 @@ from dataclasses import replace
 from absl import flags
 
 from lpjax import cli, errors, methods
+from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
 from lpjax.cost import balance
 from lpjax.parallel import platform
@@ -34,7 +35,7 @@ _ROUNDS = flags.DEFINE_integer(
 @errors.bad_input()
 def main(argv: list[str]) -> int:
     """Measure the units, print the cuts; returns the exit code, see the module's docstring."""
-    fields, folder = cli.parse(argv)
+    fields, folder = command_line.parse(argv)
     config = methods.resolve(replace(from_config_dict(fields), dry_run=True))
     platform.provide_devices(math.prod(config.mesh_shape))
     spec = runs.prepare(config).spec

@@ -21,6 +21,7 @@ import sys
 from absl import flags
 
 from lpjax import cli, errors, methods
+from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
 from lpjax.cost import dry_run, memory
 from lpjax.parallel import platform, processes
@@ -43,7 +44,7 @@ _HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 30, "A process that is si
 def main(argv: list[str]) -> int:
     """Train, test or dry-run as the command line says; returns the exit code, see the module's docstring."""
     with errors.bad_input():
-        fields, folder = cli.parse(argv)
+        fields, folder = command_line.parse(argv)
         config = from_config_dict(fields)
         count = processes.initialize(
             detect=_DISTRIBUTED.value,

@@ -1,19 +1,17 @@
 """Errors become exit codes and a line on stderr, in one place for all commands."""
 
-import itertools
-from pathlib import Path
+import subprocess
+import sys
+import tempfile
 
 import pytest
 
 from lpjax import cli, errors
-from lpjax.config import describe
-from lpjax.config.load import default_config
 from lpjax.training.checkpoint import CheckpointError
 from lpjax.training.log import NonFiniteError
 from lpjax.training.loop import StoppedError
 from lpjax.training.workdir import WorkdirError
-
-ROOT = Path(__file__).parent.parent
+from lpjax.version import __version__
 
 
 def ended(capsys, error, interrupted="interrupted"):
@@ -60,10 +58,57 @@ def test_ctrl_c(capsys):
     assert ended(capsys, KeyboardInterrupt(), said) == (130, f"lpjax: {said}\n")
 
 
-def test_a_fault_of_the_program_is_a_traceback(capsys):
-    for fault in (ValueError("a fault"), KeyError("a fault"), AssertionError()):
-        with pytest.raises(type(fault)):
-            ended(capsys, fault)
+def test_a_fault_of_the_program(capsys, tmp_path, monkeypatch):
+    """One line, which names a file with the traceback; with --debug the traceback is on stderr."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    @cli.command()
+    def main(argv):
+        assert argv == ["one"]
+        raise KeyError("a fault")
+
+    assert main(["one"]) == 1
+    line = capsys.readouterr().err
+    (log,) = tmp_path.iterdir()
+    assert line.startswith("lpjax: KeyError: 'a fault': ")
+    assert str(log) in line
+    assert "Traceback" not in line
+    text = log.read_text()
+    assert text.startswith("Traceback")
+    assert "KeyError: 'a fault'" in text
+    assert __version__ in text
+    assert main(["one", "--debug"]) == 1
+    assert capsys.readouterr().err.startswith("Traceback")
+    assert list(tmp_path.iterdir()) == [log]
+
+
+READER_GONE = """
+import sys
+from lpjax import cli
+
+@cli.command()
+def main(argv):
+    for i in range(100_000):
+        {print}(i)
+    sys.stderr.write("went on")
+    return 3
+
+sys.exit(main([]))
+"""
+
+
+@pytest.mark.parametrize("function, code, err", [("print", 0, ""), ("cli.console().print", 3, "went on")])
+def test_the_reader_of_the_output_ends(function, code, err):
+    """What prints its results ends quietly; what prints on a console, as a run does, goes on."""
+    program = READER_GONE.replace("{print}", function)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.stderr.read() == err
+    assert process.wait() == code
+    process.stderr.close()
 
 
 def test_messages_are_printed_as_they_are(capsys):
@@ -86,45 +131,3 @@ def test_other_errors_stay_what_they_are(error):
     with pytest.raises(type(error)) as raised, errors.bad_input():
         raise error
     assert raised.value is error
-
-
-def test_a_name_is_a_config_that_comes_with_lpjax():
-    assert Path(cli.config_path("digits")).samefile(ROOT / "configs/digits.py")
-    assert cli.config_path("digits:argument") == f"{cli.config_path('digits')}:argument"
-    for path in ("configs/digits.py", "digits.py", "./digits", "/a/b.py:argument"):
-        assert cli.config_path(path) == path
-    with pytest.raises(errors.BadInput, match=r"--config=digit: .*did you mean digits?"):
-        cli.config_path("digit")
-    with pytest.raises(errors.BadInput, match=r"expected a path, or one of .*, digits, .*imagenet_resnet50"):
-        cli.config_path("nothing_like_it")
-
-
-def test_every_field_is_described():
-    """By the docstring of its section, or of the network's function; --help shows nothing without words."""
-    fields = default_config().to_dict() | {"model": {"function": "resnet", "depth": 8, "width": 4}}
-    lines = describe.fields_in_words(fields).splitlines()
-    names = [line.partition("=")[0].strip() for line in lines if line.startswith("  --config.")]
-    assert len(names) == len(set(names)) > 80
-    assert {"--config.method", "--config.model.width", "--config.aux_optimizer.learning_rate"} <= set(names)
-    assert not [line for line in lines if not line.strip()]
-    assert all(after.startswith("      ") for line, after in itertools.pairwise(lines) if line.startswith("  --"))
-    own = {"model": {"function": "lpjax.configs.digits_mlp:residual_mlp", "blocks": 3, "width": 8}}
-    assert "--config.model.blocks=3  (int)\n      An argument of lpjax.configs.digits_mlp:residual_mlp." in (
-        describe.fields_in_words(own)
-    )
-
-
-def test_entries_of_a_docstring():
-    doc = """Do it.
-
-    Args:
-      first: One
-        and a half.
-      second: Two: both.
-
-    Returns:
-      third: Not an argument.
-    """
-    assert describe.entries(doc, "Args") == {"first": "One and a half.", "second": "Two: both."}
-    assert describe.entries(doc, "Attributes") == {}
-    assert describe.entries(None, "Args") == {}

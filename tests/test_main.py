@@ -142,4 +142,8 @@ def test_help(tmp_path):
     assert "  --config.aux.grid=7  (int | None)\n      Side of the maps" in done.stdout
     assert "  --config.model.depth=26  (int)\n      Layers, 6n+2.\n" in done.stdout
     assert "  --config.start.workdir=unset  (str | None)\n" in done.stdout
+    fields = ("aux.grid=None", "num_steps=1e2", "cuts=2", "cuts=4", "optimizer.learning_rate=1e-2")
+    done = lpjax(*(f"--config.{field}" for field in fields), "--help", config="cifar10_resnet56")
+    for field in ("aux.grid=unset", "num_steps=100", "cuts=(2, 4)", "optimizer.learning_rate=0.01"):
+        assert f"  --config.{field}  (" in done.stdout, field
     assert not list(tmp_path.iterdir())

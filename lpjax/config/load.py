@@ -63,6 +63,35 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
     return _build(Config, dict(values), "")
 
 
+def hint_of(name: str) -> Any:
+    """Give the type of a field.
+
+    Args:
+      name: The field, after its sections: "data.crop".
+
+    Returns:
+      Its type, as the dataclass has it; None for an argument of the network's function, such as "model.depth".
+
+    Raises:
+      BadInput: There is no such field.
+    """
+    hint, prefix = Config, ""
+    for part in name.split("."):
+        if hint is ModelConfig and part != "function":
+            return None
+        hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
+        _check_field(part, hints, prefix)
+        hint, prefix = hints[part], f"{prefix}{part}."
+    return hint
+
+
+def _check_field(name: str, hints: Mapping[str, Any], prefix: str) -> None:
+    if name not in hints:
+        close = difflib.get_close_matches(name, hints, n=1)
+        known = f"known here: {', '.join(hints)}" if hints else f"{prefix.rstrip('.')} is not a section"
+        raise BadInput(f"{prefix}{name}: no such field; " + (f"did you mean {prefix}{close[0]}?" if close else known))
+
+
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
     """Make a section of its fields; `prefix` is what their names begin with in messages.
 
@@ -74,10 +103,7 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         return ModelConfig(function, {name: _plain(value) for name, value in values.items()})
     hints = typing.get_type_hints(cls)
     for name in values:
-        if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
-            raise BadInput(f"{prefix}{name}: no such field; {hint}")
+        _check_field(name, hints, prefix)
     out = {}
     for name, value in values.items():
         hint = hints[name]

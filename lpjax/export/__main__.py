@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from lpjax import cli, errors, methods
+from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
 from lpjax.errors import BadInput
 from lpjax.export import from_run, model_file
@@ -32,7 +33,7 @@ _FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch norms into the c
 @errors.bad_input()
 def main(argv: list[str]) -> int:
     """Export the newest good checkpoint of a workdir, or the one asked for; returns the exit code."""
-    fields, workdir = cli.parse(argv)
+    fields, workdir = command_line.parse(argv)
     config = from_config_dict(fields)
     if _OUTPUT.value is None:
         raise BadInput("--output is missing: expected a folder for the model, e.g. --output=model")
