@@ -1,0 +1,1 @@
+"""One way to make a figure: `python -m experiments NAME`."""

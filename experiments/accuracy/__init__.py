@@ -1,0 +1,1 @@
+"""Test accuracy of methods on one network and data set, seeds and all."""

@@ -1,0 +1,1 @@
+"""Properties that every release must have: the same numbers on every mesh, and after every interruption."""

@@ -1,0 +1,42 @@
+"""One style for all pictures: SVG whose text is text, the same bytes from the same data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STYLE: dict[Any, Any] = {"svg.hashsalt": "lpjax", "svg.fonttype": "none", "font.size": 9, "hatch.linewidth": 0.6}
+
+MARKERS = "osD^vPX*<>"
+
+BLUE, ORANGE, GREEN, GRAY = "#56B4E9", "#E69F00", "#8FD6BD", "#555555"
+"""Okabe and Ito's colours (the third one lighter), which colour-blind people can tell apart."""
+
+
+@contextmanager
+def figure(path: Path, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure and its axes, row by row, which are written to a file at the end.
+
+    Args:
+      path: The file.
+      rows: Of axes.
+      columns: Of axes.
+      **options: Of `matplotlib.pyplot.subplots`.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context(STYLE):
+        made, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **options)
+        yield made, list(axes.flat)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.savefig(path, metadata={"Date": None})
+        plt.close(made)
+
+
+def look(number: int) -> dict[str, Any]:
+    """Color, marker and dashes of the so-many-th line: told apart without its color, too."""
+    dashes = ("-", "--", ":", "-.")[number % 4]
+    return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "linestyle": dashes}

@@ -1,0 +1,165 @@
+"""The rows of all experiments: a method, and what is changed of it, such as "coarse_adjoint, tied, 18 epochs".
+
+A row sets fields of the configuration, on top of a config file.  After the method come changes, each a name of
+`CHANGES`, one of the patterns below, or field=value:
+
+    N blocks               blocks of each piece of the AuxNet
+    tail N                 pieces of each coarse tail
+    N sweeps               parareal sweeps over the stages' inputs
+    N epochs               of the run
+    METHOD from epoch N    a second phase by another method
+"""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lpjax.config.schema import Config
+from lpjax.data import SOURCES
+from lpjax.errors import BadInput
+from lpjax.methods import METHODS, configure
+
+Fields = dict[str, Any]
+
+HALF, QUARTER = "half", "quarter"
+"""Values of `aux.grid` that `load` turns into numbers: the config file's grid, else half of the images' side, and half of
+that."""
+
+ROWS: dict[str, Fields] = {
+    "ddg": {"method": "delayed", "delayed.variant": "ddg"},
+    "fdg": {"method": "delayed", "delayed.variant": "fdg"},
+    "coarse_adjoint": {"method": "coarse_adjoint", "aux.grid": HALF},
+    "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.grid": None},
+    "penalty": {"method": "layer_parallel", "multiplier": "none", "aux.grid": None},
+    "adjoint": {"method": "layer_parallel", "multiplier": "adjoint", "aux.grid": None},
+}
+"""Methods with settings; any other method of lpjax is a row by its own name."""
+
+CHANGES: dict[str, tuple[Fields, str]] = {
+    "no block": ({"aux.blocks_per_stage": 0}, "pieces of one convolution"),
+    "half width": ({"aux.width": 0.5}, "half as many channels in the AuxNet"),
+    "quarter grid": ({"aux.grid": QUARTER}, "tails on a quarter of the images' side"),
+    "own maps": ({"aux.grid": None}, "tails on the stages' maps"),
+    "tied": ({"aux.tied": True}, "tails end in units of the last stage"),
+    "no fit": ({"penalty.aux": 0.0}, "pieces are not fitted to the stages"),
+    "no task loss": ({"aux.task_weight": 0.0}, "the AuxNet has no loss of its own"),
+    "standardised": ({"standardise": True}, "features standardised at the cuts"),
+    "stale": ({"exchange.stale": True}, "an exchange that is a step old"),
+    "bfloat16 exchange": ({"exchange.bfloat16": True}, "half as many bytes exchanged"),
+}
+"""Fields, and what they mean."""
+
+
+def _change(text: str, row: Fields) -> Fields:
+    """Fields of one change of a row."""
+    if text in CHANGES:
+        return CHANGES[text][0]
+    for pattern, name in (
+        (r"(\d+) blocks", "aux.blocks_per_stage"),
+        (r"tail (\d+)", "aux.tail"),
+        (r"(\d+) sweeps", "penalty.sweeps"),
+        (r"(\d+) epochs", "num_epochs"),
+    ):
+        if found := re.fullmatch(pattern, text):
+            return {name: int(found[1])}
+    if (found := re.fullmatch(r"(\w+) from epoch ([\d.]+)", text)) and found[1] in METHODS:
+        return {"phases.methods": (row["method"], found[1]), "phases.epochs": (float(found[2]),)}
+    if "=" in text:
+        return parsed([f"--config.{text}"])
+    raise BadInput(
+        f"row change {text!r}: expected of {', '.join(CHANGES)}, N blocks, tail N, N sweeps, N epochs, "
+        f"METHOD from epoch N, or field=value"
+    )
+
+
+def fields_of(row: str) -> Fields:
+    """Fields of a row, `aux.grid` in words where it depends on the images.
+
+    Raises:
+      BadInput: There is no such method or change.
+    """
+    name, *changes = re.split(r", (?![^(]*\))", row)
+    if name not in ROWS and name not in METHODS:
+        raise BadInput(f"row {row!r}: expected one of {', '.join(dict.fromkeys([*METHODS, *ROWS]))}, and changes")
+    fields = dict(ROWS.get(name, {"method": name}))
+    for change in changes:
+        fields |= _change(change, fields)
+    return fields
+
+
+def meaning(row: str) -> str:
+    """What the changes of a row are, for a table."""
+    return ", ".join(CHANGES[change][1] if change in CHANGES else change for change in row.split(", ")[1:])
+
+
+def parsed(extra: list[str]) -> Fields:
+    """Fields from arguments --config.field=value.
+
+    Raises:
+      BadInput: for any other argument.
+    """
+    fields = {}
+    for argument in extra:
+        name, equals, text = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config.") or not equals:
+            raise BadInput(f"{argument}: expected --config.field=value; --help lists the options")
+        try:
+            fields[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            fields[name] = text
+    return fields
+
+
+def load(path: Path | str, fields: Mapping[str, Any]) -> Config:
+    """The configuration of a config file with some fields set, filled in and checked.
+
+    Lists, as JSON has them, are tuples; `aux.grid` may be `HALF` or `QUARTER`.
+
+    Raises:
+      BadInput: There is no such file or field, or a value is bad.
+    """
+    path = Path(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise BadInput(f"--config={path}: expected a config file, e.g. configs/digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    values = module.get_config()
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    share = own.pop("aux.grid") if own.get("aux.grid") in (HALF, QUARTER) else None
+    try:
+        values.update_from_flattened_dict(own)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise BadInput(f"{path}: {error}") from error
+    if share:
+        half = values.aux.grid or _side(configure(values.to_dict())) // 2
+        values.aux.grid = half if share == HALF else half // 2
+    return configure(values.to_dict())
+
+
+def _side(config: Config) -> int:
+    """Side of the training images, up to a power of two."""
+    published = SOURCES[config.data.name].published
+    if published is None:
+        raise BadInput(f"data.name={config.data.name}: its images have no known size; set aux.grid")
+    side = published(config.data).image_shape[0] // config.data.shrink
+    return 1 << (side - 1).bit_length()
+
+
+def in_numbers(path: Path | str, fields: Mapping[str, Any]) -> Fields:
+    """The fields as the command line of lpjax can be told them: `aux.grid` as a number, none that is None.
+
+    Raises:
+      BadInput: A field is unset that the config file sets, which the command line cannot do.
+    """
+    config = load(path, fields)
+    told = {name: value for name, value in fields.items() if value is not None}
+    if told.get("aux.grid") in (HALF, QUARTER):
+        told["aux.grid"] = config.aux.grid
+    if load(path, told) != config:
+        unset = ", ".join(name for name, value in fields.items() if value is None)
+        raise BadInput(f"{path}: sets {unset}, which the row leaves unset: choose rows with it, or another file")
+    return told

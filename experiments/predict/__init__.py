@@ -1,0 +1,1 @@
+"""Steps on machines one does not have, by the cost model."""

@@ -1,0 +1,16 @@
+"""The experiments that measure or predict something; `docs` shows their files."""
+
+from experiments.accuracy import accuracy, compare, search
+from experiments.checks import kill_loop, mesh_agreement
+from experiments.predict import scale, scale_check, tradeoff
+from experiments.speed import compile_time, feed_rate, memory, references, speedup
+
+MEASURED = tuple(
+    module.EXPERIMENT
+    for module in (
+        *(accuracy, search, compare),
+        *(speedup, references, memory, compile_time, feed_rate),
+        *(scale, scale_check, tradeoff),
+        *(kill_loop, mesh_agreement),
+    )
+)

@@ -1,0 +1,1 @@
+"""Seconds, memory and rates that are measured on this machine."""

@@ -1,0 +1,153 @@
+"""The parts of a step as programs of their own, on what one device has of them: what `speedup` times.
+
+Each part is the library's own code under `shard_map` on a mesh of one device, so a collective in it costs nothing; what
+collectives cost is measured apart (`link`).  K stages on S devices along 'stage', D along 'data': augmentation, AuxNet
+and packing have B / (S D) examples, a stage has B / D.
+"""
+
+import statistics
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+from experiments.speed.prediction import schedule_of
+from lpjax.config.schema import MeshConfig
+from lpjax.cost.stage_programs import Program, StagePrograms, random_batch
+from lpjax.cost.timing import stopwatch
+from lpjax.data.batch import Batch
+from lpjax.methods.layer_parallel import aux_step, multiplier, step
+from lpjax.parallel import mesh as meshes
+from lpjax.state import optim
+from lpjax.state.step_inputs import example_keys
+from lpjax.training.run import Run
+
+
+class Parts(StagePrograms):
+    """Programs of a run's step on one device.
+
+    Attributes:
+      S: Devices along 'stage', whatever the run's own mesh has.
+      D: Devices along 'data'.
+    """
+
+    def __init__(self, run: Run, device: jax.Device, num_devices: int = 1) -> None:
+        super().__init__(run, device)
+        self.S, self.D = num_devices, run.config.mesh.data
+
+    def schedule(self) -> dict[str, Any]:
+        """Of a step on that mesh, see `prediction.schedule_of`."""
+        return schedule_of(self.run.network, replace(self.run.config, mesh=MeshConfig(self.S, self.D)))
+
+    def augment(self, size: int) -> tuple[Program, Batch]:
+        """Images of a batch of `size` made the network's input, and the batch."""
+        batch, state = random_batch(self.run, size, self.mesh), self.state
+
+        def part(batch: Batch) -> Array:
+            return self.run.step_inputs.network_input(batch, example_keys(state.key, state.step, batch.index))
+
+        return self.program(part, batch), batch
+
+    def optimizer(self, slots: int) -> Program:
+        """The update of the first `slots` stages."""
+        params, opt = jax.tree.map(lambda row: row[:slots], (self.state.stage_params, self.state.stage_opt))
+
+        def part(params: PyTree, opt: PyTree) -> PyTree:
+            return optim.update_rows(self.run.step_inputs.optimizer, params, opt, params)
+
+        return self.program(part, params, opt)
+
+    def aux_net(self, size: int) -> dict[str, Program]:
+        """Of `size` examples: data, aux_forward (with what finds the multipliers), aux_all (forward pass, correction,
+        fit and its optimiser step), correction, and packing: send and receive."""
+        run, state = self.run, self.state
+        config = replace(self.config, batch_size=size)
+        data, batch = self.augment(size)
+        x = data.run()
+        exchange = step.make_exchange(run.network, config)
+        features = [jnp.ones((size, *shape)) for shape in run.network.interfaces[1:]]
+        replies = jnp.ones((run.network.num_stages, size, exchange.homeward_length))
+
+        def forward(params: PyTree, stats: PyTree, x: Array) -> PyTree:
+            done = aux_step.forward(run.network, config, params, stats, x, batch.label)
+            return done.lam, done.loss, done.stats, multiplier.current(config, state, batch, done)
+
+        def everything(state: PyTree, x: Array, adjoints: list[Array], outputs: list[Array]) -> PyTree:
+            done = aux_step.forward(run.network, config, state.aux_params, state.aux_stats, x, batch.label)
+            kappa = multiplier.current(config, state, batch, done)
+            corrected = aux_step.corrected_inputs(config, state, done, kappa, adjoints, outputs)
+            tails = jax.tree.map(lambda p: p[None], state.aux_params)
+            optimizer = run.step_inputs.aux_optimizer
+            return done.lam, aux_step.fit(
+                run.network, config, state, optimizer, x, batch.label, done, corrected, adjoints, tails
+            )
+
+        def correction(lam: list[Array], adjoints: list[Array], outputs: list[Array]) -> PyTree:
+            done = aux_step.AuxPass(tuple(lam), jnp.zeros(()), lambda *_: ((), ()), ())
+            return aux_step.corrected_inputs(config, state, done, None, adjoints, outputs)
+
+        kappa = features if exchange.with_multiplier else None
+        return {
+            "data": data,
+            "aux_forward": self.program(forward, state.aux_params, state.aux_stats, x),
+            "aux_all": self.program(everything, state, x, features, features),
+            "correction": self.program(correction, features, features, features),
+            "send": self.program(partial(exchange.send, multiplier=kappa), [x, *features]),
+            "receive": self.program(exchange.receive, replies),
+        }
+
+    def aux_optimizer(self) -> Program:
+        """The update of the AuxNet."""
+        state = self.state
+
+        def part(params: PyTree, opt: PyTree) -> PyTree:
+            return optim.update(self.run.step_inputs.aux_optimizer, params, opt, params)
+
+        return self.program(part, state.aux_params, state.aux_opt)
+
+    def all(self) -> dict[str, Program]:
+        """The parts of a device's step; serial_data and serial_aux_all: of one device that has the whole batch."""
+        network, B = self.run.network, self.run.config.batch_size
+        own = B // (self.S * self.D)
+        programs = {"optimizer": self.optimizer(network.num_stages // self.S), "serial_data": self.augment(B)[0]}
+        if self.method.aux_net == "inputs":
+            programs |= self.aux_net(own) | {"serial_aux_all": self.aux_net(B)["aux_all"]}
+        else:
+            programs["data"] = self.augment(own)[0]
+        if self.method.aux_net == "tails":
+            programs["aux_optimizer"] = self.aux_optimizer()
+        return programs | {f"stage {k}": self.stage(k) for k in range(network.num_stages)}
+
+
+def together(parts: list[Parts], repeats: int) -> float:
+    """Seconds of stage i on the i-th device, all at the same time."""
+    programs = [part.stage(i) for i, part in enumerate(parts)]
+
+    def all_of_them() -> list[Any]:
+        return [program.run() for program in programs]
+
+    return statistics.median(stopwatch(all_of_them, repeats=repeats))
+
+
+def link(count: int, repeats: int) -> dict[str, float]:
+    """Latency, seconds, and bandwidth, bytes a second that a device sends, of an all_to_all of `count` devices."""
+    mesh = meshes.make_mesh(count, 1)
+
+    def seconds(size: int) -> float:
+        """Of an all_to_all of which each device sends `size` bytes to others."""
+        values = size // (4 * (count - 1))
+        x = jax.device_put(jnp.zeros((count * count, values)), NamedSharding(mesh, P("stage")))
+        move = jax.shard_map(
+            lambda x: lax.all_to_all(x, "stage", 0, 0, tiled=True), mesh=mesh, in_specs=P("stage"), out_specs=P("stage")
+        )
+        return statistics.median(stopwatch(jax.jit(move), x, repeats=repeats))
+
+    small, large = 1 << 12, 1 << 25
+    latency = seconds(small)
+    return {"latency": latency, "bandwidth": (large - small) / max(seconds(large) - latency, 1e-9)}

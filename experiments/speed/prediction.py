@@ -1,0 +1,165 @@
+"""What a step should take: its method's schedule, with the measured seconds of its parts put on the entries.
+
+`experiments.speed.parts` times the parts, each a program alone on one device.  `lpjax.nn.schedule.place` puts the
+entries one after another, as it does for the cost model and for drawings.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain, cycle
+from statistics import mean
+from typing import Any
+
+from lpjax.config.schema import Config
+from lpjax.cost.traffic import scheduled, total_bytes
+from lpjax.methods import METHODS
+from lpjax.methods.base import UPDATE, stage_values
+from lpjax.network.network import Network
+from lpjax.nn.schedule import Drawn, Item, Message, Work, critical, from_json, place, to_json
+from lpjax.training.summary import item_flops
+
+Json = dict[str, Any]
+
+PARTS = {
+    "augment": ("data",),
+    "pack": ("send", "receive"),
+    "correct": ("correction",),
+    "update": ("optimizer", "aux_optimizer"),
+}
+"""Of work without a chain by kind; where a device does it again they take turns."""
+
+MOMENTS = 2
+"""Arrays of a batch norm's collective: mean and variance."""
+
+
+def schedule_of(network: Network, config: Config) -> Json:
+    """The schedule of a step, for another process.
+
+    Args:
+      network: The network.
+      config: Its method, mesh and settings, with all fields filled in.
+
+    Returns:
+      entries: `nn.schedule.to_json` of the schedule.  sent: of each entry the number of its collectives, batch norm's
+      too, and the bytes that a device sends in them; the arrays of one collective go together.  updated: accesses in
+      the update of a device's stages alone.
+    """
+    items = METHODS[config.method].work(network, config)
+    sizes = dict(zip(("stage", "data"), config.mesh_shape, strict=True))
+
+    def sent(item: Item) -> list[float]:
+        traffic, together = scheduled([item], sizes), item.count if isinstance(item, Message) else MOMENTS
+        return [sum(own.number for own in traffic.values()) // together, total_bytes(traffic)]
+
+    return {
+        "entries": to_json(items, list(map(item_flops, items))),
+        "sent": list(map(sent, items)),
+        "updated": UPDATE * stage_values(network, config),
+    }
+
+
+def computing(rows: Sequence[Drawn], parts: Json, updated: int) -> list[float]:
+    """Seconds of each entry of a schedule, but for its collectives.
+
+    A program that was timed is split over its entries in proportion to their operations: a stage's over all that is
+    done for the stage; `aux_forward` over the AuxNet's pieces; what `aux_all` takes beyond that and the correction, the
+    AuxNet's update with it, over the pieces' passes behind the correction.
+
+    Args:
+      rows: The schedule.
+      parts: Seconds of the parts by name, of those that the method has; of the stages lists [K].
+      updated: See `schedule_of`; an update takes as much longer as it has more accesses.
+    """
+    measured = dict.fromkeys(chain(*PARTS.values()), 0.0) | parts
+    measured |= {f"stage {k}": own for k, own in enumerate(parts["stages"])}
+    if "aux_all" in parts:
+        measured["fit"] = parts["aux_all"] - parts["aux_forward"] - parts["correction"]
+    programs = _programs(rows)
+    whole: dict[tuple[int, str], dict[Any, float]] = defaultdict(dict)
+    for i, (device, name, entry) in programs.items():
+        whole[device, name][entry] = updated if name == "optimizer" else _weight(rows[i])
+    seconds = [0.0] * len(rows)
+    for i, (device, name, _) in programs.items():
+        seconds[i] = measured[name] * _weight(rows[i]) / sum(whole[device, name].values())
+    return seconds
+
+
+def _weight(row: Drawn) -> float:
+    """Operations of an entry, or accesses of one without a chain."""
+    return row.flops or getattr(row.item, "accesses", 0)
+
+
+def _programs(rows: Sequence[Drawn]) -> dict[int, tuple[int, str, Any]]:
+    """By position the program that an entry was timed in, as device and name, and which of its entries it is.
+
+    What is the same entry of a program takes as long each time: the forward passes of a sweep, of a stale exchange.
+    """
+    works = {i: row.item for i, row in enumerate(rows) if isinstance(row.item, Work) and _weight(row)}
+    corrected = {work.device: i for i, work in works.items() if work.kind == "correct"}
+    turns: dict[tuple[int, str], Iterator[str]] = {}
+    found: dict[int, tuple[int, str, Any]] = {}
+    for i, work in works.items():
+        entry: Any = (work.stage, rows[i].label)
+        behind = i > corrected.get(work.device, len(rows))
+        if work.kind == "aux":
+            name, entry = ("fit", i) if behind else ("aux_forward", entry)
+        elif work.stage is not None:
+            name, entry = f"stage {work.stage}", entry if work.kind == "stage" else i
+        elif behind:
+            continue  # the AuxNet's update is in `aux_all`
+        else:
+            name = next(turns.setdefault((work.device, work.kind), cycle(PARTS[work.kind])))
+        found[i] = work.device, name, entry
+    return found
+
+
+def sending(sent: Sequence[Sequence[float]], link: Json | None) -> list[float]:
+    """Seconds of the collectives of each entry; none without a link, where there is one device."""
+    return [link["latency"] * number + size / link["bandwidth"] if link else 0.0 for number, size in sent]
+
+
+def eq27(parts: Json, terms: dict[str, float], num_stages: int) -> tuple[float, float]:
+    """rho(K) by Eq. 27 of the paper, and its bound."""
+    own, data = parts["serial"], parts["serial_data"]
+    rest = sum(terms.get(label, 0.0) for label in ("pack", "exchange", "update"))
+    waited = data + rest + parts["serial_aux_all"]
+    return own / (waited + (own - data) / num_stages), own / waited
+
+
+def prediction(schedule: Json, parts: Json, link: Json | None) -> Json:
+    """rho of a row by its schedule, and by Eq. 27 where the method has an AuxNet as the paper's.
+
+    Args:
+      schedule: See `schedule_of`.
+      parts: Seconds of the parts, see `computing`; serial, serial_data, serial_aux_all: of the whole batch on one
+        device.
+      link: latency, bandwidth: seconds of a collective, and bytes a second that a device sends.
+
+    Returns:
+      terms: Seconds by what they are spent on, along the entries that each start when the one before ends: by label,
+      "batch norm" for its collectives.  seconds: their sum.  rho, rho_eq27, bound_eq27: speed-ups.  not_stage: share of
+      the step that is something else than a stage's own program.  imbalance: of the stages.
+    """
+    rows = from_json(schedule["entries"])
+    items = [row.item for row in rows]
+    computed, sent = computing(rows, parts, schedule["updated"]), sending(schedule["sent"], link)
+    spans = place(items, [a + b for a, b in zip(computed, sent, strict=True)])
+    terms: dict[str, float] = defaultdict(float)
+    stage = 0.0
+    for position in critical(items, spans):
+        item, label = items[position], rows[position].label
+        terms[label] += computed[position]
+        terms[label if isinstance(item, Message) else "batch norm"] += sent[position]
+        if isinstance(item, Work) and item.stage is not None and item.kind != "aux":
+            stage += computed[position]
+    total = sum(terms.values())
+    rho27, bound = eq27(parts, terms, len(parts["stages"])) if "serial_aux_all" in parts else (None, None)
+    return {
+        "terms": {label: seconds for label, seconds in terms.items() if seconds},
+        "seconds": total,
+        "rho": parts["serial"] / total,
+        "rho_eq27": rho27,
+        "bound_eq27": bound,
+        "not_stage": 1 - stage / total,
+        "imbalance": max(parts["stages"]) / mean(parts["stages"]) - 1,
+    }

@@ -1,0 +1,133 @@
+"""A process that compiles steps and times them when told to: `harness.worker` is its other end.
+
+Its first argument is the number of devices that a CPU back end is to have.  The commands are methods of `Worker`.
+"""
+
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+
+from experiments.harness.rows import load
+from experiments.harness.worker import serve
+from experiments.speed.parts import Parts, link, together
+from lpjax.cost import balance
+from lpjax.cost.stage_programs import Program, random_batch
+from lpjax.cost.timing import UnitTimer, interleaved
+from lpjax.data.batch import Batch
+from lpjax.nn.count import chain_size
+from lpjax.parallel.platform import provide_devices
+from lpjax.training import run as runs
+from lpjax.training.run import Run
+
+
+class Worker:
+    """Runs that are ready, by name, and timers of units."""
+
+    def __init__(self) -> None:
+        self.ready: dict[str, tuple[Run, Any, Batch]] = {}
+        self.timers: dict[UnitTimer, UnitTimer] = {}
+        self.programs: dict[str, Program] = {}
+        self.compiled = 0
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+        self.compiled += event.endswith("backend_compile_duration")
+
+    def hello(self) -> dict[str, Any]:
+        """Where the worker runs."""
+        devices = jax.devices()
+        return {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "devices": len(devices),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        }
+
+    def run(self, config: str, fields: dict[str, Any]) -> Run:
+        """The run of a config file and fields."""
+        return runs.prepare(load(config, {**fields, "dry_run": True}))
+
+    def cuts(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
+        """Balanced cuts, what they are balanced by, and the seconds of the units."""
+        run = self.run(config, fields)
+        timer = balance.make_timer(run.config, repeats)
+        cost = self.timers.setdefault(timer, timer)
+        cuts, seconds = balance.measured_cuts(run.config, cost, repeats)
+        chain, column = run.network.chain, run.config.batch_size // run.config.mesh.data
+        units = [
+            {"unit": unit.name, "in_shape": shape, **cost(unit, shape, column)._asdict()}
+            for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)
+        ]
+        return {"cuts": cuts, "stage_seconds": seconds, "batch": column, "units": units}
+
+    def prepare(self, name: str, config: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Compile a run's step by its first call."""
+        run = self.run(config, fields)
+        state, batch = run.create(), random_batch(run, run.config.batch_size, run.mesh)
+        start = time.perf_counter()
+        state, metrics = jax.block_until_ready(run.step(state, batch))
+        self.ready[name] = run, state, batch
+        return {
+            "first_call_seconds": time.perf_counter() - start,
+            "padding": run.network.params.waste,
+            "parameters": chain_size(run.network.chain),
+            "cuts": run.network.cuts,
+            "loss": float(metrics["task_loss"]),
+        }
+
+    def step(self, name: str, steps: int) -> dict[str, Any]:
+        """Seconds of steps after one that is not counted, each until its results are there, and of those that the host
+        needed to start them."""
+        run, state, batch = self.ready[name]
+        state, _ = jax.block_until_ready(run.step(state, batch))  # a process that waited has lost some of its memory
+        seconds, host, before = [], [], self.compiled
+        for _ in range(steps):
+            start = time.perf_counter()
+            state, metrics = run.step(state, batch)
+            host.append(time.perf_counter() - start)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.perf_counter() - start)
+        self.ready[name] = run, state, batch
+        return {"seconds": seconds, "host_seconds": host, "compiled": self.compiled - before}
+
+    def drop(self) -> dict[str, Any]:
+        """Forget the runs that are ready, and the parts."""
+        self.ready.clear()
+        self.programs.clear()
+        return {}
+
+    def parts(self, config: str, fields: dict[str, Any], devices: int) -> dict[str, Any]:
+        """Compile a step's parts on the first of so many devices along 'stage'; the step's schedule on these."""
+        run = self.run(config, fields)
+        parts = Parts(run, jax.devices()[0], devices)
+        self.programs = parts.all()
+        schedule = parts.schedule()
+        return {"schedule": schedule, "sent_bytes": sum(size for _, size in schedule["sent"])}
+
+    def parts_seconds(self, repeats: int) -> dict[str, Any]:
+        """Seconds of each of them, the median of as many calls, the parts taking turns."""
+        timed = interleaved([program.run for program in self.programs.values()], repeats)
+        return {name: statistics.median(own) for name, own in zip(self.programs, timed, strict=True)}
+
+    def together(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
+        """Seconds of the stages on a device each at the same time."""
+        run = self.run(config, fields)
+        devices = jax.devices()[: run.network.num_stages]
+        return {"seconds": together([Parts(run, device) for device in devices], repeats)}
+
+    def link(self, devices: int, repeats: int) -> dict[str, Any]:
+        """Latency and bandwidth between devices."""
+        return link(devices, repeats)
+
+
+def main() -> None:
+    provide_devices(int(sys.argv[1]))
+    serve(Worker())
+
+
+if __name__ == "__main__":
+    main()
