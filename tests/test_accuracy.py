@@ -1,164 +1,184 @@
-"""The accuracy tables: what is compared with what, on which split, and what becomes of the figures."""
+"""The experiments on accuracy: which split they are judged on, what joins what, and what becomes of the runs."""
 
-import io
 import json
-from dataclasses import replace
 
 import pytest
-from helpers import small_run
-from rich.console import Console
 
-from experiments import accuracy, compare, recalibration
-from experiments.compare import load
-from lpjax.training import loop
+from experiments.__main__ import EXPERIMENTS
+from experiments.accuracy import accuracy, compare, search
+from experiments.accuracy.tables import TABLES
+from experiments.harness import runs
+from experiments.harness.command import chosen
+from experiments.harness.rows import fields_of, load
+from lpjax.errors import BadInput
 
-
-@pytest.mark.parametrize("name", accuracy.TABLES)
-def test_only_the_search_is_judged_on_the_validation_split(name):
-    table = accuracy.TABLES[name]
-    for row, fields in table.rows.items():
-        config = load(table.config, table.fields | fields | {"num_stages": 4, "dry_run": True})
-        assert config.data.validation_examples == (10_000 if name == "search" else None)
-        if name not in accuracy.PAPER:
-            longer = row == "recipe, delayed from epoch 10 of 18"
-            assert config.num_epochs == (30 if name == "digits" else 18 if longer else 15)
-            assert config.model.arguments["depth"] == {"deep": 56, "digits": 26}.get(name, 20)
-    assert table.first_seed == (100 if name == "search" else 0)
+DIGITS = "configs/digits.py"
 
 
-@pytest.mark.parametrize("name", accuracy.PAPER)
-def test_full_size_rows_can_be_told_on_the_command_line(name):
-    """What a row sets can be an argument, so that the runs are of the row's configuration."""
-    table = accuracy.TABLES[name]
-    for fields in table.rows.values():
-        assert None not in fields.values()
-        config = load(table.config, fields | {"dry_run": True})
-        assert config.method == fields["method"]
-        assert config.phases.epochs in ((), (config.num_epochs / 2,))
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs are made up: their accuracy is the seed; those of `local` fail when they are in `trained`."""
+    failing = set()
+
+    def sweep(todo, jobs, environment=None):
+        for cell in todo:
+            run = {"seed": cell.seed, "test_accuracy": float(cell.seed), "accuracy": [[1, 0.5]], "diagnosis": []}
+            yield cell, None if cell.row in failing else run | {"seconds_per_step": 2.0}
+
+    for module in (accuracy, compare):
+        monkeypatch.setattr(module, "sweep", sweep)
+    return failing
 
 
-@pytest.mark.parametrize("name, examples", [("cifar10", 10_000), ("cifar100", 50_000)])
-def test_cifar_is_the_final_table_on_another_set(name, examples):
-    final, other = accuracy.TABLES["final"], accuracy.TABLES[name]
-    for row, fields in final.rows.items():
-        shared = fields | {"num_stages": 4, "dry_run": True}
-        ours, theirs = (load(table.config, table.fields | shared) for table in (other, final))
-        assert replace(ours, data=theirs.data) == theirs
-        assert (ours.data.name, ours.data.shrink, ours.data.train_examples) == (name, 2, examples)
-        assert other.rows[row] == fields
+def made(argv, out):
+    """Exit code and JSON."""
+    return chosen([*argv, f"--out={out}"], EXPERIMENTS), json.loads(out.read_text())
 
 
-def test_rows_of_the_ablation_differ_from_the_recipe():
-    recipe, *others = accuracy.ABLATION.values()
-    assert recipe == accuracy.RECIPE
-    assert all(fields != recipe for fields in others)
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_of_the_tables_are_tested_on_the_test_set(name):
+    table = TABLES[name]
+    for row in table.rows:
+        config = load(table.config, table.fields | fields_of(row) | {"num_stages": 4, "dry_run": True})
+        assert config.data.validation_examples is None
+        assert config.mesh.stage == 1
 
 
-def test_rows_and_their_table():
-    runs = [{"test_accuracy": value} for value in (0.8, 0.82)]
-    rows = [accuracy.summary("a", 2, runs), accuracy.summary("a", 4, runs[:1]), accuracy.summary("b", 4, runs[1:])]
-    assert rows[0]["accuracy_std"] == pytest.approx(0.01 * 2**0.5)
-    assert accuracy.markdown(json.loads(json.dumps(rows))).splitlines() == [
-        "| | K = 2 | K = 4 |",
-        "|---|---|---|",
-        "| a | 81.00 ± 1.41 (2) | 80.00 (1) |",
-        "| b |  | 82.00 (1) |",
-    ]
+def test_a_search_tries_equally_many_on_the_validation_split(trained, tmp_path):
+    argv = ["search", "--table=digits", "--rows=local;serial", "--trials=3", "--space=batch_size=32|64"]
+    _, found = made([*argv, "--config.data.validation_examples=200"], tmp_path / "a.json")
+    names = list(found["by_row"])
+    assert (names[0], names[3]) == ("local", "serial")
+    assert [name.split(", ")[0] for name in names] == ["local"] * 3 + ["serial"] * 3
+    assert "local.blocks=" in names[1]
+    assert "batch_size=" in names[4]
+    assert {run["seed"] for row in found["rows"] for run in row["runs"]} == {100}
+    assert found["fields"]["data.validation_examples"] == 200
+    assert search.VALIDATION["data.validation_examples"] == 10_000
+    assert search.trials("local", {}, 5, 0) == search.trials("local", {}, 5, 0) != search.trials("local", {}, 5, 1)
+    with pytest.raises(BadInput, match="expected at most 10 of 'serial'"):
+        search.trials("serial", {}, 11, 0)
 
 
-@pytest.mark.parametrize(
-    "argv, message", [(["search", "--rows=nothing"], "'nothing'"), (["final", "--config.num_epoch=3"], "num_epoch")]
-)
-def test_bad_input_starts_nothing(argv, message, capsys, tmp_path):
-    assert accuracy.main([*argv, f"--runs={tmp_path}", f"--out={tmp_path / 'out.json'}"]) == 2
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_every_published_json_can_be_read():
-    for path in accuracy.Path("experiments/results").glob("*.json"):
-        assert {"command", "date", "commit", "hardware"} <= set(json.loads(path.read_text())), path
-
-
-def test_jobs_that_end_together_are_all_written(monkeypatch, tmp_path):
+def test_rows_and_seeds_join_those_of_a_json(trained, tmp_path):
     out = tmp_path / "out.json"
-    monkeypatch.setattr(accuracy, "finished", lambda folder, config: {"test_accuracy": 0.5})
-    monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: {"test_accuracy": 0.5})
-    assert accuracy.main(["digits", "--seeds=40", "--jobs=16", "--rows=serial;local", f"--out={out}"]) == 0
-    assert [row["n"] for row in json.loads(out.read_text())["rows"]] == [40, 40]
-
-
-def test_a_row_without_runs_is_told_as_failed_only(monkeypatch, tmp_path):
-    out = tmp_path / "out.json"
-    monkeypatch.setattr(
-        accuracy, "finished", lambda folder, config: None if "local" in folder.name else {"test_accuracy": 0.5}
-    )
-    monkeypatch.setattr(accuracy, "trained", lambda command: False)
-    monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: result)
-    assert accuracy.main(["digits", "--seeds=1", "--rows=serial;local", f"--out={out}"]) == 1
-    whole = json.loads(out.read_text())
-    assert [(row["row"], row["n"]) for row in whole["rows"]] == [("serial", 1)]
-    assert whole["failed"] == ["local, K = 4, seed 0"]
-
-
-def test_a_row_in_phases_joins_its_own(monkeypatch, tmp_path):
-    """Its fields are tuples, which a file keeps as lists."""
-    monkeypatch.setattr(accuracy, "finished", lambda folder, config: {"test_accuracy": 0.5})
-    monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: result)
-    common = ["final", f"--out={tmp_path / 'out.json'}", "--rows=recipe, delayed from epoch 8", "--jobs=1", "--seeds=1"]
-    assert accuracy.main(common) == 0
-    assert accuracy.main([*common, "--first_seed=5", "--add"]) == 0
-    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [run["seed"] for run in row["runs"]] == [0, 5]
-
-
-def test_rows_and_seeds_join_those_of_a_json(monkeypatch, tmp_path, capsys):
-    out = tmp_path / "out.json"
-    monkeypatch.setattr(accuracy, "finished", lambda folder, config: {"test_accuracy": float(folder.name[-1])})
-    monkeypatch.setattr(accuracy, "entry", lambda folder, result, target: result)
-    common = ["digits", f"--out={out}", "--jobs=1"]
-    assert accuracy.main([*common, "--seeds=2", "--stages=8", "--rows=local"]) == 0
-    first = json.loads(out.read_text())
-    assert accuracy.main([*common, "--seeds=3", "--first_seed=1", "--stages=8,4", "--rows=local;serial", "--add"]) == 0
-    whole = json.loads(out.read_text())
-    found = [(row["row"], row["stages"], [run["seed"] for run in row["runs"]]) for row in whole["rows"]]
-    assert found == [
+    row = "coarse_adjoint, delayed from epoch 8"
+    _, first = made(["accuracy", "digits", "--seeds=2", "--stages=8", f"--rows=local;{row}"], out)
+    more = ["accuracy", "digits", "--seeds=3", "--first_seed=1", "--stages=8,4", "--rows=local;serial", "--add"]
+    _, whole = made(more, out)
+    assert [(r["row"], r["stages"], [run["seed"] for run in r["runs"]]) for r in whole["rows"]] == [
         ("serial", 4, [1, 2, 3]),
         ("local", 4, [1, 2, 3]),
         ("serial", 8, [1, 2, 3]),
         ("local", 8, [0, 1, 2, 3]),
+        (row, 8, [0, 1]),
     ]
-    assert whole["rows"][-1]["accuracy_mean"] == 1.5
+    assert whole["rows"][3]["accuracy_mean"] == 1.5
     assert whole["command"] == first["command"]
     assert [added["command"].split("--seeds=")[1].split()[0] for added in whole["added"]] == ["3"]
-    assert list(whole["by_row"]) == ["local", "serial"]
-    whole["by_row"]["gone"] = {"method": "other"}
-    whole["rows"].append(accuracy.summary("gone", 4, [{"seed": 0, "test_accuracy": 0.5}]))
+    with pytest.raises(BadInput, match=r"--add: fields \{"):
+        chosen([*more, "--config.num_epochs=3", f"--out={out}"], EXPERIMENTS)
+    whole["by_row"]["local"] = {"method": "other"}
     out.write_text(json.dumps(whole))
-    assert accuracy.main([*common, "--seeds=1", "--stages=4", "--rows=local", "--add"]) == 0
-    whole = json.loads(out.read_text())
-    assert [row["row"] for row in whole["rows"] if row["stages"] == 4] == ["serial", "local", "gone"]
-    whole["by_row"]["recipe"] = {"method": "other"}
-    out.write_text(json.dumps(whole))
-    for other, message in (("--config.num_epochs=3", "--add: fields {"), ("--rows=recipe", "--add: row 'recipe' is {")):
-        assert accuracy.main([*common, "--add", "--rows=local", other]) == 2
-        assert message in capsys.readouterr().err
-        assert json.loads(out.read_text()) == whole
+    with pytest.raises(BadInput, match=r"--add: row 'local' is \{"):
+        chosen([*more, f"--out={out}"], EXPERIMENTS)
 
 
-def test_a_run_is_tested_by_both_statistics(tmp_path):
-    """As in training it is what the run said itself."""
-    workdir = tmp_path / "recipe,_no_block-4-3"
-    run = small_run(mesh__stage=1, num_steps=20, seed=3, method="coarse_adjoint", data__flip=True)
-    loop.train(run, workdir, Console(file=io.StringIO()))
-    config = compare.config_of(workdir)
-    assert replace(config, mesh=run.config.mesh) == run.config
-    tested = recalibration.tested(config, workdir)
-    assert tested["as in training"] == json.loads((workdir / "result.json").read_text())["test_accuracy"]
-    assert tested["as they are"] != tested["as in training"]
-    rows = [
-        {"data": "digits", "stages": 4, "row": "recipe", "runs": [{"as in training": 0.7, "as they are": 0.65}] * 2}
-    ]
-    assert recalibration.markdown(rows).splitlines()[2:] == [
-        "| digits | 4 | recipe | 70.00 ± 0.00 | 65.00 ± 0.00 | 5.0, 5.0 |"
-    ]
+def test_a_row_without_runs_is_told_as_failed_only(trained, tmp_path):
+    trained.add("local")
+    code, found = made(["accuracy", "digits", "--seeds=1", "--rows=serial;local"], tmp_path / "out.json")
+    assert code == 1
+    assert [(row["row"], row["n"]) for row in found["rows"]] == [("serial", 1)]
+    assert found["failed"] == ["local, K = 4, seed 0"]
+
+
+def test_differences_are_shown_where_two_seeds_are():
+    def row(name, *accuracies):
+        found = [{"seed": seed, "test_accuracy": value} for seed, value in enumerate(accuracies)]
+        return {"row": name, "stages": 4, "runs": found}
+
+    one = {"rows": [row("serial", 0.5, 0.5), row("local", 0.51, 0.53), row("fdg", 0.6)]}
+    shown = accuracy.paired(one, *[{"rows": []}] * 3).splitlines()
+    assert shown[2:] == ["| CIFAR-10, 50,000 images | local | serial |  |  | +2.00 ± 1.00 (2) |  |"]
+
+
+# compare --------------------------------------------------------------------------------------------------------------
+
+
+def run_of(*accuracies, seconds):
+    curve = [[5 * (i + 1), value] for i, value in enumerate(accuracies)]
+    return {"seed": 0, "test_accuracy": accuracies[-1], "accuracy": curve, "seconds_per_step": seconds}
+
+
+def test_rows_of_a_comparison():
+    fast, slow = run_of(0.5, 0.75, 0.9, seconds=0.5), run_of(0.7, 0.8, seconds=1.0)
+    never = run_of(0.1, seconds=3.0)
+    cost = {"held_bytes": 3_000_000, "temporary_bytes": 1_500_000, "exchanged_bytes_total": 250_000.0}
+    rows = compare.with_speedup(
+        [
+            compare.summarise(("serial", 2), [slow], cost, 0.75),
+            compare.summarise(("ddg", 2), [fast, slow], cost, 0.75),
+            compare.summarise(("fdg", 2), [fast, slow, never], None, 0.75),
+            compare.summarise(("local", 2), [], None, 0.75),
+            compare.summarise(("ddg", 4), [fast], cost, 0.75),
+        ]
+    )
+    serial, ddg, fdg, local, other = rows
+    assert (ddg["seconds_per_step"], ddg["seconds_per_step_min"], ddg["seconds_per_step_max"]) == (0.75, 0.5, 1.0)
+    assert (serial["speedup"], ddg["speedup"]) == (1.0, pytest.approx(1.0 / 0.75))
+    assert ddg["seconds_to_target"] == pytest.approx((10 * 0.5 + 10 * 1.0) / 2)
+    assert fdg["seconds_to_target"] is None, "one seed never gets there"
+    assert (local["n"], local["accuracy_mean"], local["speedup"]) == (0, None, None)
+    assert other["speedup"] is None, "there is no serial row of this K"
+    lines = compare.in_full({"rows": rows}).splitlines()
+    assert "s to 75 %" in lines[0]
+    assert lines[3] == "| 2 | ddg | 85.00 ± 7.07 (2) | 0.750 | 1.33 | 8 | 4.5 | 0.25 |"
+    assert lines[5] == "| 2 | local | (0) |  |  |  |  |  |"
+
+
+def test_curves_over_seeds():
+    assert compare.over_seeds([[[1, 0.1], [2, 0.2]], [[2, 0.4], [3, 0.5]]]) == ([2], [[0.2, 0.4]])
+    row = {"runs": [{"diagnosis": [[6, [0.5, 1.0], [1, 1]]]}, {"diagnosis": []}]}
+    assert compare.cosines(row) == ([6], [[0.75]])
+
+
+def test_a_comparison_without_a_dry_run_is_told(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        compare, "cost", lambda cell: None if cell.row == "local" else {"held_bytes": 1, "temporary_bytes": 2}
+    )
+    argv = ["compare", f"--config={DIGITS}", "--rows=serial;local", "--stages=2", "--seeds=1", "--config.num_steps=1"]
+    code, found = made([*argv, "--config.standardise=False"], tmp_path / "out.json")
+    assert (code, found["failed"]) == (1, ["the dry run of local, K = 2"])
+
+
+@pytest.mark.slow
+def test_a_tiny_comparison(tmp_path):
+    argv = ["compare", f"--config={DIGITS}", "--rows=serial;coarse_tail", "--stages=2", "--seeds=1", "--diagnose=2"]
+    fields = ["--config.num_steps=4", "--config.model.depth=8", "--config.model.width=4"]
+    argv += [*fields, f"--runs={tmp_path / 'runs'}", "--target=0.01"]
+    code, found = made(argv, tmp_path / "out.json")
+    assert code == 0
+    serial, layers = found["rows"]
+    assert (serial["speedup"], serial["exchanged_bytes"]) == (1.0, 0)
+    assert layers["exchanged_bytes"] > 0
+    for row in found["rows"]:
+        (run,) = row["runs"]
+        assert [step for step, _ in run["accuracy"]] == [4]
+        assert [step for step, *_ in run["diagnosis"]] == [2, 4]
+        assert row["seconds_to_target"] == pytest.approx(4 * row["seconds_per_step"])
+    assert serial["runs"][0]["diagnosis"][0][1] == pytest.approx([1.0, 1.0], abs=1e-4), "serial is backprop"
+    for name, picture in compare.EXPERIMENT.pictures.items():
+        picture.draw(tmp_path / f"{name}.svg", found)
+        assert "coarse_tail" in (tmp_path / f"{name}.svg").read_text()
+    before = (tmp_path / "runs/serial-2-0/result.json").stat().st_mtime_ns
+    assert made(argv, tmp_path / "out.json")[0] == 0
+    assert (tmp_path / "runs/serial-2-0/result.json").stat().st_mtime_ns == before, "kept"
+
+
+@pytest.mark.slow
+def test_a_tiny_table(tmp_path):
+    fields = ["--config.num_steps=4", "--config.model.depth=8", "--config.model.width=4"]
+    argv = ["accuracy", "digits", "--rows=coarse_adjoint", "--stages=2", "--seeds=2", f"--runs={tmp_path / 'runs'}"]
+    code, found = made([*argv, *fields], tmp_path / "out.json")
+    assert (code, found["rows"][0]["n"]) == (0, 2)
+    assert runs.config_of(tmp_path / "runs/digits/coarse_adjoint-2-1").aux.grid == 4

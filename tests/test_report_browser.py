@@ -15,8 +15,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from experiments import browser as chromium
-from experiments import draw_report
+from experiments.docs import browser as chromium
+from experiments.docs import report_picture
 from lpjax.report.__main__ import write
 
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
@@ -167,13 +167,13 @@ def test_values_show_under_the_mouse(browser, pages):
 
 def test_the_readmes_picture_shows_its_charts(browser, pages):
     """Of another run than the README's; what stands on the page below is not in the picture."""
-    with Image.open(io.BytesIO(draw_report.picture(browser, pages / "one.html"))) as image:
+    with Image.open(io.BytesIO(report_picture.picture(browser, pages / "one.html"))) as image:
         size, colours = image.size, len(image.convert("RGB").getcolors(256))
-    assert size[0] == draw_report.WIDTH
+    assert size[0] == report_picture.WIDTH
     assert 1500 < size[1] < 2500
     assert colours > 100
     drawn = browser.execute_script(DRAWN)
-    assert len(drawn) == len(draw_report.SHOWN)
+    assert len(drawn) == len(report_picture.SHOWN)
     assert not [chart for chart in drawn if not chart["lines"] + chart["bars"] or not chart["ticks"]]
     headings = [heading.text for heading in browser.find_elements(By.CSS_SELECTOR, "h2")]
     assert headings == ["Accuracy and loss", "Constraints", "Cut", "Schedule of a step"]
@@ -184,7 +184,7 @@ def test_the_readmes_picture_shows_its_charts(browser, pages):
 def test_the_readmes_picture_needs_all_of_its_charts(browser, pages, tmp_path):
     write([write_lines(tmp_path / "killed", [train_line(1)])], tmp_path / "killed.html")
     with pytest.raises(ValueError, match="expected all of them"):
-        draw_report.picture(browser, tmp_path / "killed.html")
+        report_picture.picture(browser, tmp_path / "killed.html")
 
 
 def test_a_page_is_looked_at_when_its_charts_are_drawn(browser, tmp_path):

@@ -1,4 +1,4 @@
-"""What `experiments.speedup` makes of measured seconds."""
+"""What the experiments on speed make of measured seconds, and small ones from end to end."""
 
 import contextlib
 import json
@@ -7,15 +7,20 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments import bench, speedup
-from experiments.bench import Process
-from experiments.compare import load
-from experiments.step_parts import Parts
-from experiments.step_prediction import computing, eq27, prediction, schedule_of
+from experiments.__main__ import EXPERIMENTS
+from experiments.docs import schedule_picture
+from experiments.harness.command import chosen
+from experiments.harness.experiment import result
+from experiments.harness.rows import load
+from experiments.harness.worker import Process
+from experiments.speed import bench, memory, references, speedup
+from experiments.speed.parts import Parts
+from experiments.speed.prediction import computing, eq27, prediction, schedule_of
+from lpjax.errors import BadInput
 from lpjax.methods.local import classifiers
 from lpjax.nn.count import chain_flops, chain_layers, chain_size, unit_flops
 from lpjax.nn.losses import features
-from lpjax.nn.schedule import Drawn, Message, Plan
+from lpjax.nn.schedule import Drawn, Message, Plan, to_json
 from lpjax.training import run as runs
 from tests.helpers import small_config
 
@@ -181,6 +186,7 @@ def test_an_update_takes_longer_the_more_it_updates():
 def test_rows_are_paired_with_serial_of_their_own_processes():
     """In the second processes all takes ten times as long, and `local` cannot be compiled."""
     number = [0]
+    taken = {"serial": 8.0, "fdg": 4.0, "local": 2.0}
 
     def answers(seconds):
         return [{"seconds": [seconds * 10 ** (number[0] - 1)], "host_seconds": [0.0], "compiled": 0}]
@@ -192,52 +198,38 @@ def test_rows_are_paired_with_serial_of_their_own_processes():
 
     def prepared(workers, row, K):
         if (workers, row) == (2, "local"):
-            raise RuntimeError
-        return {row: (workers, {"row": row, "stages": K})}
+            raise RuntimeError("no room")
+        return {row: bench.Ready({"row": row, "stages": K}, workers)}
 
     def timed(ready):
-        taken = {"serial": 8.0, "fdg": 4.0, "local": 2.0}
-        return [(row, answers(taken[name]), answers(8.0)) for name, (_, row) in ready.items()]
-
-    def attempt(_, keep, work):
-        with contextlib.suppress(RuntimeError):
-            keep(work())
+        return {name: answers(taken[name]) for name in ready}
 
     made_up = SimpleNamespace(processes=2, workers=workers, prepared=prepared, timed=timed)
     earlier = {"row": "fdg", "stages": 2}
-    result = {"measured": [earlier]}
-    speedup.measure_rows(made_up, ["serial", "fdg", "local"], 4, result, attempt)
-    first, *rows = result["measured"]
+    made = {"measured": [earlier], "failed": []}
+    *_, made = speedup.measured(made_up, ["serial", "fdg", "local"], 4, made)
+    first, *rows = made["measured"]
     assert first is earlier
     assert [(m["row"], m["stages"], m["rho"]["median"], m["seconds"]["max"]) for m in rows] == [
         ("serial", 4, 1.0, 80.0),
         ("fdg", 4, 2.0, 40.0),
         ("local", 4, 4.0, 2.0),
     ]
-
-
-def test_a_part_counts_with_its_median_over_processes():
-    timed = [
-        {"stages": [1.0, 9.0], "serial": 5.0},
-        {"stages": [2.0, 3.0], "serial": 4.0},
-        {"stages": [7.0, 4.0], "serial": 6.0},
-    ]
-    assert bench.medians(timed) == {"stages": [2.0, 4.0], "serial": 5.0}
+    assert made["failed"] == [{"what": "compiling local, K = 4, processes 2", "error": "no room"}]
 
 
 def test_networks_for_the_references():
-    config = load(speedup.Path("configs/cifar10_wrn16_4.py"), {"dry_run": True, "model.dropout": 0.0})
-    model, batch, image = speedup.described(config)
+    config = load("configs/cifar10_wrn16_4.py", {"dry_run": True, "model.dropout": 0.0})
+    model, batch, image = references.described(config)
     assert model == {"depth": 16, "width": 64, "wide": True, "classes": 10}
     assert (batch, image) == (128, [32, 32, 3])
-    with pytest.raises(RuntimeError, match="without dropout"):
-        speedup.described(load(speedup.Path("configs/cifar10_wrn16_4.py"), {"dry_run": True}))
+    with pytest.raises(BadInput, match="without dropout"):
+        references.described(load("configs/cifar10_wrn16_4.py", {"dry_run": True}))
 
 
-def test_an_unknown_method_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        speedup.main(["speedup", "--methods=layerparallel"])
-    assert "expected of serial" in capsys.readouterr().err
+def test_an_unknown_row_is_refused_before_anything_is_timed():
+    with pytest.raises(BadInput, match="row 'layerparallel': expected one of"):
+        chosen(["speedup", "--rows=layerparallel"], EXPERIMENTS)
 
 
 def test_bytes_of_an_exchange_are_those_of_its_arrays():
@@ -254,7 +246,7 @@ def test_bytes_of_an_exchange_are_those_of_its_arrays():
 @pytest.mark.slow
 def test_a_worker_times_a_step_and_its_parts():
     fields = {"num_stages": 2, "model.depth": 8, "model.width": 4, "batch_size": 16, "multiplier": "coarse_tail"}
-    process = Process(2, {})
+    process = Process(2, {}, bench.WORKER)
     try:
         assert process.ask("hello")["devices"] >= 2
         cuts = process.ask("cuts", config="configs/digits.py", fields={**fields, "mesh.stage": 1}, repeats=1)
@@ -280,8 +272,7 @@ def test_a_worker_times_a_step_and_its_parts():
         process.close()
 
 
-def test_a_process_that_ended_is_told(monkeypatch):
-    monkeypatch.chdir(speedup.Path(__file__).parent)  # where there is no such module
+def test_a_process_that_ended_is_told():
     process = Process(1, {}, "experiments_nowhere")
     try:
         for _ in range(2):
@@ -293,7 +284,7 @@ def test_a_process_that_ended_is_told(monkeypatch):
 
 @pytest.mark.slow
 def test_the_reference_has_our_parameters():
-    process = Process(1, {}, "experiments.reference_flax")
+    process = Process(1, {}, "experiments.speed.reference_flax")
     try:
         for model, size in [
             ({"depth": 20, "width": 16, "wide": False, "classes": 10}, 269_722),
@@ -312,7 +303,81 @@ def test_the_table():
     row = {"row": "coarse_tail", "stages": 2, "seconds": spread, "rho": spread}
     for alone, predicted in [([1.9], "1.90"), ([2.25, 1.875], "1.90 (1.88 .. 2.25)")]:
         prediction["by_process"] = [{"rho": rho} for rho in alone]
-        text = speedup.markdown(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
+        text = speedup.in_full(json.loads(json.dumps({"measured": [row], "predictions": [prediction]})))
         assert text.splitlines()[-1] == (
             f"| 2 | coarse_tail | 1.500 | 1.50 (1.25 .. 1.75) | {predicted} |  | 1.59 < 7.44 | 18.4% | 33% |"
         )
+
+
+@pytest.mark.slow
+def test_a_tiny_speedup(tmp_path):
+    """K = 8 alone, for which there are no devices: parts alone; then K = 1 and 2, measured."""
+    fields = ["--config.model.depth=8", "--config.model.width=4", "--config.batch_size=16"]
+    argv = ["speedup", "--config=configs/digits.py", "--rows=coarse_tail", "--stages=2", "--cuts=even", *fields]
+    out = tmp_path / "speedup.json"
+    repeats = ["--processes=1", "--rounds=1", "--steps=1", "--repeats=1"]
+    assert chosen([*argv, *repeats, f"--out={out}"], EXPERIMENTS) == 0
+    made = json.loads(out.read_text())
+    measured = [row["row"] for row in made["measured"]]
+    assert measured in ([], ["serial", "serial_default", "coarse_tail"]), "with two cores"
+    assert [row["row"] for row in made["predictions"]] == ["coarse_tail"]
+    assert 0 < made["predictions"][0]["rho"] < 2
+
+
+# memory, references and the drawn schedule ----------------------------------------------------------------------------
+
+
+def test_the_table_of_memory():
+    def row(name, stages, held, temporary):
+        return {"row": name, "stages": stages, "held_bytes": held * 1e6, "temporary_bytes": temporary * 1e6}
+
+    rows = [row("serial", 1, 2, 18), row("local", 2, 1.25, 9), row("local", 4, 1, 4)]
+    assert memory.over_serial({"rows": rows}).splitlines()[2:] == [
+        "| serial | 2.0 + 18 (1.00) | 2.0 + 18 (1.00) |",
+        "| local | 1.2 + 9 (0.51) | 1.0 + 4 (0.25) |",
+        "| 1/K | 0.50 | 0.25 |",
+    ]
+
+
+@pytest.mark.slow
+def test_stages_hold_less_than_the_whole(tmp_path):
+    out = tmp_path / "memory.json"
+    fields = ["--config.model.depth=20", "--config.model.width=8", "--config.batch_size=32"]
+    argv = ["memory", "--config=configs/digits.py", "--stages=2,4", "--rows=local", f"--out={out}", *fields]
+    assert chosen(argv, EXPERIMENTS) == 0
+    rows = {(r["row"], r["stages"]): r for r in json.loads(out.read_text())["rows"]}
+    assert list(rows) == [("serial", 1), ("local", 2), ("local", 4)]
+    needed = [r["temporary_bytes"] for r in rows.values()]
+    assert needed[0] > needed[1] > needed[2] > 0
+
+
+def test_the_drawn_steps_are_as_long_as_their_parts():
+    """Backprop is what was timed; the layer-parallel step is the prediction, and what it sends beside packets."""
+    made = result("speedup")
+    (row,) = [p for p in made["predictions"] if (p["row"], p["stages"]) == ("coarse_tail", schedule_picture.STAGES)]
+    serial, pipeline, own = schedule_picture.steps(made).values()
+    assert serial.end == pytest.approx(row["parts"]["serial"], rel=1e-9)
+    assert row["seconds"] < own.end < 1.1 * row["seconds"]
+    rounds, M, K = 4 + 4 - 1, 4, 4
+    assert serial.end / K < pipeline.end, "the bubble"
+    assert pipeline.end > serial.end * rounds / (M * K)
+
+
+def test_what_a_device_does_without_a_break_is_drawn_as_one():
+    """Two pieces of the AuxNet are one block, on each device; a message is on all; what has a name stays apart."""
+    plan = Plan()
+    for d in range(2):
+        plan.work(d, "aux", stage=0)
+        plan.work(d, "aux", stage=1)
+    plan.message("all_to_all", "stage", 8, "exchange")
+    for k in range(2):
+        plan.work(0, "stage", stage=k)
+        plan.work(1, "tail", stage=k)
+    schedule = {"entries": to_json(plan.items, [0.0] * 9), "sent": [[0, 0]] * 4 + [[1, 20]] + [[0, 0]] * 4}
+    step = schedule_picture.placed(schedule, [1.0] * 4 + [0.0] + [2.0] * 4, {"latency": 1.0, "bandwidth": 10.0})
+    first = [(0, 2, "AuxNet", ""), (2, 5, "exchange", "")]
+    assert step.end == 9
+    assert step.devices == [
+        [*first, (5, 7, "forward pass", "F0"), (7, 9, "forward pass", "F1")],
+        [*first, (5, 9, "coarse tail", "")],
+    ]

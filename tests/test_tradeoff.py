@@ -2,7 +2,10 @@
 
 import pytest
 
-from experiments import accuracy, scale_check, tradeoff
+from experiments.harness.rows import fields_of
+from experiments.predict import here, scale_check, tradeoff
+from lpjax.cost.machine import Link
+from lpjax.errors import BadInput
 
 
 def row(name, accuracies, stages=2):
@@ -16,7 +19,7 @@ def row(name, accuracies, stages=2):
 
 
 ROWS = [
-    row("recipe", {0: [0.3, 0.785, 0.79, 0.82], 1: [0.3, 0.6, 0.807, 0.9]}),
+    row("coarse_adjoint", {0: [0.3, 0.785, 0.79, 0.82], 1: [0.3, 0.6, 0.807, 0.9]}),
     row("serial", {1: [0.5, 0.804, 0.78, 0.81], 0: [0.5, 0.6, 0.78, 0.79], 2: [0.1, 0.83, 0.83, 0.83]}),
     row("local", {0: [0.3, 0.7, 0.79, 0.9], 1: [0.3, 0.6, 0.7, 0.8]}),
 ]
@@ -26,36 +29,40 @@ def test_time_to_accuracy():
     """Backprop ends at 0.79 and 0.81: half a point less is reached by it after the fourth epoch, by the recipe after 2
     and 3, by `local` with one seed only.  Backprop's third seed, which is there after 2, counts for itself alone.
     """
-    recipe, serial, local = tradeoff.compared(ROWS, lambda name, K: {"serial": 1.0, "recipe": 1.8, "local": 1.9}[name])
+    recipe, serial, local = tradeoff.compared(
+        ROWS, lambda name, K: {"serial": 1.0, "coarse_adjoint": 1.8, "local": 1.9}[name]
+    )
     assert (recipe["epochs"], serial["epochs"], local["epochs"]) == (2.5, pytest.approx(10 / 3), None)
     assert serial["minus_serial"] == 0.0
     assert (recipe["time_to_accuracy"], serial["time_to_accuracy"]) == (pytest.approx(1.8 * 4 / 2.5), 1.0)
     assert local["time_to_accuracy"] is None
     assert recipe["minus_serial"] == pytest.approx(0.06)
-    assert tradeoff.markdown([recipe, local]).splitlines()[2:] == [
-        "| 2 | recipe | +6.00 | 1.80 | 2.5 | 2.88 |",
+    assert tradeoff.in_full({"rows": [recipe, local]}).splitlines()[2:] == [
+        "| 2 | coarse_adjoint | +6.00 | 1.80 | 2.5 | 2.88 |",
         "| 2 | local | +5.00 | 1.90 | not reached |  |",
     ]
 
 
 def test_each_is_compared_with_backprop_of_its_own_network():
     """A row whose network is standardised, with and without backprop of that network."""
-    other = row("recipe, standardised", {0: [0.3, 0.6, 0.7, 0.8]})
-    assert "recipe, standardised" not in {made["row"] for made in tradeoff.compared([*ROWS, other], lambda *_: 1.0)}
+    other = row("coarse_adjoint, standardised", {0: [0.3, 0.6, 0.7, 0.8]})
+    assert "coarse_adjoint, standardised" not in {
+        made["row"] for made in tradeoff.compared([*ROWS, other], lambda *_: 1.0)
+    }
     serial = row("serial, standardised", {0: [0.6, 0.7, 0.8, 0.9]})
     *_, made, base = tradeoff.compared([*ROWS, other, serial], lambda *_: 1.0)
-    assert (made["row"], made["minus_serial"]) == ("recipe, standardised", pytest.approx(-0.1))
+    assert (made["row"], made["minus_serial"]) == ("coarse_adjoint, standardised", pytest.approx(-0.1))
     assert (base["row"], base["minus_serial"]) == ("serial, standardised", 0.0)
     elsewhere = row("serial, standardised", {0: [0.6, 0.7, 0.8, 0.9]}, stages=4)
     made = tradeoff.compared([*ROWS, other, elsewhere], lambda *_: 1.0)
-    assert "recipe, standardised" not in {row["row"] for row in made}, "its network has other cuts"
+    assert "coarse_adjoint, standardised" not in {row["row"] for row in made}, "its network has other cuts"
 
 
 def test_the_published_network_is_the_same_for_every_number_of_stages():
     """Backprop's row of another number of stages does where it is not standardised."""
-    made = tradeoff.compared([row("recipe", {1: [0.3, 0.6, 0.8, 0.9]}, stages=8), *ROWS[1:2]], lambda *_: 1.0)
+    made = tradeoff.compared([row("coarse_adjoint", {1: [0.3, 0.6, 0.8, 0.9]}, stages=8), *ROWS[1:2]], lambda *_: 1.0)
     assert [(m["row"], m["stages"], m["minus_serial"]) for m in made] == [
-        ("recipe", 8, pytest.approx(0.09)),
+        ("coarse_adjoint", 8, pytest.approx(0.09)),
         ("serial", 2, 0.0),
     ]
 
@@ -63,11 +70,11 @@ def test_the_published_network_is_the_same_for_every_number_of_stages():
 def test_epochs_are_told_where_each_was_tested():
     (made,) = tradeoff.compared(ROWS[1:2], lambda name, K: 1.0, every_epoch=False)
     assert made["epochs"] is made["time_to_accuracy"] is None
-    assert tradeoff.markdown([made]).splitlines()[-1] == "| 2 | serial | +0.00 | 1.00 |  |  |"
+    assert tradeoff.in_full({"rows": [made]}).splitlines()[-1] == "| 2 | serial | +0.00 | 1.00 |  |  |"
 
 
 def test_no_epochs_are_told_of_rows_tested_less_often():
-    names = "recipe", "recipe, standardised", "serial, standardised"
+    names = "coarse_adjoint", "coarse_adjoint, standardised", "serial, standardised"
     once = [row(name, {0: [0.9], 1: [0.9]}) for name in names]
     for run in (run for made in once for run in made["runs"]):
         run["accuracy"] = [[40, 0.9]]
@@ -79,41 +86,27 @@ def test_no_epochs_are_told_of_rows_tested_less_often():
     assert serial["epochs"] == pytest.approx(10 / 3)
 
 
-def test_grids_on_larger_images():
-    """Twice as large; rows without one, or that unset it, keep what they have."""
-    made = {row: tradeoff.on_larger_images(row) for row in tradeoff.FINALS}
-    assert made["recipe"]["aux.grid"] == made["recipe, no block"]["aux.grid"] == 16
-    assert made["recipe, grid 4"]["aux.grid"] == 8
-    assert made["coarse_tail"]["aux.grid"] is None
-    assert "aux.grid" not in made["local"]
-    assert tradeoff.FINALS["recipe"]["aux.grid"] == 8
-
-
 def test_a_run_in_phases_is_its_methods_by_their_epochs():
-    (first, share), (second, rest) = tradeoff.in_phases("recipe, delayed from epoch 8")
+    (first, share), (second, rest) = tradeoff.in_phases("coarse_adjoint, delayed from epoch 8")
     assert (first["method"], second["method"]) == ("coarse_adjoint", "delayed")
     assert (share, rest) == (pytest.approx(8 / 15), pytest.approx(7 / 15))
-    assert first["aux.grid"] == 16
     assert not [name for name in first if name.startswith("phases")]
-    assert tradeoff.in_phases("recipe") == [(tradeoff.on_larger_images("recipe"), 1.0)]
-    ((fields, share),) = tradeoff.in_phases("coarse_tail")
-    assert (fields["method"], share) == ("layer_parallel", 1.0)
+    assert tradeoff.in_phases("coarse_adjoint") == [(fields_of("coarse_adjoint"), 1.0)]
+    (_, share), _ = tradeoff.in_phases("coarse_adjoint, delayed from epoch 9, 18 epochs")
+    assert share == 0.5
 
 
-def test_speed_ups_of_the_model(monkeypatch):
+def test_speed_ups_of_the_model():
     """Of units that take a second a pass and two back, and links that take no time."""
-    monkeypatch.setitem(tradeoff.FINALS, "recipe, delayed from epoch 12", accuracy.RECIPE | accuracy.delayed_from(12.0))
-    link = tradeoff.Link(latency=0.0, bandwidth=1e30)
-    machine = tradeoff.here(lambda unit, in_shape, examples: (examples, 2.0 * examples), 1e30, link)
-    model = tradeoff.Model(tradeoff.Path("configs/cifar10_resnet56.py"), machine.unit_seconds, machine)
+    machine = here.here(lambda unit, in_shape, examples: (examples, 2.0 * examples), 1e30, Link(0.0, 1e30))
+    model = tradeoff.Model("configs/cifar10_resnet56.py", machine.unit_seconds, machine)
     assert model("serial", 2) == 1.0
     assert 1.5 < model("fdg", 2) <= 7 / 4 < model("local", 2) < 2.0, "a second forward pass; a classifier"
-    assert model("recipe", 2) < 2.0
-    assert model("recipe", 4) > model("recipe", 2)
+    assert model("coarse_adjoint", 4) > model("coarse_adjoint", 2)
     assert 1.0 < model("coarse_tail", 2) < 2.0
-    late, early = (1 / model(f"recipe, delayed from epoch {epoch}", 2) for epoch in (12, 8))
-    rest = (early - late) / (4 / 15)  # seconds of a step by delayed gradients less one of the recipe's, over serial's
-    assert late == pytest.approx(1 / model("recipe", 2) + rest * 3 / 15)
+    late, early = (1 / model(f"coarse_adjoint, delayed from epoch {epoch}", 2) for epoch in (12, 8))
+    rest = (early - late) / (4 / 15)  # seconds of a step by delayed gradients less one of the first, over serial's
+    assert late == pytest.approx(1 / model("coarse_adjoint", 2) + rest * 3 / 15)
     assert rest > 0.01, "the forward pass of the old batch; at K = 4 cuts that are equally good, or not, by rounding"
 
 
@@ -122,5 +115,5 @@ def test_contention_is_the_median_over_the_rows():
     predictions = [{"stages": 2, "contention": found} for found in (1.2, 0.9, 1.1)] + [{"stages": 4}]
     assert scale_check.contention(predictions, 2) == 1.1
     assert scale_check.contention(predictions[:2], 2) == 1.1, "devices do not help each other: 1.0 for 0.9"
-    with pytest.raises(SystemExit, match="no row was taken apart at K = 4"):
+    with pytest.raises(BadInput, match="no row was taken apart at K = 4"):
         scale_check.contention(predictions, 4)

@@ -1,7 +1,7 @@
 """Test accuracy of methods by number of stages, mean and standard deviation over seeds.
 
-TABLE is final (Fashion-MNIST), cifar10, cifar100 (both with --config.data.dir=DIR), deep (ResNet-56), digits, ablation, or a
-config file of the paper's size, such as cifar10_resnet110 (on a GPU, with --jobs=1).
+TABLE is final (Fashion-MNIST), cifar10, cifar100 (both with --config.data.dir=DIR), deep (ResNet-56), digits, ablation,
+or a config file of the paper's size, such as cifar10_resnet110 (on a GPU, with --jobs=1).
 
 Every run is a process on one core with all stages on one device, which gives the numbers of K devices but not their
 time, so no time is told here; `jobs` of them run side by side.  Finished runs are kept, and killed ones go on, when the

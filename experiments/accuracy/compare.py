@@ -73,7 +73,7 @@ def summarise(key: Key, runs: list[Json], cost: Mapping[str, Any] | None, target
         "seconds_per_step_min": min(seconds, default=None),
         "seconds_per_step_max": max(seconds, default=None),
         "target": target,
-        "seconds_to_target": statistics.mean(reached) if runs and None not in reached else None,
+        "seconds_to_target": statistics.mean(filter(None, reached)) if runs and None not in reached else None,
         "held_bytes": cost.get("held_bytes"),
         "temporary_bytes": cost.get("temporary_bytes"),
         "exchanged_bytes": cost.get("exchanged_bytes_total"),
@@ -137,8 +137,8 @@ Curve = list[list[float]]
 
 def over_seeds(curves: list[Curve]) -> tuple[list[float], list[list[float]]]:
     """Steps that all curves have, and the values there, one list a step."""
-    tables = [dict(curve) for curve in curves]
-    steps = sorted(set.intersection(*map(set, tables))) if tables else []
+    tables: list[dict[float, float]] = [dict(curve) for curve in curves]  # type: ignore[arg-type]
+    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
     return steps, [[table[step] for table in tables] for step in steps]
 
 

@@ -1,9 +1,9 @@
 """Settings of methods, equally many tried for each, judged on a validation split.
 
-A trial of a row is the row with fields drawn from its method's space (`SPACES`, and --space for all rows); the first trial
-is the row as it is.  Data, network and length are those of TABLE (see `accuracy`); runs are judged on the last 10,000
-training images, which none trains on, with seeds from 100 on.  The test set is not looked at: the best trial of each row
-goes into `accuracy` by the row's name.
+A trial of a row is the row with fields drawn from its method's space (`SPACES`, and --space for all rows); the first
+one is the row as it is.  Data, network and length are those of a table of `accuracy`; runs are judged on the last
+10,000 training images, which none trains on, with seeds from 100 on.  The test set is not looked at: the best trial of
+each row goes into `accuracy` by its name.
 """
 
 import argparse

@@ -80,7 +80,8 @@ def metrics(workdir: Path) -> list[Json]:
 
 def run(args: argparse.Namespace) -> Iterator[Json]:
     """The JSON at the end."""
-    rng, kills = random.Random(args.seed), []
+    kills: list[Json] = []
+    rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, killed, cache = (Path(folder) / name for name in ("whole", "killed", "cache"))
         ended(begin(whole, args.steps, cache), whole)

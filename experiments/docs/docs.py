@@ -70,6 +70,7 @@ def differing(root: Path, write: bool) -> Iterator[Path]:
             new = new_path.read_text()
             if not path.exists() or said(path.read_text()) != said(new):
                 if write:
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(new)
                 yield path
 

@@ -20,10 +20,10 @@ COLUMNS = (
 """Where the parts of a step are, their titles, and what is below these."""
 
 BELOW = (
-    "Stage k, but the last, minimises  β ψ(λₖ₊₁ - Xₖ) + φ of its coarse tail (hatched): the pieces of the AuxNet behind "
-    "it, run on what the stage really made, Xₖ.\n"
-    "The last stage minimises φ, the cross entropy.  After training the stages are composed, F₃(F₂(F₁(F₀(x)))), without "
-    "AuxNet."
+    "Stage k, but the last, minimises  β ψ(λₖ₊₁ - Xₖ) + φ of its coarse tail (hatched): the pieces of the AuxNet "
+    "behind it, run on what the stage really made, Xₖ.\n"
+    "The last stage minimises φ, the cross entropy.  After training the stages are composed, F₃(F₂(F₁(F₀(x)))), "
+    "without AuxNet."
 )
 
 

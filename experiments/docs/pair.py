@@ -42,8 +42,8 @@ def accuracy(made: Json) -> str:
     network = setting(made["config"], made["fields"])
     return (
         f"{markdown.table(heading, shown)}\n\n"
-        f"{network}, {made['fields']['num_epochs']} epochs, K stages. `coarse_adjoint` minus backprop, seed by seed, in points "
-        f"(mean ± standard error): {minus}."
+        f"{network}, {made['fields']['num_epochs']} epochs. `coarse_adjoint` minus backprop, seed by seed, in points, "
+        f"mean ± standard error: {minus}."
     )
 
 
@@ -59,9 +59,9 @@ def speed(measured: Json, predicted: Json, check: Json) -> str:
     errors = [row["error"] for row in check["rows"]]
     return (
         f"{markdown.table(heading, shown)}\n\n"
-        f"{setting(measured['config'], {})}; the networks standardised at the cuts where measured. A device is a core of "
-        f"{measured['where']['cores']}, so K = 4 and 8 are predictions of the cost model, for devices that do not hinder each "
-        f"other; at K = 2 the model is {max(errors):+.0%} to {min(errors):+.0%} off what was measured."
+        f"{setting(measured['config'], {})}; the networks standardised at the cuts where measured. A device is one of "
+        f"{measured['where']['cores']} CPU cores, so K = 4 and 8 are predictions of the cost model, for devices that "
+        f"do not hinder each other; at K = 2 it is {max(errors):+.0%} to {min(errors):+.0%} off what was measured."
     )
 
 

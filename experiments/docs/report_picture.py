@@ -1,8 +1,8 @@
 """The picture report.png: a page of `lpjax.report`, of the default run; needs .[dev] and Chromium.
 
-Trains `configs/digits.py`, measures the parts of its step (`lpjax.balance`), makes the page and takes a screenshot of the
-charts in `SHOWN`; the page has more.  --run: the workdir of such a run that is there already, to which seconds.json is
-added if it has none.  About 3 minutes on 2 cores, a few seconds with --run.
+Trains `configs/digits.py`, measures the parts of its step (`lpjax.balance`), makes the page and takes a screenshot of
+some charts.  --run: the workdir of such a run that is there already, to which seconds.json is added if it has none.
+About 3 minutes on 2 cores, a few seconds with --run.
 """
 
 import argparse

@@ -25,8 +25,7 @@ from lpjax.methods import METHODS, configure
 Fields = dict[str, Any]
 
 HALF, QUARTER = "half", "quarter"
-"""Values of `aux.grid` that `load` turns into numbers: the config file's grid, else half of the images' side, and half of
-that."""
+"""Values of `aux.grid` that `load` makes numbers: the config file's grid, or half of the images' side; half of that."""
 
 ROWS: dict[str, Fields] = {
     "ddg": {"method": "delayed", "delayed.variant": "ddg"},

@@ -1,4 +1,4 @@
-"""Training runs of an experiment: started as a user would, kept when they are finished, gone on with when they are not."""
+"""Training runs: started as a user would, kept when they are finished, gone on with when they are not."""
 
 import contextlib
 import dataclasses

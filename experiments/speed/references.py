@@ -1,7 +1,7 @@
 """Serial backprop beside the same network in flax.linen and in torch, on one core.
 
-Steps take turns; seconds of lpjax over theirs are paired by round.  The networks are those of configs/cifar10_*.py without
-dropout.  torch is looked for in the interpreter --torch, which need not have lpjax.
+Steps take turns; seconds of lpjax over theirs are paired by round.  The networks are those of configs/cifar10_*.py
+without dropout.  torch is looked for in the interpreter --torch, which need not have lpjax.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
 Nothing is read or learnt: the images are noise.  The machine must have nothing else to do.
 
-Where there are devices for K stages each row's step is timed, the rows taking turns (`rounds` times `steps` steps each),
-and rho = seconds of serial on one device / its own, paired by round.  On CPUs a device is a core: serial runs in a
-process that has one, and, as `serial_default`, in one that may use all.
+Where there are devices for K stages each row's step is timed, the rows taking turns (`rounds` times `steps` steps
+each), and rho = seconds of serial on one device / its own, paired by round.  On CPUs a device is a core: serial runs in
+a process that has one, and, as `serial_default`, in one that may use all.
 
 Where a method has a stage's program all parts of a step are timed alone on one device, for every K, and beside them the
 whole step of serial.  With what links take they predict rho:
@@ -91,8 +91,8 @@ def measured(bench: Bench, names: list[str], K: int, made: Json) -> Iterator[Jso
                 what = f"compiling {name}, K = {K}, processes {number}"
                 ready |= attempt(made, what, partial(bench.prepared, workers, name, K)) or {}
             work = partial(bench.timed, ready)
-            found = attempt(made, f"timing K = {K}, processes {number}", work) if "serial" in ready else None
-        for name, answers in (found or {}).items():
+            found = (attempt(made, f"timing K = {K}, processes {number}", work) if "serial" in ready else None) or {}
+        for name, answers in found.items():
             _, own, serial = rows.setdefault(name, (ready[name].row, [], []))
             own.extend(answers)
             serial.extend(found["serial"])
