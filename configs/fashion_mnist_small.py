@@ -1,4 +1,4 @@
-"""ResNet-20 (width 8) on the first 20,000 images of Fashion-MNIST at 14x14: network and set of `experiments.compare`,
+"""ResNet-20 (width 8) on the first 20,000 images of Fashion-MNIST at 14x14: the default of `experiments compare`;
 four stages trained by layer_parallel.
 
     python -m lpjax.main --config=configs/fashion_mnist_small.py --workdir=runs/fashion_mnist_small

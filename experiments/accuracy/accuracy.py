@@ -9,8 +9,10 @@ command is given again.  With --add rows and seeds join those that the JSON has,
 """
 
 import argparse
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from experiments.accuracy.tables import TABLES
@@ -99,21 +101,19 @@ def by_stages(made: Json) -> str:
     return markdown.table(["test accuracy, %, mean ± std (seeds)", *(f"K = {K}" for K in stages)], shown)
 
 
-SETS = {
-    "accuracy_cifar10_all": "CIFAR-10, 50,000 images",
-    "accuracy_cifar100": "CIFAR-100, 50,000 images",
-    "accuracy_final": "Fashion-MNIST, 10,000 images",
-    "accuracy_cifar10": "CIFAR-10, 10,000 images",
-}
+LONG = {"accuracy_cifar10_all": "CIFAR-10", "accuracy_cifar100": "CIFAR-100"}
+SHORT = {"accuracy_final": "Fashion-MNIST", "accuracy_cifar10": "CIFAR-10"}
+"""Files of long and of short runs, and the data set of each."""
 
 COMPARED = (
     ("coarse_adjoint", "serial"),
     ("coarse_adjoint, delayed from epoch 8", "serial"),
     ("coarse_adjoint, delayed from epoch 8", "coarse_adjoint"),
+    ("coarse_adjoint, delayed from epoch 10, 18 epochs", "serial"),
     ("coarse_adjoint, tied", "serial"),
     ("coarse_adjoint, tied", "coarse_adjoint"),
-    ("coarse_adjoint, delayed from epoch 10, 18 epochs", "serial"),
     ("fdg", "serial"),
+    ("coarse_adjoint", "fdg"),
     ("local", "serial"),
     ("coarse_tail", "serial"),
     ("serial, standardised", "serial"),
@@ -122,16 +122,16 @@ COMPARED = (
 """Rows that are compared wherever both have been run with two seeds or more."""
 
 
-def paired(*files: Json) -> str:
-    """Differences seed by seed: a line a set and pair, a column a number of stages."""
-    every, shown = (2, 3, 4, 8), []
-    for name, made in zip(SETS.values(), files, strict=True):
-        rows = made["rows"]
-        for row, base in COMPARED:
-            told = [stats.difference(stats.row_of(rows, row, K), stats.row_of(rows, base, K)) for K in every]
-            if any(told):
-                shown.append([name, row, base, *told])
-    return markdown.table(["points, mean ± standard error (seeds)", "", "minus", *(f"K = {K}" for K in every)], shown)
+def paired(names: Iterable[str], *files: Json) -> str:
+    """Differences seed by seed, a line a data set and pair, a column a number of stages."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for (name, made), (row, base) in itertools.product(zip(names, files, strict=True), COMPARED):
+        for K in sorted({own["stages"] for own in made["rows"]}):
+            if told := stats.difference(*(stats.row_of(made["rows"], of, K) for of in (row, base))):
+                found.setdefault((name, f"{row} minus {base}"), {})[K] = told
+    every = sorted({K for cells in found.values() for K in cells})
+    shown = [[*pair, *(cells.get(K, "") for K in every)] for pair, cells in found.items()]
+    return markdown.table(["", "points", *(f"K = {K}" for K in every)], shown)
 
 
 def ablation(made: Json) -> str:
@@ -168,8 +168,9 @@ EXPERIMENT = Experiment(
     out=lambda args: f"accuracy_{args.table}",
     show=by_stages,
     tables={
-        **{name: Table(by_stages, (name,)) for name in SETS},
-        "paired": Table(paired, tuple(SETS)),
+        **{name: Table(by_stages, (name,)) for name in (*LONG, *SHORT)},
+        "paired_long": Table(partial(paired, LONG.values()), tuple(LONG)),
+        "paired_short": Table(partial(paired, SHORT.values()), tuple(SHORT)),
         "ablation": Table(ablation, ("accuracy_ablation",)),
     },
 )

@@ -9,12 +9,12 @@ import argparse
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import markdown, plot, stats
-from experiments.harness.experiment import Experiment, Json, Option, Picture, Table
+from experiments.harness import markdown, stats
+from experiments.harness.experiment import Experiment, Json, Option, Table
 from experiments.harness.rows import fields_of, meaning
 from experiments.harness.runs import Cell, call, cells, of_config, sweep
 from lpjax.methods import METHODS
@@ -131,55 +131,6 @@ def price(made: Json) -> str:
     return markdown.table(heading, shown)
 
 
-Curve = list[list[float]]
-"""[(step, value)]."""
-
-
-def over_seeds(curves: list[Curve]) -> tuple[list[float], list[list[float]]]:
-    """Steps that all curves have, and the values there, one list a step."""
-    tables: list[dict[float, float]] = [dict(curve) for curve in curves]  # type: ignore[arg-type]
-    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
-    return steps, [[table[step] for table in tables] for step in steps]
-
-
-def accuracies(row: Json) -> tuple[list[float], list[list[float]]]:
-    """Test accuracy by training seconds."""
-    steps, values = over_seeds([run["accuracy"] for run in row["runs"]])
-    return ([], []) if row["seconds_per_step"] is None else ([s * row["seconds_per_step"] for s in steps], values)
-
-
-def cosines(row: Json) -> tuple[list[float], list[list[float]]]:
-    """Mean cosine of the stages' gradients with backprop's, by step."""
-    runs = [run["diagnosis"] for run in row["runs"] if run["diagnosis"]]
-    return over_seeds([[[step, statistics.mean(found)] for step, found, _ in run] for run in runs])
-
-
-def curves(curve: Callable[[Json], tuple[list[float], list[list[float]]]], x: str, y: str) -> Callable[..., None]:
-    """Of a picture: a panel a K; a line a row, with a band from least to most over the seeds."""
-
-    def draw(path: Path, made: Json) -> None:
-        rows = made["rows"]
-        stages, names = sorted({row["stages"] for row in rows}), list(dict.fromkeys(row["row"] for row in rows))
-        size = (1.5 + 5 * len(stages), 4)
-        with plot.figure(path, columns=len(stages), figsize=size, sharey=True) as (figure, axes):
-            lines: dict[str, Any] = {}
-            for row in rows:
-                axis, look = axes[stages.index(row["stages"])], plot.look(names.index(row["row"]))
-                at, values = curve(row)
-                if not at:
-                    continue
-                mean = [statistics.mean(v) for v in values]
-                (lines[row["row"]],) = axis.plot(at, mean, **look, markevery=max(1, len(at) // 10), markersize=5)
-                axis.fill_between(at, *([f(v) for v in values] for f in (min, max)), color=look["color"], alpha=0.15)
-            for axis, K in zip(axes, stages, strict=True):
-                axis.set(title=f"K = {K}", xlabel=x)
-                axis.grid(alpha=0.3)
-            axes[0].set_ylabel(y)
-            figure.legend(list(lines.values()), list(lines), loc="outside right upper")
-
-    return draw
-
-
 EXPERIMENT = Experiment(
     name="compare",
     doc=__doc__,
@@ -197,8 +148,4 @@ EXPERIMENT = Experiment(
     out="compare",
     show=in_full,
     tables={"compare": Table(in_full, ("compare",)), "aux": Table(price, ("price",))},
-    pictures={
-        "compare_accuracy": Picture(curves(accuracies, "training seconds", "test accuracy"), ("compare",)),
-        "compare_cosine": Picture(curves(cosines, "step", "cosine with backprop's gradient"), ("compare",)),
-    },
 )

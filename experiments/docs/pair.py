@@ -2,7 +2,7 @@
 
 from experiments.harness import markdown, stats
 from experiments.harness.experiment import Json, Table
-from experiments.harness.rows import load
+from experiments.harness.rows import images, load
 
 ROWS = {
     "serial": "backprop on one device",
@@ -17,13 +17,17 @@ ROWS = {
 STAGES = (2, 4, 8)
 
 
-def setting(path: str, fields: Json) -> str:
-    """Network and data of a config file with some fields set, in words."""
+NETWORKS = {"resnet": "ResNet-{depth} of width {width}", "wide_resnet": "WRN-{depth}-{widen}"}
+SETS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "the digits"}
+
+
+def setting(path: str, fields: Json) -> tuple[str, str]:
+    """Network, and images, of a config file with some fields set, in words."""
     config = load(path, {**fields, "dry_run": True})
-    model = ", ".join(f"{name} {value}" for name, value in config.model.arguments.items())
-    images = "" if config.data.train_examples is None else f", {config.data.train_examples:,} training images"
-    small = f", images averaged to 1/{config.data.shrink} of their side" if config.data.shrink > 1 else ""
-    return f"`{config.model.function}` ({model}), {config.data.name}{images}{small}, batch {config.batch_size}"
+    spec = images(config.data)
+    height, width, _ = spec.image_shape
+    network = f"{NETWORKS[config.model.function].format(**config.model.arguments)}, batch {config.batch_size}"
+    return network, f"{spec.num_train:,} images of {SETS[config.data.name]} at {height}x{width}"
 
 
 def accuracy(made: Json) -> str:
@@ -39,11 +43,10 @@ def accuracy(made: Json) -> str:
     heading = ["test accuracy, %, mean ± std (seeds)", *(f"K = {K}" for K in STAGES)]
     own = [(K, stats.difference(stats.row_of(rows, "coarse_adjoint", K), base)) for K in STAGES]
     minus = ", ".join(f"{told.rsplit(' (', 1)[0]} at K = {K}" for K, told in own)
-    network = setting(made["config"], made["fields"])
+    network, data = setting(made["config"], made["fields"])
     return (
-        f"{markdown.table(heading, shown)}\n\n"
-        f"{network}, {made['fields']['num_epochs']} epochs. `coarse_adjoint` minus backprop, seed by seed, in points, "
-        f"mean ± standard error: {minus}."
+        f"{markdown.table(heading, shown)}\n\n{network}, {made['fields']['num_epochs']} epochs of {data}. "
+        f"`coarse_adjoint` minus backprop, seed by seed, in points, mean ± standard error: {minus}."
     )
 
 
@@ -57,11 +60,12 @@ def speed(measured: Json, predicted: Json, check: Json) -> str:
         shown.append([words, *(["1", "", ""] if name == "serial" else [markdown.median(timed[name]), *cells])])
     heading = ["speed-up, median (least .. most)", "K = 2, measured", *(f"K = {K}, predicted" for K in STAGES[1:])]
     errors = [row["error"] for row in check["rows"]]
+    network, _ = setting(measured["config"], {})
     return (
-        f"{markdown.table(heading, shown)}\n\n"
-        f"{setting(measured['config'], {})}; the networks standardised at the cuts where measured. A device is one of "
-        f"{measured['where']['cores']} CPU cores, so K = 4 and 8 are predictions of the cost model, for devices that "
-        f"do not hinder each other; at K = 2 it is {max(errors):+.0%} to {min(errors):+.0%} off what was measured."
+        f"{markdown.table(heading, shown)}\n\n{network}; the networks standardised at the cuts where measured. "
+        f"A device is one of {measured['where']['cores']} CPU cores, so K = 4 and 8 are predictions of the cost model, "
+        f"for devices that do not hinder each other; at K = 2 it is {max(errors):+.0%} to {min(errors):+.0%} off what "
+        f"was measured."
     )
 
 

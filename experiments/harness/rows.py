@@ -17,15 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lpjax.config.schema import Config
+from lpjax.config.schema import Config, DataConfig
 from lpjax.data import SOURCES
+from lpjax.data.source import Spec, reduced_spec
 from lpjax.errors import BadInput
 from lpjax.methods import METHODS, configure
 
 Fields = dict[str, Any]
 
 HALF, QUARTER = "half", "quarter"
-"""Values of `aux.grid` that `load` makes numbers: the config file's grid, or half of the images' side; half of that."""
+"""Values of `aux.grid` that `load` makes numbers: the config file's grid, or half of the images' side (up to
+a power of two); half of that."""
 
 ROWS: dict[str, Fields] = {
     "ddg": {"method": "delayed", "delayed.variant": "ddg"},
@@ -134,18 +136,22 @@ def load(path: Path | str, fields: Mapping[str, Any]) -> Config:
     except (KeyError, AttributeError, TypeError) as error:
         raise BadInput(f"{path}: {error}") from error
     if share:
-        half = values.aux.grid or _side(configure(values.to_dict())) // 2
+        side = images(configure(values.to_dict()).data).image_shape[0]
+        half = values.aux.grid or 1 << (side - 1).bit_length() - 1
         values.aux.grid = half if share == HALF else half // 2
     return configure(values.to_dict())
 
 
-def _side(config: Config) -> int:
-    """Side of the training images, up to a power of two."""
-    published = SOURCES[config.data.name].published
+def images(config: DataConfig) -> Spec:
+    """Images and numbers of a published data set, as the configuration reduces them.
+
+    Raises:
+      BadInput: The data is no published set.
+    """
+    published = SOURCES[config.name].published
     if published is None:
-        raise BadInput(f"data.name={config.data.name}: its images have no known size; set aux.grid")
-    side = published(config.data).image_shape[0] // config.data.shrink
-    return 1 << (side - 1).bit_length()
+        raise BadInput(f"data.name={config.name}: its images have no known size; set aux.grid")
+    return reduced_spec(published(config), config)
 
 
 def in_numbers(path: Path | str, fields: Mapping[str, Any]) -> Fields:

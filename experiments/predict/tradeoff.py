@@ -148,10 +148,15 @@ def run(args: argparse.Namespace) -> Iterator[Json]:
 # -------------------------------------------------------------------------------------------------- tables and pictures
 
 
+def published(made: Json) -> list[Json]:
+    """The rows whose network is the published one."""
+    return [row for row in made["rows"] if backprop(row["row"]) == "serial"]
+
+
 def in_full(made: Json) -> str:
     """A line a row and number of stages."""
     shown = []
-    for row in made["rows"]:
+    for row in published(made):
         epochs = "not reached" if row["every_epoch"] else ""
         shown.append(
             [
@@ -169,8 +174,8 @@ def in_full(made: Json) -> str:
 
 def draw(path: Path, made: Json) -> None:
     """Accuracy under backprop's over rho, a line a method, a point a number of stages."""
-    rows = made["rows"]
-    names = [name for name in dict.fromkeys(row["row"] for row in rows) if fields_of(name)["method"] != "serial"]
+    rows = published(made)
+    names = [name for name in dict.fromkeys(row["row"] for row in rows) if name != "serial"]
     with plot.figure(path, figsize=(6.5, 4)) as (_, (axis,)):
         for number, name in enumerate(names):
             own = [row for row in rows if row["row"] == name]
@@ -185,9 +190,6 @@ def draw(path: Path, made: Json) -> None:
         axis.legend(fontsize=8)
 
 
-FILES = ("tradeoff", "tradeoff_all")
-"""Of Fashion-MNIST, and of all images of CIFAR-10."""
-
 EXPERIMENT = Experiment(
     name="tradeoff",
     doc=__doc__,
@@ -200,6 +202,6 @@ EXPERIMENT = Experiment(
     config="configs/cifar10_resnet110.py",
     out="tradeoff",
     show=in_full,
-    tables={name: Table(in_full, (name,)) for name in FILES},
-    pictures={name: Picture(draw, (name,)) for name in FILES},
+    tables={"tradeoff_all": Table(in_full, ("tradeoff_all",))},
+    pictures={"tradeoff_all": Picture(draw, ("tradeoff_all",))},
 )

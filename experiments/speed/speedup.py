@@ -26,11 +26,10 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from experiments.harness import markdown, plot
-from experiments.harness.experiment import Experiment, Json, Option, Picture, Table
+from experiments.harness import markdown
+from experiments.harness.experiment import Experiment, Json, Option, Table
 from experiments.harness.rows import fields_of
 from experiments.speed.bench import Bench, Ready, measured_row
 from lpjax.methods import METHODS
@@ -100,7 +99,7 @@ def measured(bench: Bench, names: list[str], K: int, made: Json) -> Iterator[Jso
         yield made
 
 
-# -------------------------------------------------------------------------------------------------- tables and pictures
+# ------------------------------------------------------------------------------------------------------------ tables
 
 
 def in_full(made: Json) -> str:
@@ -152,31 +151,6 @@ def pieces(*files: Json) -> str:
     return markdown.table([*names, *(f"rho, K = {K}" for K in (2, 4, 8))], shown)
 
 
-def draw(path: Path, made: Json) -> None:
-    """rho over K: measured, predicted, and by Eq. 27 with its bound."""
-    with plot.figure(path, figsize=(6.5, 4)) as (_, (axis,)):
-        for number, row in enumerate(dict.fromkeys(p["row"] for p in made["predictions"])):
-            own = [p for p in made["predictions"] if p["row"] == row]
-            K, color = [p["stages"] for p in own], f"C{number}"
-            lines = [("rho", "o", "-", "predicted from parts")]
-            if own[0]["rho_eq27"] is not None:
-                lines += [("rho_eq27", "x", "--", "Eq. 27"), ("bound_eq27", "", ":", "bound of Eq. 27")]
-            for name, marker, dashes, words in lines:
-                axis.plot(K, [p[name] for p in own], color=color, marker=marker, ls=dashes, label=f"{row}, {words}")
-        for number, row in enumerate(dict.fromkeys(m["row"] for m in made["measured"])):
-            rho = [(m["stages"], m["rho"]) for m in made["measured"] if m["row"] == row]
-            if not row.startswith("serial"):
-                error = [[r["median"] - r["min"] for _, r in rho], [r["max"] - r["median"] for _, r in rho]]
-                look = plot.look(number) | {"linestyle": ""}
-                axis.errorbar([K for K, _ in rho], [r["median"] for _, r in rho], error, capsize=3, **look, label=row)
-        stages = sorted({p["stages"] for p in made["predictions"]})
-        axis.plot(stages, stages, color="0.7", lw=1, label="K")
-        axis.set(xlabel="stages K", ylabel="speed-up against serial", xticks=stages)
-        axis.set_ylim(0, 1.15 * max(stages, default=1))
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-
-
 EXPERIMENT = Experiment(
     name="speedup",
     doc=__doc__,
@@ -199,5 +173,4 @@ EXPERIMENT = Experiment(
         "speedup_wrn16_4": Table(in_full, ("speedup_wrn16_4",)),
         "pieces": Table(pieces, PIECES),
     },
-    pictures={"speedup": Picture(draw, ("speedup",)), "speedup_wrn16_4": Picture(draw, ("speedup_wrn16_4",))},
 )

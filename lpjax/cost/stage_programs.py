@@ -1,4 +1,4 @@
-"""The stages of a step as programs of their own: what `balance` cuts by, and `experiments.speedup` predicts from.
+"""The stages of a step as programs of their own: what `balance` cuts by, and `experiments speedup` predicts from.
 
 A program is the library's own code under `shard_map` on a mesh of one device, so a collective in it costs nothing.  It
 has a stage column's examples, batch_size / D.
