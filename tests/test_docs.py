@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from lpjax import cli
+from experiments.__main__ import EXPERIMENTS
+from experiments.harness.command import arguments
+from experiments.harness.rows import load
+from lpjax.config import command_line
 from lpjax.config.load import default_config
 from lpjax.methods import configure
 
@@ -80,7 +83,7 @@ def commands_in(text):
 def configured(words):
     """The configuration that a command's words make; raises where a field is missing or cannot have its value."""
     given = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--config"))
-    config = runpy.run_path(str(ROOT / cli.config_path(given.pop("config"))))["get_config"]()
+    config = runpy.run_path(str(ROOT / command_line.config_path(given.pop("config"))))["get_config"]()
     for name, value in given.items():
         with contextlib.suppress(SyntaxError, ValueError):
             value = ast.literal_eval(value)
@@ -91,12 +94,18 @@ def configured(words):
 PARSE_ARGS = argparse.ArgumentParser.parse_args
 
 
-class Parsed(Exception):  # noqa: N818
+class Parsed(BaseException):
     """A command line was parsed."""
 
 
 def parse(module, words, monkeypatch):
     """As the command would, without running it."""
+    if module == "experiments":
+        if words and words[0] != "NAME":
+            options = arguments(EXPERIMENTS[words[0]], words[1:])
+            if "config" in options:
+                load(options.config, options.fields)
+        return
     if module not in ("lpjax.main", "lpjax.balance", "lpjax.export"):
 
         def parse_args(self, args=None, namespace=None):
@@ -111,31 +120,36 @@ def parse(module, words, monkeypatch):
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")
         assert word.startswith("--"), word
-        if not name.startswith("config."):
+        if name != "help" and not name.startswith("config."):
             assert name in flags.FLAGS, word
             if name != "config":
                 flags.FLAGS[name].parser.parse(value or "true")
-    configured(words)
+    if "--help" not in words:
+        configured(words)
 
 
 def test_commands_could_be_given(monkeypatch):
     for page in PAGES:
         for module, *words in commands_in(page.read_text()):
-            if words and module.startswith("lpjax") and not {"--config=FILE", "--config=mine.py"} & set(words):
+            if words and module not in ("venv", "pytest") and not {"--config=FILE", "--config=mine.py"} & set(words):
                 parse(module, words, monkeypatch)
 
 
 def test_commands_that_cannot_be_given_are_found(monkeypatch):
     text = "```sh\npython -m lpjax.main --config=configs/digits.py \\\n  --workdir=b # all\n```\n"
-    (first, second) = commands_in(text + "`python -m lpjax.report a --out=b`")
+    first, second, third = commands_in(
+        text + "`python -m lpjax.report a --out=b` `python -m experiments memory --stages=2`"
+    )
     assert first == ["lpjax.main", "--config=configs/digits.py", "--workdir=b"]
-    for command in first, second:
+    for command in first, second, third:
         parse(command[0], command[1:], monkeypatch)
     for wrong in ("--workdri=a", "--config.num_epohcs=3", "--config.num_epochs=a", "--config.aux.grid=0"):
         with pytest.raises((AssertionError, AttributeError, KeyError, TypeError, ValueError)):
             parse(first[0], [*first[1:], wrong], monkeypatch)
     with pytest.raises(SystemExit):
         parse(second[0], [*second[1:], "--wrong"], monkeypatch)
+    with pytest.raises(ValueError, match="wrong"):
+        parse(third[0], [*third[1:], "--config.wrong=1"], monkeypatch)
 
 
 # names ----------------------------------------------------------------------------------------------------------------
@@ -160,9 +174,9 @@ def missing(page, text):
             yield name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_what_it_names_exists(page):
-    assert not list(missing(page, page.read_text()))
+def test_what_pages_name_exists():
+    wrong = {name_of(page): list(missing(page, page.read_text())) for page in PAGES}
+    assert not {page: names for page, names in wrong.items() if names}
 
 
 def test_what_does_not_exist_is_found():
