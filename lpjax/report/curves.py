@@ -1,7 +1,8 @@
 """Charts of metrics over steps and over wall time."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,16 +25,11 @@ CHARTED = {
 """Metrics of training that have charts of their own."""
 
 
-class Metric(NamedTuple):
-    """A metric of a run.
-
-    Attributes:
-      name: In metrics.jsonl.
-      label: Of its line; of its lines, where they are of stages or interfaces, "stage" or "interface".
-    """
-
-    name: str
-    label: str
+_HINTS = {
+    **dict.fromkeys(("stage_accuracy", "coarse_error"), "Methods without tails beside their stages have none."),
+    **dict.fromkeys(("gradient_cosine", "gradient_ratio"), "Recorded with diagnose_every=N."),
+}
+"""How to have a metric that not all runs have."""
 
 
 class Curve(NamedTuple):
@@ -54,114 +50,59 @@ class Curve(NamedTuple):
 
 def learning(records: Sequence[Record]) -> list[Chart]:
     """Charts of accuracy and loss over steps and over wall time; the composed network against the AuxNet path."""
-    accuracy = [Metric("test_accuracy", "test, composed network"), Metric("accuracy", "training, last stage")]
-    loss = [
-        Metric("test_loss", "test, composed network"),
-        Metric("task_loss", "training, last stage"),
-        Metric("aux_task_loss", "training, AuxNet's head"),
-    ]
-    paths = [
-        Metric("test_accuracy", "composed network"),
-        Metric("aux_path_accuracy", "AuxNet path"),
-        Metric("aux_head_accuracy", "AuxNet's head"),
-    ]
-    if not any(metric.name in record.lines for record in records for metric in paths[1:]):
-        paths = paths[1:]  # of methods that have no such path: the composed network alone is drawn above
+    draw = partial(lines, records)
+    accuracy = {"test_accuracy": "test, composed network", "accuracy": "training, last stage"}
+    loss = {"test_loss": "test, composed network", "task_loss": "training, last stage"}
+    loss |= {"aux_task_loss": "training, AuxNet's head"}
+    paths = {"aux_path_accuracy": "AuxNet path", "aux_head_accuracy": "AuxNet's head"}
+    if any(name in record.lines for record in records for name in paths):
+        paths = {"test_accuracy": "composed network"} | paths
     both: tuple[Over, ...] = ("steps", "time")
     return [
-        *(lines(f"accuracy-{over}", f"Accuracy over {over}", records, accuracy, over=over) for over in both),
-        *(lines(f"loss-{over}", f"Loss over {over}, nats", records, loss, over=over, log=True) for over in both),
-        lines("paths", "Test: composed network against AuxNet path", records, paths),
+        *(draw(f"accuracy-{over}", f"Accuracy over {over}", accuracy, over=over) for over in both),
+        *(draw(f"loss-{over}", f"Loss over {over}, nats", loss, over=over, log=True) for over in both),
+        draw("paths", "Test: composed network against AuxNet path", paths),
     ]
 
 
 def stages(records: Sequence[Record]) -> list[Chart]:
     """Draw which stage learns: loss, what it and its tail get right, gradient, and how far its AuxNet piece is off."""
+    draw, error = partial(lines, records), "The AuxNet's piece against its stage, |G - X|²/|X|²"
     return [
-        lines("stage-loss", "Local loss of each stage", records, [Metric("stage_loss", "stage")], log=True, keep=max),
-        lines(
-            "stage-accuracy",
-            "Training accuracy of each stage with its tail",
-            records,
-            [Metric("stage_accuracy", "stage")],
-            keep=min,
-            hint="Methods without tails beside their stages have none.",
-        ),
-        lines(
-            "gradient-norm",
-            "Norm of each stage's gradient",
-            records,
-            [Metric("gradient_norm", "stage")],
-            log=True,
-            keep=max,
-        ),
-        lines(
-            "coarse-error",
-            "The AuxNet's piece against its stage, |G - X|²/|X|²",
-            records,
-            [Metric("coarse_error", "stage")],
-            log=True,
-            keep=max,
-            hint="Methods without tails beside their stages have none.",
-        ),
+        draw("stage-loss", "Local loss of each stage", {"stage_loss": "stage"}, log=True, keep=max),
+        draw("stage-accuracy", "Training accuracy of each stage with its tail", {"stage_accuracy": "stage"}, keep=min),
+        draw("gradient-norm", "Norm of each stage's gradient", {"gradient_norm": "stage"}, log=True, keep=max),
+        draw("coarse-error", error, {"coarse_error": "stage"}, log=True, keep=max),
     ]
 
 
 def constraints(records: Sequence[Record]) -> list[Chart]:
     """Charts of how far the stages are from being one network, and of what pulls them together."""
+    violation, multiplier = {"relative_violation": "interface"}, {"multiplier_norm": "interface"}
+    draw = partial(lines, records, log=True)
     return [
-        lines(
-            "violation",
-            "Relative violation of each interface, |r|²/|X|²",
-            records,
-            [Metric("relative_violation", "interface")],
-            log=True,
-            keep=max,
-        ),
-        lines(
-            "multiplier",
-            "Multiplier of each interface, root mean square",
-            records,
-            [Metric("multiplier_norm", "interface")],
-            log=True,
-            keep=max,
-        ),
-        lines("penalty", "Penalty coefficient β", records, [Metric("penalty_coef", "β")], log=True),
+        draw("violation", "Relative violation of each interface, |r|²/|X|²", violation, keep=max),
+        draw("multiplier", "Multiplier of each interface, root mean square", multiplier, keep=max),
+        draw("penalty", "Penalty coefficient β", {"penalty_coef": "β"}),
     ]
 
 
 def gradients(records: Sequence[Record]) -> list[Chart]:
     """Charts of each stage's gradient against backprop's."""
-    hint = "Recorded with diagnose_every=N."
-    cosine = lines(
-        "cosine",
-        "Cosine of each stage's gradient with backprop's",
-        records,
-        [Metric("gradient_cosine", "stage")],
-        keep=min,
-        hint=hint,
-    )
-    ratio = lines(
-        "ratio",
-        "Norm of each stage's gradient over backprop's",
-        records,
-        [Metric("gradient_ratio", "stage")],
-        log=True,
-        keep=max,
-        hint=hint,
-    )
-    return [cosine, ratio]
+    cosine, ratio = {"gradient_cosine": "stage"}, {"gradient_ratio": "stage"}
+    return [
+        lines(records, "cosine", "Cosine of each stage's gradient with backprop's", cosine, keep=min),
+        lines(records, "ratio", "Norm of each stage's gradient over backprop's", ratio, log=True, keep=max),
+    ]
 
 
 def others(records: Sequence[Record]) -> list[Chart]:
     """Charts of what the methods of the runs record beside the metrics that have charts of their own."""
-    axes: dict[str, str] = {}
-    for record in records:
-        for phase in (record.structure or {}).get("phases", ()):
-            axes |= {name: axis for name, axis in phase["metrics"].items() if name not in CHARTED}
+    phases = [phase for record in records if record.structure for phase in record.structure["phases"]]
+    axes = {name: axis for phase in phases for name, axis in phase["metrics"].items() if name not in CHARTED}
     words = {name: name.replace("_", " ") for name in axes}
     return [
-        lines(f"metric-{name}", words[name].capitalize(), records, [Metric(name, axis or words[name])])
+        lines(records, f"metric-{name}", words[name].capitalize(), {name: axis or words[name]})
         for name, axis in axes.items()
         if any(name in record.lines for record in records)
     ]
@@ -169,38 +110,41 @@ def others(records: Sequence[Record]) -> list[Chart]:
 
 def waiting(records: Sequence[Record]) -> Chart:
     """The chart of waiting for data, over the run."""
-    return lines("data-seconds", "Seconds a step waited for data", records, [Metric("data_seconds", "wait")], log=True)
+    return lines(records, "data-seconds", "Seconds a step waited for data", {"data_seconds": "wait"}, log=True)
 
 
 def lines(
+    records: Sequence[Record],
     key: str,
     title: str,
-    records: Sequence[Record],
-    metrics: Sequence[Metric],
+    metrics: Mapping[str, str],
     *,
     over: Over = "steps",
     log: bool = False,
     keep: Callable[..., int] | None = None,
-    hint: str = "",
 ) -> Chart:
     """Draw lines of all runs that have the metrics.
 
     Args:
-      metrics: What is drawn.
+      records: The runs.
+      key: Of the chart.
+      title: Of the chart.
+      metrics: What is drawn: names in metrics.jsonl to the label of the line; of its lines, where they are of stages or
+        interfaces, "stage" or "interface".
       over: What x is.
       log: Whether y is logarithmic, where anything is above 0.
       keep: max or min: which of a run's lines, by its last value, is shown at first where there are more than `SHOWN`.
-      hint: How to have the metrics.
     """
     curves = [
         Curve(run, label, line)
         for run, record in enumerate(records)
-        for metric in metrics
-        for label, line in _labelled(metric, record.lines.get(metric.name, ()))
+        for name, label_of in metrics.items()
+        for label, line in _labelled(label_of, record.lines.get(name, ()))
         if over == "steps" or np.isfinite(line.seconds).any()
     ]
     has = {curve.run for curve in curves}
     without = [record.name for run, record in enumerate(records) if run not in has]
+    hint = next((_HINTS[name] for name in metrics if name in _HINTS), "")
     text = [f"Not recorded by {', '.join(without)}. {hint}".strip()] if without else []
     if not curves:
         return Chart(key, title, tuple(text), None)
@@ -225,11 +169,10 @@ def lines(
     return Chart(key, title, tuple(text), go.Figure(traces, made), ("yaxis", "xaxis"))
 
 
-def _labelled(metric: Metric, found: Sequence[Line]) -> list[tuple[str, Line]]:
-    if metric.label in ("stage", "interface"):  # stages count from 0, interface j is the input of stage j >= 1
-        first = int(metric.label == "interface")
-        return [(f"{metric.label} {first + i}", line) for i, line in enumerate(found)]
-    return [(metric.label, line) for line in found]
+def _labelled(label: str, found: Sequence[Line]) -> list[tuple[str, Line]]:
+    if label in ("stage", "interface"):  # stages count from 0, interface j is the input of stage j >= 1
+        return [(f"{label} {i}", line) for i, line in enumerate(found, int(label == "interface"))]
+    return [(label, line) for line in found]
 
 
 def _about(curves: Sequence[Curve], log: bool) -> list[str]:
@@ -276,7 +219,7 @@ def _trace(curve: Curve, records: Sequence[Record], label: int, over: Over, scal
         hovertemplate="%{y:.4g}<extra>" + name + "</extra>",
         legendgroup=curve.label,
         showlegend=not several,
-        visible=_visible(curve.shown),
+        visible=curve.shown or "legendonly",
         meta={"run": curve.run},
     )
 
@@ -290,9 +233,5 @@ def _entry(label: str, index: int, curves: Sequence[Curve]) -> go.Scatter:
         mode="lines",
         line={"color": "#808080", "dash": DASHES[index % len(DASHES)], "width": 1.8},
         legendgroup=label,
-        visible=_visible(any(curve.shown for curve in curves if curve.label == label)),
+        visible=any(curve.shown for curve in curves if curve.label == label) or "legendonly",
     )
-
-
-def _visible(shown: bool) -> bool | str:
-    return True if shown else "legendonly"
