@@ -46,6 +46,23 @@ def without(records: Sequence[Record]) -> tuple[str, ...]:
     return (f"No structure.json to draw from: {', '.join(names)}.",) if names else ()
 
 
+def _bars(index: int, name: str, rows: list[str], lengths: list[Any], hover: str, **more: Any) -> go.Bar:
+    """Bars in the colour and pattern number `index`, one a row of the chart."""
+    shape = PATTERNS[index % len(PATTERNS)]
+    pattern = {"shape": shape, "fillmode": "overlay", "solidity": 0.15, "size": 8, "fgcolor": "#ffffff"}
+    marker = {"color": colour(index), "pattern": pattern, "line": {"width": 1, "color": "#808080"}}
+    hover += "<extra></extra>"
+    return go.Bar(y=rows, x=lengths, orientation="h", name=name, marker=marker, hovertemplate=hover, **more)
+
+
+def _layout(height: int, unit: str, legend: bool = True) -> dict[str, Any]:
+    """Of a chart of bars, its first row on top."""
+    layout = charts.layout(height, legend)
+    layout["xaxis"] |= {"title": {"text": unit}}
+    layout["yaxis"] |= {"autorange": "reversed"}
+    return layout | {"barmode": "stack"}
+
+
 # ----------------------------------------------------------------------------------------------------------------- cut
 
 
@@ -75,34 +92,27 @@ def _cut(
     for k in range(max(map(len, rows.values()), default=0)):
         there = {name: pieces[k] for name, pieces in rows.items() if k < len(pieces)}
         traces.append(
-            go.Bar(
-                y=list(there),
-                x=[piece[what] / scale for piece in there.values()],
-                orientation="h",
-                name=f"stage {k}",
-                text=[str(k)] * len(there),
-                textposition="inside",
-                insidetextanchor="middle",
-                textangle=0,
-                textfont={"color": "#ffffff", "size": 14, "weight": 700},
-                marker=_fill(k),
+            _bars(
+                k,
+                f"stage {k}",
+                list(there),
+                [piece[what] / scale for piece in there.values()],
+                f"%{{y}}, stage {k}: %{{x:,.4g}} {unit}%{{hovertext}}",
                 hovertext=list(map(_contents, there.values())),
-                hovertemplate=f"%{{y}}, stage {k}: %{{x:,.4g}} {unit}%{{hovertext}}<extra></extra>",
+                text=[str(k)] * len(there),
+                **_TEXT,
             )
         )
-    layout = charts.layout(120 + 50 * len(rows), legend=False)
-    layout["yaxis"] |= {"autorange": "reversed"}
-    layout["xaxis"] |= {"title": {"text": unit}}
-    return Chart(key, title, (), go.Figure(traces, layout | {"barmode": "stack", "uniformtext": _TEXT}))
+    layout = _layout(120 + 50 * len(rows), unit, legend=False)
+    return Chart(key, title, (), go.Figure(traces, layout | {"uniformtext": {"minsize": 10, "mode": "hide"}}))
 
 
-_TEXT = {"minsize": 10, "mode": "hide"}
-
-
-def _fill(index: int) -> dict[str, Any]:
-    shape = PATTERNS[index % len(PATTERNS)]
-    pattern = {"shape": shape, "fillmode": "overlay", "solidity": 0.15, "size": 8, "fgcolor": "#ffffff"}
-    return {"color": colour(index), "pattern": pattern, "line": {"width": 1, "color": "#808080"}}
+_TEXT = {
+    "textposition": "inside",
+    "insidetextanchor": "middle",
+    "textangle": 0,
+    "textfont": {"color": "#ffffff", "size": 14, "weight": 700},
+}
 
 
 def _contents(piece: Mapping[str, Any]) -> str:
@@ -143,22 +153,21 @@ def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int
     for index, kind in enumerate(drawn.kinds):
         bars = [bar for bar in drawn.bars if bar.kind == kind]
         traces.append(
-            go.Bar(
-                y=[f"device {bar.device}" for bar in bars],
+            _bars(
+                index,
+                kind,
+                [f"device {bar.device}" for bar in bars],
+                [scale * bar.length for bar in bars],
+                f"%{{hovertext}}<br>%{{x:,.4g}} {unit} from %{{base:,.4g}}",
                 base=[scale * bar.start for bar in bars],
-                x=[scale * bar.length for bar in bars],
-                orientation="h",
-                name=kind,
-                marker=_fill(index),
                 hovertext=[bar.what for bar in bars],
-                hovertemplate=f"%{{hovertext}}<br>%{{x:,.4g}} {unit} from %{{base:,.4g}}<extra></extra>",
             )
         )
     listed = 20 * len(drawn.kinds)  # pixels of a legend on a narrow screen, which has one entry a line
-    layout = charts.layout(150 + 40 * devices + listed // 2)
+    layout = _layout(150 + 40 * devices + listed // 2, unit)
     layout["legend"] |= {"maxheight": 20 + listed}
-    layout["xaxis"] |= {"title": {"text": unit}, "rangemode": "tozero"}
-    layout["yaxis"] |= {"autorange": "reversed", "categoryarray": [f"device {d}" for d in range(devices)]}
+    layout["xaxis"] |= {"rangemode": "tozero"}
+    layout["yaxis"] |= {"categoryarray": [f"device {d}" for d in range(devices)]}
     text = (
         *text,
         f"{drawn.note[0].upper()}{drawn.note[1:]}.",
@@ -174,16 +183,23 @@ def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int
 
 def times(records: Sequence[Record]) -> list[Chart]:
     """Draw what a step's seconds, and a whole run's, are spent on."""
+
+    def rest(whole: float | None, part: float | None) -> float | None:
+        return None if whole is None else max(whole - (part or 0.0), 0.0)
+
     step = {
         "waiting for data": [record.data_seconds for record in records],
-        "the rest": [_rest(record.step_seconds, record.data_seconds) for record in records],
+        "the rest": [rest(record.step_seconds, record.data_seconds) for record in records],
     }
-    steps = [_times_steps(record) for record in records]
+    totals = [(record.result or {}).get("seconds_total") for record in records]
+    # Not known where the run's end, and so its seconds, is not.
+    steps = [
+        record.step_seconds * record.last_step if record.step_seconds and total else None
+        for record, total in zip(records, totals, strict=True)
+    ]
     whole = {
         "steps (median times number)": steps,
-        "compiling, tests, checkpoints": [
-            _rest((record.result or {}).get("seconds_total"), own) for record, own in zip(records, steps, strict=True)
-        ],
+        "compiling, tests, checkpoints": list(map(rest, totals, steps)),
     }
     return [
         _split("step-seconds", "Seconds of a step, median", records, step, _WAIT),
@@ -197,17 +213,6 @@ _WAIT = (
 )
 
 
-def _rest(whole: float | None, part: float | None) -> float | None:
-    return None if whole is None else max(whole - (part or 0.0), 0.0)
-
-
-def _times_steps(record: Record) -> float | None:
-    """None where the run's end, and so its seconds, is not known."""
-    if record.step_seconds is None or not (record.result or {}).get("seconds_total"):
-        return None
-    return record.step_seconds * record.last_step
-
-
 def _split(
     key: str, title: str, records: Sequence[Record], parts: Mapping[str, Sequence[float | None]], *text: str
 ) -> Chart:
@@ -215,18 +220,9 @@ def _split(
     text += (f"Not known of {', '.join(lacking)}.",) if lacking else ()
     if len(lacking) == len(records):
         return Chart(key, title, text, None)
+    names = [html.escape(record.name) for record in records]
     traces = [
-        go.Bar(
-            y=[html.escape(record.name) for record in records],
-            x=list(values),
-            orientation="h",
-            name=name,
-            marker=_fill(index),
-            hovertemplate=f"%{{y}}<br>{name}: %{{x:,.4g}} s<extra></extra>",
-        )
+        _bars(index, name, names, list(values), f"%{{y}}<br>{name}: %{{x:,.4g}} s")
         for index, (name, values) in enumerate(parts.items())
     ]
-    layout = charts.layout(140 + 30 * len(records))
-    layout["xaxis"] |= {"title": {"text": "seconds"}}
-    layout["yaxis"] |= {"autorange": "reversed"}
-    return Chart(key, title, text, go.Figure(traces, layout | {"barmode": "stack"}))
+    return Chart(key, title, text, go.Figure(traces, _layout(140 + 30 * len(records), "seconds")))
