@@ -1,69 +1,12 @@
-"""The model card: the README.md of a model folder."""
+"""The model card: the README.md of a model folder, from the template card.md."""
 
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from lpjax.export.model_file import ARRAYS, CHECKSUMS, DESCRIPTION, PROGRAM, Description
-
-_CARD = """\
-# {function} on {data}
-
-{summary}
-
-| | |
-|---|---|
-| input | uint8 images [b, {height}, {width}, {channels}], 0..255, {colours}; any b |
-| output | float32 logits [b, {classes}] |
-| classes | {class_names} |
-| parameters | {size:,} |
-| test accuracy | {accuracy} |
-| batch norm | {batch_norm} |
-
-## Use
-
-With `pip install jax flatbuffers`, on CPU, CUDA GPU or TPU, from this folder (`jax.export` of jax {jax} wrote the
-program; newer versions are promised to read it for six months):
-
-```python
-import jax
-import numpy as np
-from jax import export
-
-with open("{program}", "rb") as file:
-    network = export.deserialize(bytearray(file.read()))
-images = np.zeros((1, {height}, {width}, {channels}), np.uint8)
-print(jax.nn.softmax(jax.jit(network.call)(images)))
-```
-
-On image files, with `pip install 'lpjax[export]'`:
-
-```sh
-python -m lpjax.predict --model=. IMAGE.png
-```
-
-It crops each image to its middle ({crop:.4g} of the largest box of {width}:{height}) and scales that to
-{width}x{height}. Normalisation is part of the program; `{description}` says by what.
-
-## Training
-
-{training}
-
-The whole configuration is in `{description}`, with the versions that exported it. The batch-norm statistics are
-those of passes of the whole network over training images, as in the test.
-
-## Files and limits
-
-`{program}` is the program, parameters included. `{arrays}` holds the same parameters and statistics by name.
-`sha256sum -c {sums}` finds damage. No file holds Python code or pickles, and `lpjax.predict` refuses a program
-that could do more than compute. But JAX itself does not look (`export.deserialize` wants input one trusts), a forged
-program may crash the native code that compiles it, and it may take any time and memory: run one that you do not trust
-in a sandbox.
-
-The network knows its {classes} classes only, and gives one of them to any image. Images unlike its training set,
-{data}, were not tested.
-"""
+from lpjax.export.model_file import Description
 
 
 def text(description: Description, arrays: Mapping[str, np.ndarray]) -> str:
@@ -75,17 +18,19 @@ def text(description: Description, arrays: Mapping[str, np.ndarray]) -> str:
     """
     known, config = description.provenance, description.provenance["config"]
     height, width, channels = description.image_shape
-    arguments = ", ".join(f"{name}={value}" for name, value in config["model"]["arguments"].items())
-    accuracy = known.get("test_accuracy")
-    names = description.class_names
-    return _CARD.format(
-        function=config["model"]["function"].rpartition(":")[2],
+    model, names, accuracy = config["model"], description.class_names, known.get("test_accuracy")
+    card = resources.files("lpjax.export").joinpath("card.md").read_text()
+    return card.format(
+        title=model["function"].rpartition(":")[2],
+        function=model["function"],
+        arguments=", ".join(f"{name}={value}" for name, value in model["arguments"].items()),
+        lpjax=known["versions"]["lpjax"],
+        jax=known["versions"]["jax"],
         data=config["data"]["name"],
-        summary=f"`{config['model']['function']}({arguments})`, trained with lpjax {known['versions']['lpjax']}.",
         height=height,
         width=width,
         channels=channels,
-        colours="RGB" if channels == 3 else "grey" if channels == 1 else f"{channels} channels",
+        colours={1: "grey", 3: "RGB"}.get(channels, f"{channels} channels"),
         classes=len(names),
         class_names=", ".join(names[:20]) + (f", .. ({len(names)} in all)" if len(names) > 20 else ""),
         size=sum(array.size for name, array in arrays.items() if _is_parameter(name)),
@@ -93,11 +38,6 @@ def text(description: Description, arrays: Mapping[str, np.ndarray]) -> str:
         batch_norm=_batch_norm(known),
         crop=description.crop,
         training=_training(config, known),
-        jax=known["versions"]["jax"],
-        program=PROGRAM,
-        arrays=ARRAYS,
-        description=DESCRIPTION,
-        sums=CHECKSUMS,
     )
 
 
