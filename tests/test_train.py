@@ -169,7 +169,7 @@ def test_interrupted_runs_leave_readable_files(tmp_path, monkeypatch):
         if step == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(log.Display, "show", interrupt)
+    monkeypatch.setattr(log.Log, "_show", interrupt)
     with pytest.raises(KeyboardInterrupt):
         loop.train(run, tmp_path, quiet())
     result = json.loads((tmp_path / "result.json").read_text())

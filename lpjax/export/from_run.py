@@ -71,9 +71,8 @@ def composed_trees(run: Run, state: TrainState) -> tuple[Trees, Trees]:
     Returns:
       The parameters and the statistics, each one tree a stage.
     """
-    assert run.feed is not None, "a dry run reads no data"
     state = evaluate.replicated(state, run.mesh)
-    stats = evaluate.make_calibrate(run.network, run.config, run.mesh, run.step_inputs)(state, run.feed)
+    stats = evaluate.make_calibrate(run.network, run.config, run.mesh, run.step_inputs)(state, run.data)
     return jax.device_get((run.network.params.unpack_all(state.stage_params), stats))
 
 
@@ -172,6 +171,5 @@ def _in_words(method: Method, config: Config) -> str:
 
 def _largest_difference(run: Run, one: Exported, other: Exported) -> float:
     """Of the logits of two programs, on a batch of training images."""
-    assert run.feed is not None, "a dry run reads no data"
-    batch = jax.device_get(next(run.feed.sample(1)).image)
+    batch = jax.device_get(next(run.data.sample(1)).image)
     return float(np.abs(np.subtract(*(jax.jit(program.call)(batch) for program in (one, other)))).max())

@@ -40,15 +40,16 @@ def identity(run: Run) -> dict[str, Any]:
     Returns:
       Names to values, in JSON's types.
     """
-    free = tuple(f"{name}." for name in FREE)
-    config = {name: value for name, value in _flat(dataclasses.asdict(run.config)) if not f"{name}.".startswith(free)}
-    spec = {
-        f"data set: {name}": getattr(run.spec, name) for name in ("image_shape", "classes", "num_train", "num_test")
-    }
-    if run.config.phases.methods:
-        del config["method"]  # it is the phase's
-    found = {**config, **spec, "cuts": run.network.cuts, "precision": str(jnp.result_type(float))}
-    return json.loads(json.dumps(found))
+    known = ("image_shape", "classes", "num_train", "num_test")
+    found = {f"data set: {name}": getattr(run.spec, name) for name in known}
+    found |= {"cuts": run.network.cuts, "precision": str(jnp.result_type(float))}
+    return _deciding(dict(_flat(dataclasses.asdict(run.config))) | found)
+
+
+def _deciding(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what is free, in JSON's types; the method of a run in phases is the phase's."""
+    free = tuple(f"{name}." for name in (*FREE, *(["method"] if values["phases.methods"] else [])))
+    return json.loads(json.dumps({name: value for name, value in values.items() if not f"{name}.".startswith(free)}))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -79,11 +80,7 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
         section[field] = value
     known = {name: value for name, value in values.items() if hasattr(Config, name) or name in Config.__annotations__}
     filled = dict(_flat(dataclasses.asdict(methods.filled_in(from_config_dict(known)))))
-    saved = {name: filled.get(name) if value is None else value for name, value in saved.items()}
-    if saved["phases.methods"]:
-        del saved["method"]
-    free = tuple(f"{name}." for name in FREE)
-    return json.loads(json.dumps({n: value for n, value in saved.items() if not f"{n}.".startswith(free)}))
+    return _deciding({name: filled.get(name) if value is None else value for name, value in saved.items()})
 
 
 def check_same(saved: dict[str, Any], run: Run, workdir: Path) -> None:

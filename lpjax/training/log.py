@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,13 +16,12 @@ from lpjax.errors import Error
 from lpjax.methods import METHODS
 from lpjax.parallel import processes
 from lpjax.state.canonical import Arrays
-from lpjax.training import log, writers
+from lpjax.training import writers
 from lpjax.training.evaluate import Evaluation
 from lpjax.training.resume import Start
 from lpjax.training.run import Run
 from lpjax.training.watch import Watch, duration, time_left
 from lpjax.training.workdir import prune
-from lpjax.training.writers import plain
 
 _REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.clip_norm, or recovery.policy=reduce"
 
@@ -37,40 +36,19 @@ class NonFiniteError(Error, RuntimeError):
     exit_code = 3
 
 
-class StepMetrics(NamedTuple):
-    """What a step came to.
-
-    Attributes:
-      step: Its number.
-      metrics: By name, on the devices.
-      waited: Seconds that it waited for data (`TrainBatches`).
-    """
-
-    step: int
-    metrics: dict[str, Array]
-    waited: float
-
-
-class Times(NamedTuple):
-    """Wall clock of the steps not interrupted by an evaluation or a checkpoint, in seconds.
-
-    Attributes:
-      steps: Of each whole step.
-      data: Of its wait for data.
-    """
-
-    steps: list[float]
-    data: list[float]
-
-
 class Log:
     """Where a run's metrics go, on the process that writes; the others only read and check them.
 
+    On a terminal there is a progress bar, elsewhere plain lines: loss, accuracy, violation, examples per second.
+
     Attributes:
       done: The last step read.
-      last: Its metrics.
+      pending: A step whose metrics were not read yet: its number, the metrics on the devices, and the seconds that it
+        waited for data (`TrainBatches`).
+      last: Metrics of the last step read.
       corrupt: Image files skipped.
-      times: Of this process's steps.
+      step_seconds: Wall clock of this process's steps that no evaluation or checkpoint interrupted.
+      data_seconds: Of each of them, its wait for data.
       watch: Is told what is done.
     """
 
@@ -84,15 +62,14 @@ class Log:
           watch: Is told what is done.
           start: Where the run starts.
         """
-        done = start.step
-        self._run, self._axes = run, METHODS[run.config.method].metrics | DIAGNOSED
-        self._began = time.perf_counter() - start.meta.get("seconds", 0.0)
-        self._display = log.Display(console, run.num_steps, run.config.batch_size, done)
-        self.done = done
+        done, now = start.step, time.perf_counter()
+        self.done, self.corrupt, self.watch = done, 0, watch
+        self.pending: tuple[int, dict[str, Array], float] | None = None
         self.last: dict[str, Any] = start.meta.get("figures", {})
-        self.corrupt = 0
-        self.times = Times([], [])
-        self.watch = watch
+        self.step_seconds: list[float] = []
+        self.data_seconds: list[float] = []
+        self._run, self._axes, self._console = run, METHODS[run.config.method].metrics | DIAGNOSED, console
+        self._began, self._shown = now - start.meta.get("seconds", 0.0), (now, done)
 
         not_last = [] if done == run.num_steps else start.meta.get("last_lines", [])
 
@@ -101,7 +78,11 @@ class Log:
 
         if processes.is_writer():
             prune(workdir, stays)
-        self._writer = writers.Writer(workdir, done) if processes.is_writer() else writers.Nowhere()
+        self._writer = writers.Writer(workdir, done) if processes.is_writer() else None
+        columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task("compiling", total=run.num_steps, completed=done)
+        self._progress.start()
 
     @property
     def seconds(self) -> float:
@@ -112,32 +93,45 @@ class Log:
         return step / self._run.step_inputs.steps_per_epoch
 
     def _write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
-        self._writer.write(kind, step, self._epoch(step), {**metrics, "seconds": self.seconds})
+        if self._writer:
+            self._writer.write(kind, step, self._epoch(step), {**metrics, "seconds": self.seconds})
 
-    def step(self, step: int, metrics: dict[str, Array], waited: float) -> None:
-        """Read a step's metrics from the devices, check them, and show and write those that are due.
-
-        Args:
-          step: The step.
-          metrics: By name, on the devices.
-          waited: Seconds that it waited for data.
+    def read(self) -> None:
+        """Read the metrics of the pending step, if there is one, check them, and show and write those that are due.
 
         Raises:
           NonFiniteError: One is not finite.
         """
-        read = jax.device_get(metrics)
-        check_finite(step, read, self._axes)
-        self.last, self.done = {name: writers.plain(value) for name, value in read.items()}, step
+        if self.pending is None:
+            return
+        (step, metrics, waited), self.pending = self.pending, None
+        metrics = jax.device_get(metrics)
+        check_finite(step, metrics, self._axes)
+        self.last, self.done = {name: writers.plain(value) for name, value in metrics.items()}, step
         self.watch.done(f"step {step}")
         processes.reached(f"after step {step}")
-        self._display.advance(step)
+        self._progress.update(self._task, completed=step)
         if self._run.is_log_step(step):
             host = {"learning_rate": float(self._run.step_inputs.learning_rate(step - 1)), "data_seconds": waited}
             self._write("train", step, self.last | host | {"corrupt_images": self.corrupt})
-            self._display.show(
-                step, self._epoch(step), self.last, time_left(step, self._run.num_steps, self.times.steps)
-            )
+            self._show(step)
             self.watch.printed()
+
+    def _show(self, step: int) -> None:
+        """Show the metrics of a training step, and without a progress bar about how long the others will take."""
+        run, now, (before, last) = self._run, time.perf_counter(), self._shown
+        self._shown = now, step
+        rate = (step - last) * run.config.batch_size / max(now - before, 1e-9)
+        parts = [f"loss {self.last['task_loss']:.4f}", f"accuracy {self.last['accuracy']:.3f}"]
+        if "relative_violation" in self.last:
+            parts.append(f"violation {max(self.last['relative_violation'], default=math.nan):.3f}")
+        parts.append(f"{rate:,.0f} examples/s")
+        if not self._progress.disable:
+            self._progress.update(self._task, description="  ".join(parts))
+            return
+        left = time_left(step, run.num_steps, self.step_seconds)
+        parts += [] if left is None else [f"{duration(left)} left"]
+        self._print(f"step {step}/{run.num_steps}  epoch {self._epoch(step):.1f}  {'  '.join(parts)}")
 
     def skipped(self, corrupt: list[str]) -> None:
         """Say which image files could not be decoded since the last call.
@@ -168,17 +162,23 @@ class Log:
 
     def say(self, text: str) -> None:
         """Print a line of text."""
-        self._display.say(text)
+        self._print(text)
         self.watch.printed()
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False)
 
     def sync(self) -> None:
         """Wait until what was written is on disk."""
-        self._writer.sync()
+        if self._writer:
+            self._writer.sync()
 
     def close(self) -> None:
         """Close the files, and leave the terminal as it was."""
-        self._display.close()
-        self._writer.close()
+        if not self._progress.disable:
+            self._progress.stop()
+        if self._writer:
+            self._writer.close()
 
 
 def check_finite(step: int, metrics: dict[str, Any], axes: Mapping[str, str]) -> None:
@@ -217,71 +217,3 @@ def check_arrays(step: int, arrays: Arrays) -> None:
 def _place(axis: str, index: int) -> str:
     """What entry `index` of a metric is of: stages count from 0, interface j is the input of stage j >= 1."""
     return f"interface {index + 1}" if axis == "interface" else f"{axis or 'entry'} {index}"
-
-
-class Display:
-    """A progress bar on a terminal, plain lines elsewhere: loss, accuracy, violation, examples per second."""
-
-    def __init__(self, console: Console, num_steps: int, batch_size: int, done: int = 0) -> None:
-        """Start the progress bar, on a terminal.
-
-        Args:
-          console: Where to show.
-          num_steps: Of the run.
-          batch_size: Examples of a step.
-          done: Steps done before.
-        """
-        self._console = console
-        self._num_steps = num_steps
-        self._batch_size = batch_size
-        self._clock = time.perf_counter(), done
-        self._progress: Progress | None = None
-        if console.is_terminal:
-            self._progress = Progress(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=console,
-            )
-            self._task = self._progress.add_task("compiling", total=num_steps, completed=done)
-            self._progress.start()
-
-    def advance(self, step: int) -> None:
-        """Show that `step` steps are done."""
-        if self._progress:
-            self._progress.update(self._task, completed=step)
-
-    def show(self, step: int, epoch: float, metrics: Mapping[str, Any], seconds_left: float | None) -> None:
-        """Show the metrics of a training step, and about how long the others will take.
-
-        Args:
-          step: The step.
-          epoch: The passes over the training set at its end.
-          metrics: By name, on the host.
-          seconds_left: Until the end; None where that is not known.
-        """
-        now, (before, last) = time.perf_counter(), self._clock
-        self._clock = now, step
-        rate = (step - last) * self._batch_size / max(now - before, 1e-9)
-        violation = (
-            max(plain(metrics["relative_violation"]), default=math.nan) if "relative_violation" in metrics else None
-        )
-        parts = [f"loss {float(metrics['task_loss']):.4f}", f"accuracy {float(metrics['accuracy']):.3f}"]
-        parts += [f"violation {violation:.3f}"] if violation is not None else []
-        parts += [f"{rate:,.0f} examples/s"]
-        parts += [f"{duration(seconds_left)} left"] if seconds_left is not None and not self._progress else []
-        text = "  ".join(parts)
-        if self._progress:
-            self._progress.update(self._task, description=text)
-        else:
-            self._console.print(f"step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}", highlight=False)
-
-    def say(self, text: str) -> None:
-        """Print a line of text."""
-        self._console.print(text, highlight=False)
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self._progress:
-            self._progress.stop()

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,11 @@ from lpjax.data.batch import TrainBatches
 from lpjax.errors import Error, Interrupted
 from lpjax.parallel import platform, processes
 from lpjax.state.train_state import TrainState
-from lpjax.training import checkpoint, identity, resume, workdir, writers
+from lpjax.training import checkpoint, identity, resume, summary, workdir, writers
 from lpjax.training.diagnosis import Diagnosis
 from lpjax.training.evaluate import Evaluation
-from lpjax.training.log import Log, NonFiniteError, StepMetrics, check_arrays
-from lpjax.training.resume import Start
+from lpjax.training.log import Log, NonFiniteError, check_arrays
 from lpjax.training.run import Run, in_phase, with_learning_rates
-from lpjax.training.summary import describe, summary
 from lpjax.training.watch import Profile, Watch, memory_line
 
 
@@ -106,18 +105,10 @@ def train(run: Run, folder: Path, console: Console, *, restart: bool = False) ->
         says how the run ended.
     """
     assert run.feed is not None, "a dry run reads no data"
-    recovery, tries = run.config.recovery, Counter[int]()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False)
-
-    seconds = run.config.watch.heartbeat_seconds
-    watch = Watch(
-        say,
-        heartbeat_seconds=0.0 if console.is_terminal else seconds,  # there the progress bar shows it
-        stall_seconds=run.config.watch.stall_seconds,
-        more=memory_line,
-    )
+    recovery, watched, tries = run.config.recovery, run.config.watch, Counter[int]()
+    say = partial(console.print, highlight=False)
+    heartbeat = 0.0 if console.is_terminal else watched.heartbeat_seconds  # there the progress bar shows it
+    watch = Watch(say, heartbeat_seconds=heartbeat, stall_seconds=watched.stall_seconds, more=memory_line)
     with workdir.lock_for_all(folder), _requests() as requests, watch:
         if restart and processes.is_writer() and (earlier := workdir.set_aside(folder)):
             say(f"files of an earlier run moved to {earlier}")
@@ -164,17 +155,18 @@ def _finished(run: Run, folder: Path) -> dict[str, Any] | None:
 class _Session:
     """The steps of one process from a start; `factor` is the run's learning rates over the configuration's."""
 
-    def __init__(self, run: Run, folder: Path, start: Start, factor: float, requests: _Requests, log: Log) -> None:
+    def __init__(
+        self, run: Run, folder: Path, start: resume.Start, factor: float, requests: _Requests, log: Log
+    ) -> None:
         self.run, self.folder, self.start, self.requests, self.log = run, folder, start, requests, log
         self.factor = factor
-        self.evaluation: Evaluation | None = None
-        if tested := start.meta.get("evaluation"):
-            self.evaluation = Evaluation(**tested)
+        tested = start.meta.get("evaluation")
+        self.evaluation = Evaluation(**tested) if tested else None
         self.writer: checkpoint.Writer | None = None
         if processes.is_writer():
             self.writer = checkpoint.Writer(resume.checkpoints(folder), run.config.checkpoint)
             writers.write_json(folder / "config.json", asdict(run.config))
-            writers.write_json(folder / "structure.json", describe(run.network, run.config))
+            writers.write_json(folder / "structure.json", summary.describe(run.network, run.config))
 
     def train(self, recovered: bool, ends: str) -> dict[str, Any]:
         """Train to the end, which result.json calls `ends`; `recovered`: from a step that was gone back to."""
@@ -196,61 +188,51 @@ class _Session:
         if self.writer:
             self.writer.close()
         self.log.close()
-        evaluation = self.evaluation if ended == "finished" else None
-        result = summary(self.run, ended, self.log, evaluation)
+        result = summary.result(self.run, ended, self.log, self.evaluation if ended == "finished" else None)
         if processes.is_writer():
             writers.write_json(self.folder / "result.json", result)
         return result
 
     def _steps(self) -> None:
         """The metrics of step n-1 are read after step n is dispatched, so the host never holds the devices up."""
-        run, log = self.run, self.log
-        assert run.feed is not None
-        state, batches = self.start.state, run.feed.train()
+        run, log, watched, first = self.run, self.log, self.run.config.watch, self.start.step + 1
+        state, batches = self.start.state, run.data.train()
         if self.start.feed:
             batches.set_state(self.start.feed[jax.process_index() % len(self.start.feed)])
         diagnosis = Diagnosis(run) if run.config.diagnose_every else None
-        pending: StepMetrics | None = None
-        watched = run.config.watch
         with Profile(watched.profile_first, watched.profile_last, self.folder / "profile") as profile:
             clock = time.perf_counter()
-            for step in range(self.start.step + 1, run.num_steps + 1):
-                log.watch.phase(
-                    f"step {step}" if step > self.start.step + 1 else f"step {step}, which is compiled first"
-                )
+            for step in range(first, run.num_steps + 1):
+                log.watch.phase(f"step {step}" + (", which is compiled first" if step == first else ""))
                 profile.begin(step)
                 batch = next(batches)
                 log.skipped(batches.corrupt)
                 state, metrics = diagnosis.step(step, state, batch) if diagnosis else run.step(state, batch)
-                if pending:
-                    log.step(*pending)
-                    profile.end(pending.step)
-                pending = StepMetrics(step, metrics, batches.waited)
+                log.read()
+                profile.end(log.done)
+                log.pending = step, metrics, batches.waited
                 stop = self.requests.at(step)
                 if stop or run.is_eval_step(step) or run.is_checkpoint_step(step):
-                    log.step(*pending)
+                    log.read()
                     profile.end(step)
-                    pending = None
                     self._test_and_save(step, state, batches, save=bool(stop) or run.is_checkpoint_step(step))
                     if stop and step < run.num_steps:
                         raise StoppedError(stop)
                     clock = time.perf_counter()
                     continue
                 now = time.perf_counter()
-                log.times.steps.append(now - clock)
-                log.times.data.append(batches.waited)
+                log.step_seconds.append(now - clock)
+                log.data_seconds.append(batches.waited)
                 clock = now
         if self.evaluation is None:  # there was no step to take: all were taken by another run, or before a signal
             self._test_and_save(run.num_steps, state, batches, save=not self.start.meta)
 
     def _test_and_save(self, step: int, state: TrainState, batches: TrainBatches, *, save: bool) -> None:
-        run = self.run
-        assert run.feed is not None
-        watch = self.log.watch
+        run, watch = self.run, self.log.watch
         self.evaluation = None
         if run.is_eval_step(step):
             watch.phase(f"the test after step {step}")
-            self.evaluation = run.evaluate(state, run.feed)
+            self.evaluation = run.evaluate(state, run.data)
             self.log.evaluation(step, self.evaluation)
             watch.done(f"the test after step {step}")
         if not save:
@@ -287,9 +269,8 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     Raises:
       WorkdirError: There is no such checkpoint.
     """
-    assert run.feed is not None, "a dry run reads no data"
     state, step, _ = resume.load(run, folder)
-    evaluation = run.evaluate(state, run.feed)
+    evaluation = run.evaluate(state, run.data)
     result = {"step": step, **evaluation._asdict(), "versions": platform.versions(), "device": platform.device_name()}
     if processes.is_writer():
         writers.write_json(folder / "eval.json", result)

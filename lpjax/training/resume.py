@@ -107,14 +107,10 @@ def begin(run: Run, saved: Saved | None, say: Say) -> Start:
     """
     if saved is None:
         return Start(run.create()) if run.config.start.workdir is None else from_other(run, say)
-    versions = {
-        name: (was, now)
-        for name, now in platform.versions().items()
-        if (was := saved.meta["versions"].get(name)) != now
-    }
     say(f"going on from the checkpoint of step {saved.step}")
-    if versions:
-        changed = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in versions.items())
+    was, now = saved.meta["versions"], platform.versions()
+    changed = ", ".join(f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name])
+    if changed:
         say(f"the checkpoint was made with other versions ({changed}): the numbers may part by rounding")
     state, fresh, left = restore(run, saved.arrays)
     if saved.meta["method"] != run.config.method:  # another phase

@@ -60,6 +60,12 @@ class Run:
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
     evaluate: Callable[[TrainState, Feed], Evaluation]
 
+    @property
+    def data(self) -> Feed:
+        """The data of a run that is not dry."""
+        assert self.feed is not None, "a dry run reads no data"
+        return self.feed
+
     def is_log_step(self, step: int) -> bool:
         """Whether the metrics of a step are written."""
         return step == self.num_steps or self._is_log_step(step)

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lpjax.config.schema import Config
 from lpjax.methods import METHODS
@@ -116,7 +115,7 @@ def item_flops(item: Item) -> float:
 # --------------------------------------------------------------------------------------------------------- result.json
 
 
-def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> dict[str, Any]:
+def result(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> dict[str, Any]:
     """result.json: what a run is, and what came of it.
 
     Args:
@@ -133,7 +132,9 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
       The rest is what the names say.
     """
     config, network, methods = run.config, run.network, methods_of(run.config)
-    per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in log.times)
+    per_step, per_batch = (
+        float(np.median(t[2:])) if len(t) > 2 else None for t in (log.step_seconds, log.data_seconds)
+    )
     metrics = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
     settings = {name: value for method in methods for name, value in method.settings(config).items()}
     return {
@@ -163,16 +164,10 @@ def summary(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> di
 
 def device_table(mesh: Mesh) -> Table:
     """Make the table of which device is where on the mesh."""
-    table = Table(title="devices", title_justify="left")
-    for column in ("stage", "data", "device"):
-        table.add_column(column)
-    for (s, d), device in _positions(mesh):
+    table = Table("stage", "data", "device", title="devices", title_justify="left")
+    for (s, d), device in np.ndenumerate(mesh.devices):
         table.add_row(str(s), str(d), f"{device} ({device.device_kind})")
     return table
-
-
-def _positions(mesh: Mesh) -> list[tuple[tuple[int, int], jax.Device]]:
-    return [((s, d), device) for s, row in enumerate(mesh.devices) for d, device in enumerate(row)]
 
 
 def cut_table(network: Network, config: Config) -> Table:
@@ -183,15 +178,14 @@ def cut_table(network: Network, config: Config) -> Table:
     """
     column = config.batch_size // config.mesh.data
     table = Table(
+        "stage",
+        Column("units", overflow="fold"),
+        *(Column(name, justify="right") for name in ("input", "parameters", "GFLOP forward", "activations MB")),
         title=f"cut into {network.num_stages} stages, {column} examples a column",
         title_justify="left",
         caption=f"padding of the packed rows: {network.params.waste:.1%}",
         caption_justify="left",
     )
-    table.add_column("stage")
-    table.add_column("units", overflow="fold")
-    for heading in ("input", "parameters", "GFLOP forward", "activations MB"):
-        table.add_column(heading, justify="right")
 
     def row(name: str, chain: Chain) -> None:
         table.add_row(

@@ -82,16 +82,3 @@ class Writer:
         """Close both files, also where one of them fails."""
         with contextlib.closing(self._lines), contextlib.closing(self._events):
             pass
-
-
-class Nowhere:
-    """A `Writer` that writes nothing: for the processes that do not write."""
-
-    def write(self, kind: str, step: int, epoch: float, metrics: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def sync(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
