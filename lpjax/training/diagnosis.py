@@ -118,22 +118,12 @@ class Diagnosis:
         self._batches: deque[Batch] = deque(maxlen=max(map(max, self._rows)) + 1)
 
         def gradient(params: Row, stats: Row, key: Array, step: Array, batch: Batch, lag: Array) -> Row:
-            def of_example(lag: Array, index: Array) -> Array:
-                return example_keys(key, step - lag, index[None])[0]
-
-            keys = jax.vmap(of_example)(lag, batch.index)
+            keys = jax.vmap(lambda lag, index: example_keys(key, step - lag, index[None])[0])(lag, batch.index)
             return backprop(run.network, run.config, run.step_inputs, params, stats, keys, batch)[0]
 
-        everywhere = meshes.REPLICATED
-        self._backprop: Callable[..., Row] = jax.jit(
-            jax.shard_map(
-                gradient,
-                mesh=run.mesh,
-                in_specs=(everywhere,) * 4 + (meshes.EXAMPLES,) * 2,
-                out_specs=everywhere,
-                check_vma=False,
-            )
-        )
+        whole, specs = meshes.REPLICATED, (meshes.REPLICATED,) * 4 + (meshes.EXAMPLES,) * 2
+        mapped = jax.shard_map(gradient, mesh=run.mesh, in_specs=specs, out_specs=whole, check_vma=False)
+        self._backprop: Callable[..., Row] = jax.jit(mapped)
 
         @jax.jit
         def compare(grads: Row, references: list[Row]) -> tuple[Array, Array]:

@@ -21,7 +21,6 @@ from lpjax.training.evaluate import Evaluation
 from lpjax.training.resume import Start
 from lpjax.training.run import Run
 from lpjax.training.watch import Watch, duration, time_left
-from lpjax.training.workdir import prune
 
 _REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.clip_norm, or recovery.policy=reduce"
 
@@ -76,9 +75,7 @@ class Log:
         def stays(line: dict[str, Any]) -> bool:
             return line["step"] < done or (line["step"] == done and line["kind"] not in ("recovery", *not_last))
 
-        if processes.is_writer():
-            prune(workdir, stays)
-        self._writer = writers.Writer(workdir, done) if processes.is_writer() else None
+        self._writer = writers.Writer(workdir, done, stays) if processes.is_writer() else None
         columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task("compiling", total=run.num_steps, completed=done)

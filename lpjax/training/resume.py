@@ -156,10 +156,7 @@ def from_other(run: Run, say: Say) -> Start:
     """
     config = run.config.start
     workdir = Path(config.workdir or "")
-    folder = checkpoints(workdir)
-    saved = _read(folder, config.step)
-    if saved is None:
-        raise WorkdirError(f"start.workdir={workdir}: expected a run's workdir, there is no checkpoint in {folder}")
+    saved = _read(workdir, config.step, "start.workdir")
     kept = saved.arrays if config.optimizer else {n: a for n, a in saved.arrays.items() if _is_weight(n)}
     state, fresh, left = restore(run, kept)
     others = [name for name in (*fresh, *left) if name.startswith("network.params.")]
@@ -212,36 +209,36 @@ def _is_weight(name: str) -> bool:
     return name.startswith(("network.params", "network.stats", "aux.params", "aux.stats")) or ".stats." in name
 
 
-def _read(folder: Path, step: int | None) -> Saved | None:
-    """A checkpoint, or the newest good one, changing nothing on disk."""
+def _read(workdir: Path, step: int | None, field: str = "workdir") -> Saved:
+    """A run's checkpoint, or the newest good one, changing nothing on disk; `field` names the workdir in errors."""
+    folder = checkpoints(workdir)
     try:
-        if step is None:
-            return checkpoint.newest_good(folder)[0]
-        return checkpoint.read(folder, step)
+        saved = checkpoint.newest_good(folder)[0] if step is None else checkpoint.read(folder, step)
     except ValueError as error:
         there = ", ".join(map(str, checkpoint.steps(folder))) or "none"
         at = "" if step is None else f"the checkpoint of step {step} "
         raise WorkdirError(f"{folder}: {at}{error}; there are those of steps: {there}") from error
+    if saved is None:
+        raise WorkdirError(f"{field}={workdir}: expected a run's workdir, there is no checkpoint in {folder}")
+    return saved
 
 
 def _say_news(fresh: list[str], left: list[str], say: Say) -> None:
-    for text in (*_news(fresh, "starts fresh"), *_news(left, "of the other run is not in this one")):
-        say(text)
+    """Say a line for each part of a state among the names of its arrays."""
+    for names, what in ((fresh, "starts fresh"), (left, "of the other run is not in this one")):
+        for part in dict.fromkeys(map(_part, names)):
+            say(f"{part} {what}")
 
 
-def _news(names: list[str], what: str) -> list[str]:
-    """A line for each part of a state among the names of its arrays."""
-    parts: dict[str, None] = {}
-    for name in names:
-        words = name.split(".")
-        if words[0] == "interface":
-            parts[f"{words[2].replace('stats', 'standardisation')} of the interface at unit {words[1]}"] = None
-        elif words[0] == "aux":
-            piece = next((word for word in words if "-" in word), "")
-            parts[f"AuxNet {words[1]}" + (f" beside units {piece}" if piece else "")] = None
-        else:
-            parts[" ".join(words[:2])] = None
-    return [f"{part} {what}" for part in parts]
+def _part(name: str) -> str:
+    """The part of a state that an array belongs to, in words."""
+    words = name.split(".")
+    if words[0] == "interface":
+        return f"{words[2].replace('stats', 'standardisation')} of the interface at unit {words[1]}"
+    if words[0] == "aux":
+        piece = next((word for word in words if "-" in word), "")
+        return f"AuxNet {words[1]}" + (f" beside units {piece}" if piece else "")
+    return " ".join(words[:2])
 
 
 def load(run: Run, workdir: Path, step: int | None = None) -> tuple[TrainState, int, dict[str, Any]]:
@@ -258,10 +255,7 @@ def load(run: Run, workdir: Path, step: int | None = None) -> tuple[TrainState, 
     Raises:
       WorkdirError: There is no such checkpoint, it is damaged, or of another run.
     """
-    folder = checkpoints(workdir)
-    saved = _read(folder, step)
-    if saved is None:
-        raise WorkdirError(f"workdir={workdir}: expected a run's workdir, there is no checkpoint in {folder}")
+    saved = _read(workdir, step)
     check_same(saved.meta["identity"], run, workdir)
     state, _, _ = restore(with_method(run, saved.meta["method"]), saved.arrays)
     return state, saved.step, saved.meta

@@ -161,12 +161,10 @@ def with_method(run: Run, method: str) -> Run:
 
 def in_phase(run: Run, step: int) -> Run:
     """The run in the phase that comes after `step` steps (`config.phases`), to the phase's last step."""
-    phases = run.config.phases
+    phases, per_epoch, last = run.config.phases, run.step_inputs.steps_per_epoch, run.num_steps
     if not phases.methods:
         return run
-    ends = [min(round(epoch * run.step_inputs.steps_per_epoch), run.num_steps) for epoch in phases.epochs] + [
-        run.num_steps
-    ]
+    ends = [*(min(round(epoch * per_epoch), last) for epoch in phases.epochs), last]
     number = next((i for i, end in enumerate(ends) if step < end), len(ends) - 1)
     return replace(with_method(run, phases.methods[number]), num_steps=ends[number])
 
@@ -182,8 +180,8 @@ def with_learning_rates(run: Run, factor: float) -> Run:
     step_inputs = make_step_inputs(
         config, *run.moments, num_examples=before.num_examples, steps_per_epoch=before.steps_per_epoch
     )
-    made = _by_method(run.network, run.config, run.mesh, step_inputs)
-    return replace(run, step_inputs=step_inputs, step=made["step"])
+    step = METHODS[config.method].make_step(run.network, run.config, run.mesh, step_inputs)
+    return replace(run, step_inputs=step_inputs, step=step)
 
 
 def trace(run: Run) -> Traced:

@@ -15,6 +15,7 @@
 The first step compiles: call its phase "compiling".
 """
 
+import contextlib
 import sys
 import threading
 import time
@@ -31,7 +32,7 @@ def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-class Watch:
+class Watch(contextlib.AbstractContextManager):
     """A thread that says something when the run has been silent or has not finished anything for long."""
 
     def __init__(
@@ -144,7 +145,7 @@ def memory_line(devices: Sequence[Any] | None = None) -> str | None:
     return "device memory: " + ", ".join(filter(None, parts))
 
 
-class Profile:
+class Profile(contextlib.AbstractContextManager):
     """A `jax.profiler` trace of some steps, for TensorBoard or Perfetto."""
 
     def __init__(self, first: int | None, last: int | None, folder: Path) -> None:
@@ -160,9 +161,7 @@ class Profile:
 
     def begin(self, step: int) -> None:
         """Start the trace, if it is due; call it before a step is dispatched."""
-        if self._first is None or self._last is None or self._running:
-            return
-        if self._first <= step <= self._last:
+        if self._first and self._last and not self._running and self._first <= step <= self._last:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
@@ -176,9 +175,6 @@ class Profile:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-
-    def __enter__(self) -> "Profile":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

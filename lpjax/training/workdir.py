@@ -2,12 +2,10 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lpjax.errors import BadInput
 from lpjax.parallel import processes
@@ -98,17 +96,3 @@ def set_aside(workdir: Path) -> Path | None:
     for path in found:
         path.rename(target / path.name)
     return target
-
-
-def prune(workdir: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Take lines out of metrics.jsonl; the file changes as a whole or not at all.
-
-    Args:
-      workdir: Of the run.
-      keep: Whether a line, as read, stays; one that is not whole does not.
-    """
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(line for line in lines if line.endswith("\n") and keep(json.loads(line))))
-    part.replace(path)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,12 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a file of JSON, as a whole or not at all."""
+    _write(path, json.dumps(values, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
+    part.write_text(text)
     part.replace(path)
 
 
@@ -36,14 +40,18 @@ class Writer:
     ("train", "eval" or "recovery"); a list stands for stages or interfaces, in order.
     """
 
-    def __init__(self, workdir: Path, step: int) -> None:
-        """Open the files.
+    def __init__(self, workdir: Path, step: int, stays: Callable[[dict[str, Any]], bool]) -> None:
+        """Open the files, and take lines out of metrics.jsonl, which changes as a whole or not at all.
 
         Args:
           workdir: Of the run.
           step: The last one whose metrics stay; TensorBoard hides what it has of later ones.
+          stays: Whether a line, as read, does; one that is not whole does not.
         """
-        self._lines = (workdir / "metrics.jsonl").open("a", buffering=1)
+        path = workdir / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        _write(path, "".join(line for line in lines if line.endswith("\n") and stays(json.loads(line))))
+        self._lines = path.open("a", buffering=1)
         folder = workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
         # Not a SummaryWriter: that writes in a thread, and waits for it for ever where the disk is full.
