@@ -38,12 +38,10 @@ def main(argv: list[str]) -> int:
     fields, folder = command_line.parse(argv)
     config = methods.resolve(replace(from_config_dict(fields), dry_run=True))
     platform.provide_devices(math.prod(config.mesh_shape))
-    spec = runs.prepare(config).spec
     timer = balance.make_timer(config, _REPEATS.value)
     if flags.FLAGS.workdir:
-        network = balance.cut(config, spec, config.cuts)
         folder.mkdir(parents=True, exist_ok=True)
-        writers.write_json(folder / "seconds.json", balance.measured(network, config, timer))
+        writers.write_json(folder / "seconds.json", balance.measured(runs.prepare(config).network, config, timer))
     cuts, seconds = balance.measured_cuts(config, timer, _REPEATS.value, _ROUNDS.value)
     console = cli.console()
     for k, own in enumerate(seconds):

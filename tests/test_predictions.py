@@ -100,14 +100,14 @@ def test_seconds_of_a_step(network, row):
         parts = seconds_by_part(found)
         moving = METHODS[config.method].carry(made, config) is not None and S > 1
         tags = MACHINE.start + MACHINE.inside.latency if S * D <= 2 else MACHINE.start + MACHINE.between.latency
-        one = Group(MACHINE, S * D).all_reduce(8)
+        one = Group(MACHINE, S * D).seconds("psum", 8)
         allowed = dict.fromkeys(expected, 1e-9)
         if moving:
             allowed["exchange"] = 1.05 * tags + 3e-7
         if config.method == "pipeline":  # the slowest device of each round, where the others were let go ahead
             allowed |= {"stages": 0.06 * found.total, "batch_norm": 0.06 * found.total, "fixed": 1.01 * one}
         if config.method == "coarse_adjoint" and not config.aux.tied:
-            allowed["gradients"] = 1.01 * Group(MACHINE, S, D).all_reduce(0) + 1e-9
+            allowed["gradients"] = 1.01 * Group(MACHINE, S, D).seconds("psum", 0) + 1e-9
         for part, seconds in expected.items():
             assert parts[part] == pytest.approx(seconds, rel=0.02, abs=allowed[part]), part
         assert found.total == pytest.approx(sum(expected.values()), rel=0.05)

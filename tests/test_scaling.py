@@ -7,17 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.predict import scale
-from lpjax.cost.machine import (
-    Group,
-    Link,
-    Machine,
-    all_gather,
-    all_reduce,
-    all_to_all,
-    kept_bytes,
-    ppermute,
-    roofline,
-)
+from lpjax.cost.machine import Group, Link, Machine, collective_seconds, kept_bytes, roofline
 from lpjax.cost.memory import device_bytes
 from lpjax.cost.model import step_seconds
 from lpjax.cost.traffic import exchanged_bytes
@@ -65,29 +55,31 @@ def step(method, machine=IDEAL, net=STAGES, *, adjacent="data", synchronised=Tru
 
 def test_collectives_by_hand():
     """Four devices, 8 bytes each, 3 s a message and 2 bytes a second."""
-    assert all_to_all(4, 8.0, LINK) == 3 * (2 / 2 + 3)
-    assert all_gather(4, 8.0, LINK) == 3 * (8 / 2 + 3)
-    assert ppermute(4, 8.0, LINK) == 8 / 2 + 3
-    assert all_reduce(4, 8.0, LINK) == 2 * (8 / 2 + 2 * 3), "a tree: twice the bytes, twice two levels"
-    assert all_reduce(4, 800.0, LINK) == 6 * (200 / 2 + 3), "a ring: six messages of a quarter"
-    assert all_reduce(3, 0.0, LINK) == 2 * 2 * 3, "a tree of three devices has two levels"
+    assert collective_seconds("all_to_all", 4, 8.0, LINK) == 3 * (2 / 2 + 3)
+    assert collective_seconds("all_gather", 4, 8.0, LINK) == 3 * (8 / 2 + 3)
+    assert collective_seconds("reduce_scatter", 4, 8.0, LINK) == 3 * (2 / 2 + 3)
+    assert collective_seconds("ppermute", 4, 8.0, LINK) == 8 / 2 + 3
+    assert collective_seconds("psum", 4, 8.0, LINK) == 2 * (8 / 2 + 2 * 3), "a tree: twice the bytes, twice two levels"
+    assert collective_seconds("psum", 4, 800.0, LINK) == 6 * (200 / 2 + 3), "a ring: six messages of a quarter"
+    assert collective_seconds("psum", 3, 0.0, LINK) == 2 * 2 * 3, "a tree of three devices has two levels"
 
 
 def test_one_device_sends_nothing():
-    assert [move(1, 8.0, LINK) for move in (all_reduce, all_to_all, all_gather, ppermute)] == [0, 0, 0, 0]
-    assert Group(replace(IDEAL, start=1.0), 1).all_reduce(8.0) == 0
-    assert Group(replace(IDEAL, start=1.0), 1)(all_to_all, 8.0) == 0
+    kinds = ("psum", "all_to_all", "all_gather", "reduce_scatter", "ppermute")
+    assert [collective_seconds(kind, 1, 8.0, LINK) for kind in kinds] == [0] * 5
+    assert Group(replace(IDEAL, start=1.0), 1).seconds("psum", 8.0) == 0
+    assert Group(replace(IDEAL, start=1.0), 1).seconds("all_to_all", 8.0) == 0
 
 
 def test_groups_in_and_between_nodes():
     """Four devices a node: an all-reduce of eight is one of four inside, and one of two with a quarter of the bytes."""
     machine = replace(IDEAL, devices_per_node=4, inside=Link(0.0, 100.0), between=Link(0.0, 10.0), start=1.0)
-    assert Group(machine, 4).all_reduce(400.0) == pytest.approx(1 + 1.5 * 400 / 100)
-    assert Group(machine, 8).all_reduce(400.0) == pytest.approx(1 + 1.5 * 400 / 100 + 1.0 * 100 / 10)
-    assert Group(machine, 2, stride=4).all_reduce(400.0) == pytest.approx(1 + 1.0 * 400 / 10)
-    assert Group(machine, 2, stride=2)(ppermute, 400.0) == 1 + 400 / 100
-    assert Group(machine, 4, stride=2)(ppermute, 400.0) == 1 + 400 / 10
-    assert Group(machine, 4, stride=2).all_reduce(400.0) == pytest.approx(1 + 1.0 * 400 / 100 + 1.0 * 200 / 10)
+    assert Group(machine, 4).seconds("psum", 400.0) == pytest.approx(1 + 1.5 * 400 / 100)
+    assert Group(machine, 8).seconds("psum", 400.0) == pytest.approx(1 + 1.5 * 400 / 100 + 1.0 * 100 / 10)
+    assert Group(machine, 2, stride=4).seconds("psum", 400.0) == pytest.approx(1 + 1.0 * 400 / 10)
+    assert Group(machine, 2, stride=2).seconds("ppermute", 400.0) == 1 + 400 / 100
+    assert Group(machine, 4, stride=2).seconds("ppermute", 400.0) == 1 + 400 / 10
+    assert Group(machine, 4, stride=2).seconds("psum", 400.0) == pytest.approx(1 + 1.0 * 400 / 100 + 1.0 * 200 / 10)
 
 
 # ---------------------------------------------------------------------------------------------------------------- units

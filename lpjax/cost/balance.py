@@ -19,7 +19,6 @@ from jaxtyping import Float
 from lpjax.config.schema import Config
 from lpjax.cost import stage_programs
 from lpjax.cost.timing import Seconds, UnitTimer
-from lpjax.data.source import Spec
 from lpjax.methods import METHODS
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
@@ -225,8 +224,11 @@ def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> 
     Returns:
       The cuts, and the seconds of their stages.
     """
-    column = config.batch_size // config.mesh.data
-    build = partial(cut, config, runs.prepare(config).spec)
+    column, spec = config.batch_size // config.mesh.data, runs.prepare(config).spec
+
+    def build(cuts: tuple[int, ...] | None) -> Network:
+        return runs.build_network(replace(config, cuts=cuts), spec)
+
     estimate = partial(stage_seconds, config=config, cost=cost)
     cuts, seconds = balanced(build, cost, column, estimate)
     if METHODS[config.method].stage_program is None or not rounds:
@@ -246,14 +248,3 @@ def make_timer(config: Config, repeats: int) -> UnitTimer:
       repeats: Of each measurement.
     """
     return UnitTimer(repeats, "bfloat16" if config.bfloat16 else None, config.remat)
-
-
-def cut(config: Config, spec: Spec, cuts: tuple[int, ...] | None) -> Network:
-    """Build the network of a configuration, cut elsewhere.
-
-    Args:
-      config: The configuration.
-      spec: Of the data set.
-      cuts: Where; None: the default ones.
-    """
-    return runs.build_network(replace(config, cuts=cuts), spec)

@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from lpjax.cost.traffic import sent_share
 from lpjax.errors import BadInput
+from lpjax.methods.base import WIDTH
 from lpjax.nn.chain import Shape, UnitLike, make_chain
 from lpjax.nn.count import activation_bytes, layers, unit_flops
 
@@ -14,9 +16,6 @@ UnitSeconds = Callable[[UnitLike, Shape, int], tuple[float, float]]
 
 Number = float | int
 """Of seconds or bytes, which may have been counted."""
-
-WIDTH = 4
-"""Bytes of a parameter, a moment, and a value of a packet."""
 
 
 @dataclass(frozen=True)
@@ -39,58 +38,32 @@ class Link:
             raise BadInput(f"{self}: expected latency >= 0 seconds and bandwidth > 0 bytes a second; correct them")
 
 
-def all_reduce(n: int, size: Number, link: Link) -> float:
-    """Seconds of an all-reduce: the faster of two algorithms of NCCL; 0 for n = 1.
+def collective_seconds(collective: str, n: int, size: Number, link: Link) -> float:
+    """Seconds of a collective among n devices; 0 for n = 1.
 
-        ring                 2 (n-1)/n size / bandwidth + 2 (n-1) latency
-        double binary tree   2 size / bandwidth + 2 ceil(log2 n) latency
+        psum: the faster of two algorithms of NCCL, which chooses by such a model (nccl/src/graph/tuning.cc)
+          ring                        2 (n-1)/n size / bandwidth + 2 (n-1) latency
+          double binary tree          2 size / bandwidth + 2 ceil(log2 n) latency
+        all_gather, by a ring         (n-1) size / bandwidth + (n-1) latency
+        reduce_scatter, by a ring     (n-1)/n size / bandwidth + (n-1) latency
+        all_to_all, pairwise          (n-1)/n size / bandwidth + (n-1) latency
+        ppermute                      size / bandwidth + latency
 
-    NCCL chooses by such a model (nccl/src/graph/tuning.cc).
+    Pairwise exchange is of Thakur, Rabenseifner, Gropp 2005, IJHPCA 19.
 
     Args:
+      collective: Called as in `nn.schedule.Message`.
       n: Devices.
       size: Bytes, a device's own.
       link: Between the devices.
     """
-    ring = 2 * (n - 1) * (size / n / link.bandwidth + link.latency)
-    return min(ring, 2 * (size / link.bandwidth + math.ceil(math.log2(n)) * link.latency)) if n > 1 else 0.0
-
-
-def all_to_all(n: int, size: Number, link: Link) -> float:
-    """Seconds of an all-to-all by pairwise exchange (Thakur, Rabenseifner, Gropp 2005, IJHPCA 19).
-
-        (n-1)/n size / bandwidth + (n-1) latency
-
-    Args:
-      n: Devices.
-      size: Bytes, a device's own.
-      link: Between the devices.
-    """
-    return (n - 1) * (size / n / link.bandwidth + link.latency)
-
-
-def all_gather(n: int, size: Number, link: Link) -> float:
-    """Seconds of an all-gather by a ring: (n-1) size / bandwidth + (n-1) latency, `size` a device's own bytes."""
-    return (n - 1) * (size / link.bandwidth + link.latency)
-
-
-def reduce_scatter(n: int, size: Number, link: Link) -> float:
-    """Seconds of a reduce-scatter by a ring: (n-1)/n size / bandwidth + (n-1) latency, `size` a device's own bytes."""
-    return (n - 1) * (size / n / link.bandwidth + link.latency)
-
-
-def ppermute(n: int, size: Number, link: Link) -> float:
-    """Seconds of a permutation: size / bandwidth + latency, `size` a device's own bytes; 0 for n = 1."""
-    return size / link.bandwidth + link.latency if n > 1 else 0.0
-
-
-COLLECTIVES = {
-    "all_gather": all_gather,
-    "all_to_all": all_to_all,
-    "reduce_scatter": reduce_scatter,
-    "ppermute": ppermute,
-}
-"""But the all-reduce, which several links share."""
+    if n == 1:
+        return 0.0
+    sending = sent_share(collective, n) * size / link.bandwidth
+    if collective == "psum":
+        tree = 2 * (size / link.bandwidth + math.ceil(math.log2(n)) * link.latency)
+        return min(sending + 2 * (n - 1) * link.latency, tree)
+    return sending + (1 if collective == "ppermute" else n - 1) * link.latency
 
 
 @dataclass(frozen=True)
@@ -145,22 +118,15 @@ class Group:
     n: int
     stride: int = 1
 
-    def all_reduce(self, size: Number) -> float:
-        """Seconds of an all-reduce of `size` bytes, a device's own."""
-        machine = self.machine
-        local = max(1, min(self.n, machine.devices_per_node // self.stride))
-        within = all_reduce(local, size, machine.inside)
-        return machine.start * (self.n > 1) + within + all_reduce(-(-self.n // local), size / local, machine.between)
-
-    def __call__(self, collective: Callable[[int, Number, Link], float], size: Number) -> float:
-        """Seconds of another collective of `size` bytes, a device's own."""
-        machine = self.machine
-        link = machine.inside if self.n * self.stride <= machine.devices_per_node else machine.between
-        return machine.start * (self.n > 1) + collective(self.n, size, link)
-
     def seconds(self, collective: str, size: Number) -> float:
         """Seconds of a collective, called as in `nn.schedule.Message`, of `size` bytes, a device's own."""
-        return self.all_reduce(size) if collective == "psum" else self(COLLECTIVES[collective], size)
+        machine, start = self.machine, self.machine.start * (self.n > 1)
+        if collective == "psum":
+            local = max(1, min(self.n, machine.devices_per_node // self.stride))
+            within = collective_seconds("psum", local, size, machine.inside)
+            return start + within + collective_seconds("psum", -(-self.n // local), size / local, machine.between)
+        link = machine.inside if self.n * self.stride <= machine.devices_per_node else machine.between
+        return start + collective_seconds(collective, self.n, size, link)
 
 
 @functools.cache

@@ -31,12 +31,9 @@ def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
       mesh: The mesh.
     """
     rng = np.random.default_rng(0)
-    sharding = NamedSharding(mesh, meshes.EXAMPLES)
-    return Batch(
-        image=jax.device_put(rng.integers(0, 256, (size, *run.spec.image_shape), dtype=np.uint8), sharding),
-        label=jax.device_put(rng.integers(0, run.spec.classes, size).astype(np.int32), sharding),
-        index=jax.device_put(np.arange(size, dtype=np.int32), sharding),
-    )
+    image = rng.integers(0, 256, (size, *run.spec.image_shape), dtype=np.uint8)
+    label = rng.integers(0, run.spec.classes, size).astype(np.int32)
+    return jax.device_put(Batch(image, label, np.arange(size, dtype=np.int32)), NamedSharding(mesh, meshes.EXAMPLES))
 
 
 @dataclass(frozen=True)

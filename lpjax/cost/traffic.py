@@ -57,15 +57,14 @@ def total_bytes(traffic: Traffic) -> float:
     return sum((sent.bytes for sent in traffic.values()), 0.0)
 
 
+def sent_share(kind: str, n: int) -> float:
+    """What each of n devices sends in a collective, over its own input: see `exchanged`."""
+    part = (n - 1) / n
+    return {"psum": 2 * part, "all_gather": n - 1, "all_to_all": part, "reduce_scatter": part, "ppermute": 1}[kind]
+
+
 def _sent(kind: str, n: int, size: int, number: int = 1) -> Traffic:
-    factor = {
-        "psum": 2 * (n - 1) / n,
-        "all_gather": n - 1,
-        "all_to_all": (n - 1) / n,
-        "reduce_scatter": (n - 1) / n,
-        "ppermute": 1,
-    }
-    return {kind: Sent(number, float(factor[kind] * size))} if n > 1 else {}
+    return {kind: Sent(number, float(sent_share(kind, n) * size))} if n > 1 else {}
 
 
 def scheduled(items: Sequence[Item], axis_sizes: Mapping[str, int]) -> Traffic:
