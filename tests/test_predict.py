@@ -22,7 +22,7 @@ from test_main import ROOT, environment
 
 from lpjax import predict as command
 from lpjax.data import images
-from lpjax.export import from_run, model_file, predict
+from lpjax.export import from_run, model_file
 
 
 @pytest.fixture(scope="module")
@@ -242,4 +242,4 @@ def test_a_model_of_other_than_images(folder, digits):
     model = model_file.load(folder)
     description = dataclasses.replace(model.description, image_shape=(8, 8, 2))
     with pytest.raises(ValueError, match="the model takes 2 channels: image files have 1 or 3"):
-        predict.read_image(digits[0][0], description)
+        command.read_image(digits[0][0], description)

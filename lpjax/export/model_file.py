@@ -226,12 +226,25 @@ def _sha256(path: Path) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """A file of at most `MAX_BYTES`."""
-    limit = MAX_BYTES[path.name]
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {_REMEDY}")
+    return read(path, MAX_BYTES[path.name], _REMEDY)
+
+
+def read(path: Path, most: int, remedy: str) -> bytes:
+    """Read a file of at most so many bytes.
+
+    Args:
+      path: of the file.
+      most: bytes.
+      remedy: what to do about a larger one, for the message.
+
+    Raises:
+      BadInput: where it is larger.
+      OSError: where it cannot be read.
+    """
     with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise BadInput(f"{path}: {path.stat().st_size:,} bytes: expected at most {limit:,}; {_REMEDY}")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise BadInput(f"{path}: {path.stat().st_size:,} bytes: expected at most {most:,}; {remedy}")
     return content
