@@ -11,7 +11,7 @@ from helpers import assert_close, on_host, small_run
 from rich.console import Console
 
 from lpjax.state import canonical
-from lpjax.training import checkpoint, loop, resume
+from lpjax.training import checkpoint, identity, loop, resume
 from lpjax.training.workdir import WorkdirError
 from lpjax.training.writers import CLOCK
 
@@ -253,6 +253,23 @@ def test_versions_that_changed_are_said(tmp_path, monkeypatch):
     said, _ = trained(tmp_path, num_steps=2)
     assert f"made with other versions (jax {jax.__version__} -> 99)" in said
     assert dataclasses.is_dataclass(resume.Start)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {
+            "model": {"function": "configs.digits_mlp:residual_mlp", "blocks": 3, "width": 8},
+            "aux__function": "own_units",
+        },
+        {"phases__methods": ("layer_parallel", "serial"), "phases__epochs": (1.0,)},
+    ],
+    ids=["resnet", "one's own, whose arguments are others", "phases"],
+)
+def test_a_run_understands_its_own_identity(fields):
+    found = identity.identity(small_run(data__crop=0, dry_run=True, **fields))
+    assert identity.understood(found) == found
 
 
 PHASES = {

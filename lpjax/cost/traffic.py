@@ -60,7 +60,7 @@ def total_bytes(traffic: Traffic) -> float:
 def sent_share(kind: str, n: int) -> float:
     """What each of n devices sends in a collective, over its own input: see `exchanged`."""
     part = (n - 1) / n
-    return {"psum": 2 * part, "all_gather": n - 1, "all_to_all": part, "reduce_scatter": part, "ppermute": 1}[kind]
+    return {"psum": 2 * part, "all_gather": n - 1.0, "all_to_all": part, "reduce_scatter": part, "ppermute": 1.0}[kind]
 
 
 def _sent(kind: str, n: int, size: int, number: int = 1) -> Traffic:

@@ -9,7 +9,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from lpjax import methods
-from lpjax.config import named
 from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.training.run import Run
@@ -69,18 +68,16 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
     Args:
       saved: As it stands in the checkpoint.
     """
-    functions = {name: named.canonical_name(saved[name]) for name in ("model.function", "aux.function")}
-    saved = dict(_flat(dataclasses.asdict(Config()))) | saved | functions
     values: dict[str, Any] = {}
     for name, value in saved.items():
-        *sections, field = name.removeprefix("model.arguments.").split(".")
+        *sections, field = name.replace("model.arguments.", "model.").split(".")
         section = values
-        for part in ["model"] if name.startswith("model.arguments.") else sections:
+        for part in sections:
             section = section.setdefault(part, {})
         section[field] = value
-    known = {name: value for name, value in values.items() if hasattr(Config, name) or name in Config.__annotations__}
+    known = {field.name: values[field.name] for field in dataclasses.fields(Config) if field.name in values}
     filled = dict(_flat(dataclasses.asdict(methods.filled_in(from_config_dict(known)))))
-    return _deciding({name: filled.get(name) if value is None else value for name, value in saved.items()})
+    return _deciding(saved | filled)
 
 
 def check_same(saved: dict[str, Any], run: Run, workdir: Path) -> None:
