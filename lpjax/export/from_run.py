@@ -1,6 +1,8 @@
 """A trained network as a model folder: its program, its arrays by name, and its description."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from lpjax.config.schema import Config
 from lpjax.data import images
 from lpjax.data.feed import Resident
 from lpjax.errors import BadInput
-from lpjax.export import fold, model_card, model_file
+from lpjax.export import fold, model_file
 from lpjax.export.model_file import Description
 from lpjax.methods import METHODS
 from lpjax.methods.base import Method
@@ -58,7 +60,7 @@ def write(
         provenance["logits_changed_by"] = _largest_difference(run, program, unfolded)
     description = describe(run, **provenance)
     arrays = named_arrays(run, params, stats)
-    model_file.write(folder, description, program, arrays, model_card.text(description, arrays))
+    model_file.write(folder, description, program, arrays, card(description, arrays))
 
 
 def composed_trees(run: Run, state: TrainState) -> tuple[Trees, Trees]:
@@ -173,3 +175,41 @@ def _largest_difference(run: Run, one: Exported, other: Exported) -> float:
     """Of the logits of two programs, on a batch of training images."""
     batch = jax.device_get(next(run.data.sample(1)).image)
     return float(np.abs(np.subtract(*(jax.jit(program.call)(batch) for program in (one, other)))).max())
+
+
+# ---------------------------------------------------------------------------------------------------------- model card
+
+
+def card(description: Description, arrays: Mapping[str, np.ndarray]) -> str:
+    """The model card, in Markdown.
+
+    Args:
+      description: of the model.
+      arrays: its parameters and statistics by name.
+    """
+    known, config = description.provenance, description.provenance["config"]
+    names, accuracy, channels = description.class_names, known.get("test_accuracy"), description.image_shape[-1]
+    batch_norm = "as trained, not folded"
+    if "folded_batch_norms" in known:
+        batch_norm = (
+            f"{known['folded_batch_norms']} folded into the convolutions before them (others come after an addition, "
+            f"or before their convolution); logits of training images changed by {known['logits_changed_by']:.1e} at "
+            f"most"
+        )
+    template = resources.files("lpjax.export").joinpath("card.md").read_text()
+    return template.format(
+        config=config,
+        versions=known["versions"],
+        shape=description.image_shape,
+        crop=description.crop,
+        title=config["model"]["function"].rpartition(":")[2],
+        arguments=", ".join(f"{name}={value}" for name, value in config["model"]["arguments"].items()),
+        colours={1: "grey", 3: "RGB"}.get(channels, f"{channels} channels"),
+        classes=len(names),
+        class_names=", ".join(names[:20]) + (f", .. ({len(names)} in all)" if len(names) > 20 else ""),
+        size=sum(a.size for name, a in arrays.items() if name.startswith("units.") and name.split(".")[2] != "stats"),
+        accuracy="not known" if accuracy is None else f"{accuracy:.4f} on {known['num_test']:,} images",
+        batch_norm=batch_norm,
+        methods=", then ".join(known["methods"]),
+        step=known.get("step", "not known"),
+    )
