@@ -78,16 +78,12 @@ def _requests() -> Iterator[_Requests]:
             raise KeyboardInterrupt
         requests.signal = requests.signal or number
 
-    # Only in the main thread Python takes handlers; with several processes JAX has its own.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+    with contextlib.ExitStack() as stack:
+        # Only in the main thread Python takes handlers; with several processes JAX has its own.
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                stack.callback(signal.signal, number, signal.signal(number, ask))
         yield requests
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def train(run: Run, folder: Path, console: Console, *, restart: bool = False) -> dict[str, Any]:
@@ -145,11 +141,11 @@ def train(run: Run, folder: Path, console: Console, *, restart: bool = False) ->
 
 def _finished(run: Run, folder: Path) -> dict[str, Any] | None:
     """The result of a run that came to its end."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return result if (result.get("ended"), result.get("steps")) == ("finished", run.num_steps) else None
+        if (result.get("ended"), result.get("steps")) == ("finished", run.num_steps):
+            return result
+    return None
 
 
 class _Session:
@@ -218,12 +214,10 @@ class _Session:
                     self._test_and_save(step, state, batches, save=bool(stop) or run.is_checkpoint_step(step))
                     if stop and step < run.num_steps:
                         raise StoppedError(stop)
-                    clock = time.perf_counter()
-                    continue
-                now = time.perf_counter()
-                log.step_seconds.append(now - clock)
-                log.data_seconds.append(batches.waited)
-                clock = now
+                else:
+                    log.step_seconds.append(time.perf_counter() - clock)
+                    log.data_seconds.append(batches.waited)
+                clock = time.perf_counter()
         if self.evaluation is None:  # there was no step to take: all were taken by another run, or before a signal
             self._test_and_save(run.num_steps, state, batches, save=not self.start.meta)
 

@@ -68,23 +68,21 @@ def find(run: Run, workdir: Path, say: Say) -> Saved | None:
       WorkdirError: The workdir holds another run, its checkpoint is of a step after the run's last one, or every
         checkpoint is damaged.
     """
-    folder, saved = checkpoints(workdir), None
-    found: dict[str, Any] = {}
+    folder, saved, problem = checkpoints(workdir), None, None
     if processes.is_writer():
         try:
             saved, damaged = checkpoint.newest_good(folder)
             for step, reason in damaged.items():
                 target = checkpoint.set_aside(folder, step)
                 say(f"the checkpoint of step {step} {reason}; moved to {target}")
-            found = {"step": saved and saved.step}
         except ValueError as error:
-            found = {"error": str(error)}
-    found = processes.broadcast(found)
-    if "error" in found:
-        raise WorkdirError(found["error"])
-    if found["step"] is None:
+            problem = str(error)
+    step, problem = processes.broadcast([saved and saved.step, problem])
+    if problem:
+        raise WorkdirError(problem)
+    if step is None:
         return None
-    saved = saved or checkpoint.read(folder, found["step"])
+    saved = saved or checkpoint.read(folder, step)
     check_same(saved.meta["identity"], run, workdir)
     if saved.step > run.num_steps:
         raise WorkdirError(

@@ -136,13 +136,12 @@ def memory_line(devices: Sequence[Any] | None = None) -> str | None:
       The line; None where the devices do not tell, as on a CPU.
     """
     stats = [device.memory_stats() for device in (jax.local_devices() if devices is None else devices)]
-    used = [(s["bytes_in_use"], s.get("peak_bytes_in_use"), s.get("bytes_limit")) for s in stats if s]
-    if not used:
+    fullest = max(filter(None, stats), key=lambda own: own["bytes_in_use"], default=None)
+    if fullest is None:
         return None
-    now, peak, limit = max(used, key=lambda entry: entry[0])
-    parts = [f"{now / 1e9:.2f} GB" + (f" of {limit / 1e9:.2f} GB" if limit else "")]
-    parts += [f"at most {peak / 1e9:.2f} GB" if peak else ""]
-    return "device memory: " + ", ".join(filter(None, parts))
+    now, peak, limit = (fullest.get(name, 0) / 1e9 for name in ("bytes_in_use", "peak_bytes_in_use", "bytes_limit"))
+    of, most = f" of {limit:.2f} GB" if limit else "", f", at most {peak:.2f} GB" if peak else ""
+    return f"device memory: {now:.2f} GB{of}{most}"
 
 
 class Profile(contextlib.AbstractContextManager):
