@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lpjax.config.schema import Config
-from lpjax.cost import stage_programs
-from lpjax.cost.timing import Seconds, UnitTimer
+from lpjax.cost import stage_programs, timing
 from lpjax.methods import METHODS
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
@@ -27,7 +26,7 @@ from lpjax.nn.schedule import Item, Work
 from lpjax.parallel import platform
 from lpjax.training import run as runs
 
-Cost = Callable[[UnitLike, Shape, int], Seconds]
+Cost = Callable[[UnitLike, Shape, int], timing.Seconds]
 """(unit, in_shape, examples) -> what it takes."""
 
 FACTOR, OWN_SHARE, SCATTER = 0.2, 0.02, 0.1
@@ -240,11 +239,11 @@ def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> 
     return balanced(build, cost, column, estimate, programs, cuts, rounds)
 
 
-def make_timer(config: Config, repeats: int) -> UnitTimer:
+def make_timer(config: Config, repeats: int) -> timing.UnitTimer:
     """Make what measures units as the configuration runs them, in its precision.
 
     Args:
       config: The configuration.
       repeats: Of each measurement.
     """
-    return UnitTimer(repeats, "bfloat16" if config.bfloat16 else None, config.remat)
+    return timing.UnitTimer(repeats, "bfloat16" if config.bfloat16 else None, config.remat)

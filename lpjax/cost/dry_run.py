@@ -7,10 +7,9 @@ from rich.console import Console
 
 from lpjax.cost.traffic import exchanged_bytes
 from lpjax.training import run as runs
-from lpjax.training.run import Run
 
 
-def dry_run(run: Run, console: Console) -> dict[str, Any]:
+def dry_run(run: runs.Run, console: Console) -> dict[str, Any]:
     """Compile the step and say what it takes; nothing is trained.
 
     Args:
@@ -32,7 +31,7 @@ def dry_run(run: Run, console: Console) -> dict[str, Any]:
     return cost
 
 
-def step_cost(run: Run) -> dict[str, Any]:
+def step_cost(run: runs.Run) -> dict[str, Any]:
     """What a step of a run costs a device.
 
     Bytes are of one device: on the CPU back end too, where XLA compiles the program of one device.  With the whole

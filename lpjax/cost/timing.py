@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from lpjax.nn import chain
-from lpjax.nn.chain import Mode, Shape, UnitLike, make_chain
 
 
 def stopwatch(program: Callable[..., Any], *args: PyTree, repeats: int = 5) -> list[float]:
@@ -87,24 +86,24 @@ class UnitTimer:
     dtype: str | None = None
     remat: bool = False
     row: int = 3
-    known: dict[tuple[UnitLike, Shape, int], Seconds] = field(default_factory=dict, compare=False)
+    known: dict[tuple[chain.UnitLike, chain.Shape, int], Seconds] = field(default_factory=dict, compare=False)
     first: list[tuple[Callable[[], Any], float]] = field(default_factory=list, compare=False)
 
-    def __call__(self, unit: UnitLike, in_shape: Shape, examples: int) -> Seconds:
+    def __call__(self, unit: chain.UnitLike, in_shape: chain.Shape, examples: int) -> Seconds:
         key = unit, in_shape, examples
         if key not in self.known:
             self.known[key] = self._measured(*key)
         return self.known[key]
 
-    def _measured(self, unit: UnitLike, in_shape: Shape, examples: int) -> Seconds:
-        one = make_chain([unit], in_shape)
+    def _measured(self, unit: chain.UnitLike, in_shape: chain.Shape, examples: int) -> Seconds:
+        one = chain.make_chain([unit], in_shape)
         count = self.row if one.out_shape == in_shape else 1
-        units = replace(make_chain([unit] * count, in_shape), dtype=self.dtype, remat=self.remat)
+        units = replace(chain.make_chain([unit] * count, in_shape), dtype=self.dtype, remat=self.remat)
         params, stats = jax.jit(lambda key: chain.init(units, key))(jax.random.key(0))
         x = jax.random.normal(jax.random.key(1), (examples, *in_shape), float)
 
         def forward(params: PyTree, x: Array) -> tuple[Array, PyTree]:
-            return chain.apply(units, params, stats, x, Mode(train=True))
+            return chain.apply(units, params, stats, x, chain.Mode(train=True))
 
         def both(params: PyTree, x: Array) -> PyTree:
             y, pullback, new = jax.vjp(forward, params, x, has_aux=True)

@@ -18,7 +18,6 @@ from absl import flags
 from lpjax import cli, errors, methods
 from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
-from lpjax.errors import BadInput
 from lpjax.export import from_run, model_file
 from lpjax.parallel import platform
 from lpjax.training import resume
@@ -36,9 +35,9 @@ def main(argv: list[str]) -> int:
     fields, workdir = command_line.parse(argv)
     config = from_config_dict(fields)
     if _OUTPUT.value is None:
-        raise BadInput("--output is missing: expected a folder for the model, e.g. --output=model")
+        raise errors.BadInput("--output is missing: expected a folder for the model, e.g. --output=model")
     if config.dry_run:
-        raise BadInput("dry_run=True: the batch-norm statistics are found on training data; leave it out")
+        raise errors.BadInput("dry_run=True: the batch-norm statistics are found on training data; leave it out")
     output = Path(_OUTPUT.value)
     model_file.check_free(output)
     platform.provide_devices(math.prod(methods.resolve(config).mesh_shape))

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jax.export import Exported
 from jax.tree_util import keystr
 from jaxtyping import Array, Float, PyTree, UInt8
 
@@ -19,12 +18,10 @@ from lpjax.data import images
 from lpjax.data.feed import Resident
 from lpjax.errors import BadInput
 from lpjax.export import fold, model_file
-from lpjax.export.model_file import Description
 from lpjax.methods import METHODS
 from lpjax.methods.base import Method
 from lpjax.network.network import composed
 from lpjax.nn import chain
-from lpjax.nn.chain import Mode
 from lpjax.parallel import platform
 from lpjax.state.train_state import TrainState
 from lpjax.training import evaluate
@@ -78,7 +75,7 @@ def composed_trees(run: Run, state: TrainState) -> tuple[Trees, Trees]:
     return jax.device_get((run.network.params.unpack_all(state.stage_params), stats))
 
 
-def make_program(run: Run, params: Trees, stats: Trees) -> Exported:
+def make_program(run: Run, params: Trees, stats: Trees) -> export.Exported:
     """The composed network as one program for all `PLATFORMS`.
 
     Args:
@@ -97,7 +94,7 @@ def make_program(run: Run, params: Trees, stats: Trees) -> Exported:
     def logits(image: UInt8[Array, "H W C"]) -> Float[Array, " classes"]:
         """Of one image, so that a unit may ask for len(x): the b that `vmap` adds is a symbol, not a number."""
         x = run.step_inputs.normalised(image[None])
-        return composed(run.network, params, stats, x, Mode(train=False))[0][0].astype(jnp.float32)
+        return composed(run.network, params, stats, x, chain.Mode(train=False))[0][0].astype(jnp.float32)
 
     shape = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), *run.spec.image_shape), jnp.uint8)
     try:
@@ -138,7 +135,7 @@ def named_arrays(run: Run, params: Trees, stats: Trees) -> dict[str, np.ndarray]
     return arrays
 
 
-def describe(run: Run, **provenance: Any) -> Description:
+def describe(run: Run, **provenance: Any) -> model_file.Description:
     """What a model folder says of a run's network.
 
     Args:
@@ -147,7 +144,7 @@ def describe(run: Run, **provenance: Any) -> Description:
     """
     spec, config, (mean, std) = run.spec, asdict(run.config), run.moments
     del config["data"]["dir"], config["start"]["workdir"]  # places on this machine
-    return Description(
+    return model_file.Description(
         class_names=spec.class_names or tuple(map(str, range(spec.classes))),
         image_shape=spec.image_shape,
         crop=1.0 if isinstance(run.feed, Resident) else images.CENTRE_SHARE,  # small images are trained on whole
@@ -171,7 +168,7 @@ def _in_words(method: Method, config: Config) -> str:
     return f"{method.title}{source}{settings}"
 
 
-def _largest_difference(run: Run, one: Exported, other: Exported) -> float:
+def _largest_difference(run: Run, one: export.Exported, other: export.Exported) -> float:
     """Of the logits of two programs, on a batch of training images."""
     batch = jax.device_get(next(run.data.sample(1)).image)
     return float(np.abs(np.subtract(*(jax.jit(program.call)(batch) for program in (one, other)))).max())
@@ -180,7 +177,7 @@ def _largest_difference(run: Run, one: Exported, other: Exported) -> float:
 # ---------------------------------------------------------------------------------------------------------- model card
 
 
-def card(description: Description, arrays: Mapping[str, np.ndarray]) -> str:
+def card(description: model_file.Description, arrays: Mapping[str, np.ndarray]) -> str:
     """The model card, in Markdown.
 
     Args:

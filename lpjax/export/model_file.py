@@ -27,7 +27,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export
-from jax.export import Exported
 from jaxtyping import Array, Float, UInt8
 
 from lpjax.errors import BadInput, extra_packages
@@ -104,7 +103,7 @@ class Model:
     """
 
     description: Description
-    program: Exported
+    program: export.Exported
 
     @functools.cached_property
     def logits(self) -> Any:
@@ -129,7 +128,7 @@ def check_free(folder: Path) -> None:
 
 
 def write(
-    folder: Path, description: Description, program: Exported, arrays: Mapping[str, np.ndarray], card: str
+    folder: Path, description: Description, program: export.Exported, arrays: Mapping[str, np.ndarray], card: str
 ) -> None:
     """Write a model, whole or not at all.
 

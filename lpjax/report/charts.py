@@ -80,19 +80,12 @@ def layout(height: int, legend: bool = True) -> dict[str, Any]:
       height: In pixels.
       legend: Whether there is one.
     """
+    below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
     return {
         "height": height,
-        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+        "margin": dict.fromkeys("lrtb", 10),
         "showlegend": legend,
-        "legend": {
-            "orientation": "h",
-            "traceorder": "normal",
-            "yref": "container",
-            "y": 0,
-            "yanchor": "bottom",
-            "x": 0,
-            "maxheight": 120,
-        },
+        "legend": {**below, "traceorder": "normal", "maxheight": 120},
         "xaxis": {"automargin": True},
         "yaxis": {"automargin": True},
         "template": None,

@@ -9,7 +9,6 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lpjax.report import charts
-from lpjax.report.charts import DASHES, Chart, colour, marker
 from lpjax.report.lines import Line
 from lpjax.report.record import Record
 
@@ -48,7 +47,7 @@ class Curve(NamedTuple):
     shown: bool = True
 
 
-def learning(records: Sequence[Record]) -> list[Chart]:
+def learning(records: Sequence[Record]) -> list[charts.Chart]:
     """Charts of accuracy and loss over steps and over wall time; the composed network against the AuxNet path."""
     draw = partial(lines, records)
     accuracy = {"test_accuracy": "test, composed network", "accuracy": "training, last stage"}
@@ -65,7 +64,7 @@ def learning(records: Sequence[Record]) -> list[Chart]:
     ]
 
 
-def stages(records: Sequence[Record]) -> list[Chart]:
+def stages(records: Sequence[Record]) -> list[charts.Chart]:
     """Draw which stage learns: loss, what it and its tail get right, gradient, and how far its AuxNet piece is off."""
     draw, error = partial(lines, records), "The AuxNet's piece against its stage, |G - X|²/|X|²"
     return [
@@ -76,7 +75,7 @@ def stages(records: Sequence[Record]) -> list[Chart]:
     ]
 
 
-def constraints(records: Sequence[Record]) -> list[Chart]:
+def constraints(records: Sequence[Record]) -> list[charts.Chart]:
     """Charts of how far the stages are from being one network, and of what pulls them together."""
     violation, multiplier = {"relative_violation": "interface"}, {"multiplier_norm": "interface"}
     draw = partial(lines, records, log=True)
@@ -87,7 +86,7 @@ def constraints(records: Sequence[Record]) -> list[Chart]:
     ]
 
 
-def gradients(records: Sequence[Record]) -> list[Chart]:
+def gradients(records: Sequence[Record]) -> list[charts.Chart]:
     """Charts of each stage's gradient against backprop's."""
     cosine, ratio = {"gradient_cosine": "stage"}, {"gradient_ratio": "stage"}
     return [
@@ -96,7 +95,7 @@ def gradients(records: Sequence[Record]) -> list[Chart]:
     ]
 
 
-def others(records: Sequence[Record]) -> list[Chart]:
+def others(records: Sequence[Record]) -> list[charts.Chart]:
     """Charts of what the methods of the runs record beside the metrics that have charts of their own."""
     phases = [phase for record in records if record.structure for phase in record.structure["phases"]]
     axes = {name: axis for phase in phases for name, axis in phase["metrics"].items() if name not in CHARTED}
@@ -108,7 +107,7 @@ def others(records: Sequence[Record]) -> list[Chart]:
     ]
 
 
-def waiting(records: Sequence[Record]) -> Chart:
+def waiting(records: Sequence[Record]) -> charts.Chart:
     """The chart of waiting for data, over the run."""
     return lines(records, "data-seconds", "Seconds a step waited for data", {"data_seconds": "wait"}, log=True)
 
@@ -122,7 +121,7 @@ def lines(
     over: Over = "steps",
     log: bool = False,
     keep: Callable[..., int] | None = None,
-) -> Chart:
+) -> charts.Chart:
     """Draw lines of all runs that have the metrics.
 
     Args:
@@ -147,7 +146,7 @@ def lines(
     hint = next((_HINTS[name] for name in metrics if name in _HINTS), "")
     text = [f"Not recorded by {', '.join(without)}. {hint}".strip()] if without else []
     if not curves:
-        return Chart(key, title, tuple(text), None)
+        return charts.Chart(key, title, tuple(text), None)
     log = log and any((curve.line.value > 0).any() for curve in curves)
     text += _about(curves, log)
     if keep and len(curves) > SHOWN:
@@ -166,7 +165,7 @@ def lines(
         text.append("Zero throughout.")
         made["yaxis"] |= {"rangemode": "nonnegative"}
     made["hovermode"] = "x unified" if len(curves) <= 8 else "closest"
-    return Chart(key, title, tuple(text), go.Figure(traces, made), ("yaxis", "xaxis"))
+    return charts.Chart(key, title, tuple(text), go.Figure(traces, made), ("yaxis", "xaxis"))
 
 
 def _labelled(label: str, found: Sequence[Line]) -> list[tuple[str, Line]]:
@@ -214,8 +213,8 @@ def _trace(curve: Curve, records: Sequence[Record], label: int, over: Over, scal
         y=curve.line.value.astype(np.float32),
         name=name,
         mode="lines+markers",
-        line={"color": colour(style), "dash": DASHES[label % len(DASHES)], "width": 1.8},
-        marker={"symbol": marker(style), "size": 8, "maxdisplayed": 0 if len(x) <= 40 else 8},
+        line={"color": charts.colour(style), "dash": charts.DASHES[label % len(charts.DASHES)], "width": 1.8},
+        marker={"symbol": charts.marker(style), "size": 8, "maxdisplayed": 0 if len(x) <= 40 else 8},
         hovertemplate="%{y:.4g}<extra>" + name + "</extra>",
         legendgroup=curve.label,
         showlegend=not several,
@@ -231,7 +230,7 @@ def _entry(label: str, index: int, curves: Sequence[Curve]) -> go.Scatter:
         y=[None],
         name=label,
         mode="lines",
-        line={"color": "#808080", "dash": DASHES[index % len(DASHES)], "width": 1.8},
+        line={"color": "#808080", "dash": charts.DASHES[index % len(charts.DASHES)], "width": 1.8},
         legendgroup=label,
         visible=any(curve.shown for curve in curves if curve.label == label) or "legendonly",
     )

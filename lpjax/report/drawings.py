@@ -8,7 +8,6 @@ from typing import Any
 import plotly.graph_objects as go
 
 from lpjax.report import charts, schedule
-from lpjax.report.charts import PATTERNS, Chart, colour
 from lpjax.report.record import Record
 
 Group = tuple[list[Record], dict[str, Any]]
@@ -48,9 +47,9 @@ def without(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _bars(index: int, name: str, rows: list[str], lengths: list[Any], hover: str, **more: Any) -> go.Bar:
     """Bars in the colour and pattern number `index`, one a row of the chart."""
-    shape = PATTERNS[index % len(PATTERNS)]
+    shape = charts.PATTERNS[index % len(charts.PATTERNS)]
     pattern = {"shape": shape, "fillmode": "overlay", "solidity": 0.15, "size": 8, "fgcolor": "#ffffff"}
-    marker = {"color": colour(index), "pattern": pattern, "line": {"width": 1, "color": "#808080"}}
+    marker = {"color": charts.colour(index), "pattern": pattern, "line": {"width": 1, "color": "#808080"}}
     hover += "<extra></extra>"
     return go.Bar(y=rows, x=lengths, orientation="h", name=name, marker=marker, hovertemplate=hover, **more)
 
@@ -66,7 +65,7 @@ def _layout(height: int, unit: str, legend: bool = True) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------------- cut
 
 
-def cuts(records: Sequence[Record]) -> list[Chart]:
+def cuts(records: Sequence[Record]) -> list[charts.Chart]:
     """Draw stages end to end, and AuxNet pieces beside them: by operations and by parameters, one pair a network."""
     made = []
     for number, (group, structure) in enumerate(with_one_cut(records)):
@@ -81,12 +80,12 @@ def cuts(records: Sequence[Record]) -> list[Chart]:
             shown = rows if what == "flops" else {"stages": stages, "AuxNet": aux}
             key, heading = f"cut-{what}-{number}", f"The cut by {title}{of(group, records)}"
             made.append(_cut(key, heading, shown, what, scale, unit))
-    return made or [Chart("cut", "The cut", without(records), None)]
+    return made or [charts.Chart("cut", "The cut", without(records), None)]
 
 
 def _cut(
     key: str, title: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], what: str, scale: float, unit: str
-) -> Chart:
+) -> charts.Chart:
     rows = {name: pieces for name, pieces in rows.items() if any(piece[what] for piece in pieces)}
     traces = []
     for k in range(max(map(len, rows.values()), default=0)):
@@ -104,7 +103,7 @@ def _cut(
             )
         )
     layout = _layout(120 + 50 * len(rows), unit, legend=False)
-    return Chart(key, title, (), go.Figure(traces, layout | {"uniformtext": {"minsize": 10, "mode": "hide"}}))
+    return charts.Chart(key, title, (), go.Figure(traces, layout | {"uniformtext": {"minsize": 10, "mode": "hide"}}))
 
 
 _TEXT = {
@@ -131,9 +130,9 @@ def shape_text(shape: Sequence[int]) -> str:
 # ------------------------------------------------------------------------------------------------------------ schedule
 
 
-def schedules(records: Sequence[Record]) -> list[Chart]:
+def schedules(records: Sequence[Record]) -> list[charts.Chart]:
     """Draw a step as a timeline over devices, one for all runs that share it."""
-    made: list[Chart] = []
+    made: list[charts.Chart] = []
     for group, structure in with_one_step(records):
         measured = group[0].measured
         took = [f"{1e3 * seconds:,.3g} ms" for record in group if (seconds := record.step_seconds)]
@@ -143,10 +142,10 @@ def schedules(records: Sequence[Record]) -> list[Chart]:
             drawn = schedule.make(phase, seconds, (measured or {}).get("device", ""))
             title = f"A step of {phase['method']}{of(group, records)}"
             made.append(_timeline(f"schedule-{len(made)}", title, drawn, structure["mesh"], *text))
-    return made or [Chart("schedule", "A step", without(records), None)]
+    return made or [charts.Chart("schedule", "A step", without(records), None)]
 
 
-def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int], *text: str) -> Chart:
+def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int], *text: str) -> charts.Chart:
     devices, columns = mesh
     scale, unit = (1e3, "ms") if drawn.unit == "s" else (1.0, drawn.unit)
     traces = []
@@ -175,13 +174,13 @@ def _timeline(key: str, title: str, drawn: schedule.Schedule, mesh: Sequence[int
         + (f" A row is {columns} devices along 'data', which do the same." if columns > 1 else ""),
         f"The devices compute {drawn.busy:.0%} of this time.",
     )
-    return Chart(key, title, text, go.Figure(traces, layout | {"barmode": "overlay"}))
+    return charts.Chart(key, title, text, go.Figure(traces, layout | {"barmode": "overlay"}))
 
 
 # ---------------------------------------------------------------------------------------------------------------- time
 
 
-def times(records: Sequence[Record]) -> list[Chart]:
+def times(records: Sequence[Record]) -> list[charts.Chart]:
     """Draw what a step's seconds, and a whole run's, are spent on."""
 
     def rest(whole: float | None, part: float | None) -> float | None:
@@ -215,14 +214,14 @@ _WAIT = (
 
 def _split(
     key: str, title: str, records: Sequence[Record], parts: Mapping[str, Sequence[float | None]], *text: str
-) -> Chart:
+) -> charts.Chart:
     lacking = [r.name for i, r in enumerate(records) if all(values[i] is None for values in parts.values())]
     text += (f"Not known of {', '.join(lacking)}.",) if lacking else ()
     if len(lacking) == len(records):
-        return Chart(key, title, text, None)
+        return charts.Chart(key, title, text, None)
     names = [html.escape(record.name) for record in records]
     traces = [
         _bars(index, name, names, list(values), f"%{{y}}<br>{name}: %{{x:,.4g}} s")
         for index, (name, values) in enumerate(parts.items())
     ]
-    return Chart(key, title, text, go.Figure(traces, _layout(140 + 30 * len(records), "seconds")))
+    return charts.Chart(key, title, text, go.Figure(traces, _layout(140 + 30 * len(records), "seconds")))

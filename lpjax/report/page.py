@@ -10,16 +10,13 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from lpjax.report import curves, drawings
-from lpjax.report.charts import MARKERS, Chart, colour, marker, scale
-from lpjax.report.record import Record, differences, flat
+from lpjax.report import charts, curves, drawings
+from lpjax.report.record import Record, differences, flat, names_in
 from lpjax.version import __version__
 
-INK, PAPER, LINE = (
-    {"light": "#1c1e21", "dark": "#e6e8eb"},
-    {"light": "#ffffff", "dark": "#14161a"},
-    "rgba(128,128,128,.3)",
-)
+INK = {"light": "#1c1e21", "dark": "#e6e8eb"}
+PAPER = {"light": "#ffffff", "dark": "#14161a"}
+LINE = "rgba(128,128,128,.3)"
 """Colours of page.css, by theme."""
 NOTHING = "\N{EN DASH}"
 """What a table has where there is no value."""
@@ -49,7 +46,7 @@ def render(records: Sequence[Record]) -> str:
         plotly=get_plotlyjs(),
         script=_file("page.js").template,
         themes=json.dumps({name: _theme(name) for name in INK}),
-        scales=json.dumps({"log": scale(log=True), "linear": scale(log=False)}),
+        scales=json.dumps({"log": charts.scale(log=True), "linear": charts.scale(log=False)}),
         body=body,
     )
 
@@ -84,12 +81,12 @@ def _theme(name: str) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- charts
 
 
-def _charts(made: Iterable[Chart]) -> str:
+def _charts(made: Iterable[charts.Chart]) -> str:
     charts = "".join(map(_chart, made))
     return f'<div class="charts">\n{charts}</div>' if charts else ""
 
 
-def _chart(chart: Chart) -> str:
+def _chart(chart: charts.Chart) -> str:
     head = f"<h3>{_text(chart.title)}</h3>"
     text = "".join(f"<p>{_text(paragraph)}</p>" for paragraph in chart.text)
     if chart.figure is None:
@@ -147,7 +144,8 @@ def _runs(records: Sequence[Record]) -> str:
         rows.append([_name(record, index, len(records) > 1), *map(_text, cells)])
     notes: dict[str, list[str]] = {}
     for record in records:
-        for note in [*record.notes, *_recovered(record)]:
+        recovered = (f"after step {step:,} learning rates times {factor:g}" for step, factor in record.recoveries)
+        for note in (*record.notes, *recovered):
             notes.setdefault(note, []).append(record.name)
     of = {note: f": {', '.join(names)}" if len(records) > 1 else "" for note, names in notes.items()}
     listed = "".join(f"<li>{_text(note + names)}</li>" for note, names in of.items())
@@ -163,8 +161,9 @@ def _runs(records: Sequence[Record]) -> str:
 
 def _name(record: Record, index: int, several: bool) -> str:
     """With its marker, where there are several."""
-    glyph = f'<span style="color: {colour(index)}" aria-hidden="true">{MARKERS[marker(index)]}</span> '
-    return (glyph if several else "") + _text(record.name)
+    sign = charts.MARKERS[charts.marker(index)]
+    glyph = f'<span style="color: {charts.colour(index)}" aria-hidden="true">{sign}</span> ' if several else ""
+    return glyph + _text(record.name)
 
 
 def _last(record: Record, name: str) -> str:
@@ -173,10 +172,6 @@ def _last(record: Record, name: str) -> str:
         return f"{value:.4f}"
     found = record.lines.get(name)
     return f"{found[0].value[-1]:.4f} (step {found[0].step[-1]:,})" if found else NOTHING
-
-
-def _recovered(record: Record) -> list[str]:
-    return [f"after step {step:,} learning rates times {factor:g}" for step, factor in record.recoveries]
 
 
 def _cut_tables(records: Sequence[Record]) -> str:
@@ -214,11 +209,10 @@ def _compared(records: Sequence[Record], tables: Sequence[Mapping[str, str] | No
 
 
 def _configuration(records: Sequence[Record]) -> str:
-    tables = [flat(record.config) if record.config is not None else None for record in records]
-    names = list(dict.fromkeys(name for table in tables if table for name in table))
+    tables = [None if record.config is None else flat(record.config) for record in records]
+    names, different = names_in(tables), differences(tables)
     if not names:
         return '<p class="none">No config.json.</p>'
-    different = differences(tables)
     everything = f"<details><summary>All {len(names)} settings</summary>{_compared(records, tables, names)}</details>"
     if len(records) == 1:
         return everything
@@ -229,7 +223,7 @@ def _configuration(records: Sequence[Record]) -> str:
 
 def _versions(records: Sequence[Record]) -> str:
     tables = [_versions_of(record) for record in records]
-    names = list(dict.fromkeys(name for table in tables if table for name in table))
+    names = names_in(tables)
     return _compared(records, tables, names) if names else '<p class="none">No result.json.</p>'
 
 

@@ -172,9 +172,13 @@ def differences(tables: Sequence[Mapping[str, str] | None]) -> dict[str, list[st
       By field, each run's value; None where a run has no such field.
     """
     known = [table for table in tables if table is not None]
-    names = dict.fromkeys(name for table in known for name in table)
-    different = [name for name in names if len({table.get(name) for table in known}) > 1]
+    different = [name for name in names_in(tables) if len({table.get(name) for table in known}) > 1]
     return {name: [None if table is None else table.get(name) for table in tables] for name in different}
+
+
+def names_in(tables: Sequence[Mapping[str, str] | None]) -> list[str]:
+    """List the fields that any of the tables has, in order."""
+    return list(dict.fromkeys(name for table in tables for name in table or ()))
 
 
 def names_of(folders: list[Path]) -> list[str]:

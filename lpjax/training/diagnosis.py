@@ -21,9 +21,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from lpjax.data.batch import Batch
-from lpjax.methods import METHODS
-from lpjax.methods.backprop import backprop
-from lpjax.methods.base import Age
+from lpjax.methods import METHODS, backprop, base
 from lpjax.network.packing import Row
 from lpjax.parallel import mesh as meshes
 from lpjax.state.step_inputs import example_keys
@@ -66,7 +64,7 @@ def cosine_and_ratio(grads: Row, references: Row) -> tuple[Array, Array]:
     )
 
 
-def lags(ages: Sequence[Age]) -> tuple[int, ...]:
+def lags(ages: Sequence[base.Age]) -> tuple[int, ...]:
     """How many steps ago each micro-batch of a batch entered the network.
 
     Micro-batch m of a batch is its examples m, m + M, m + 2M ..
@@ -119,7 +117,7 @@ class Diagnosis:
 
         def gradient(params: Row, stats: Row, key: Array, step: Array, batch: Batch, lag: Array) -> Row:
             keys = jax.vmap(lambda lag, index: example_keys(key, step - lag, index[None])[0])(lag, batch.index)
-            return backprop(run.network, run.config, run.step_inputs, params, stats, keys, batch)[0]
+            return backprop.backprop(run.network, run.config, run.step_inputs, params, stats, keys, batch)[0]
 
         whole, specs = meshes.REPLICATED, (meshes.REPLICATED,) * 4 + (meshes.EXAMPLES,) * 2
         mapped = jax.shard_map(gradient, mesh=run.mesh, in_specs=specs, out_specs=whole, check_vma=False)

@@ -23,7 +23,6 @@ from lpjax.methods import METHODS
 from lpjax.network import aux_net
 from lpjax.network.network import Network, composed
 from lpjax.nn import chain, losses
-from lpjax.nn.chain import Mode
 from lpjax.parallel import mesh as meshes
 from lpjax.state.step_inputs import StepInputs, example_keys
 from lpjax.state.train_state import TrainState
@@ -74,7 +73,7 @@ def make_calibrate(
         """The batch's statistics in the composed network."""
         trees, old = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
         keys = example_keys(state.key, jnp.zeros_like(state.step), batch.index)
-        mode = Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
+        mode = chain.Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
         return composed(network, trees, old, step_inputs.network_input(batch, keys), mode)[1]
 
     def mean(state: TrainState, feed: Feed) -> tuple[PyTree, ...]:
@@ -115,7 +114,7 @@ def make_evaluate(
     def count(args: tuple[TrainState, tuple[PyTree, ...]], batch: Batch) -> dict[str, Array]:
         """Sums over the batch's examples, leaving out those of index -1."""
         state, calibrated = args
-        mode, real = Mode(train=False), batch.index >= 0
+        mode, real = chain.Mode(train=False), batch.index >= 0
         x, trees = normalise(batch.image), network.params.unpack_all(state.stage_params)
         logits = {"composed": composed(network, trees, calibrated, x, mode)[0]}
         if state.aux_params and generates_inputs:

@@ -18,11 +18,8 @@ from jaxtyping import PyTree
 from lpjax.methods import METHODS
 from lpjax.parallel import platform, processes
 from lpjax.state import canonical
-from lpjax.state.canonical import Arrays
 from lpjax.state.train_state import Stored, TrainState
-from lpjax.training import checkpoint
-from lpjax.training.checkpoint import Saved
-from lpjax.training.identity import check_same, identity, understood
+from lpjax.training import checkpoint, identity
 from lpjax.training.run import Run, with_method
 from lpjax.training.workdir import WorkdirError
 
@@ -51,7 +48,7 @@ def checkpoints(workdir: Path) -> Path:
     return workdir / "checkpoints"
 
 
-def find(run: Run, workdir: Path, say: Say) -> Saved | None:
+def find(run: Run, workdir: Path, say: Say) -> checkpoint.Saved | None:
     """Find the newest good checkpoint of a run's own workdir; damaged ones are said and set aside.
 
     One process looks, and all take the step it found.
@@ -83,7 +80,7 @@ def find(run: Run, workdir: Path, say: Say) -> Saved | None:
     if step is None:
         return None
     saved = saved or checkpoint.read(folder, step)
-    check_same(saved.meta["identity"], run, workdir)
+    identity.check_same(saved.meta["identity"], run, workdir)
     if saved.step > run.num_steps:
         raise WorkdirError(
             f"num_steps={run.num_steps}: the checkpoint in {workdir} is of step {saved.step}; expected at least that, "
@@ -92,7 +89,7 @@ def find(run: Run, workdir: Path, say: Say) -> Saved | None:
     return saved
 
 
-def begin(run: Run, saved: Saved | None, say: Say) -> Start:
+def begin(run: Run, saved: checkpoint.Saved | None, say: Say) -> Start:
     """Make the start of a run: from its own checkpoint if there is one, or by `config.start`.
 
     Args:
@@ -120,7 +117,7 @@ def begin(run: Run, saved: Saved | None, say: Say) -> Start:
     return Start(state, saved.step, saved.meta["feed"], saved.meta)
 
 
-def restore(run: Run, arrays: Arrays) -> tuple[TrainState, list[str], list[str]]:
+def restore(run: Run, arrays: canonical.Arrays) -> tuple[TrainState, list[str], list[str]]:
     """Make a state of the arrays that the run has by the same name and shape, and of its own first values elsewhere.
 
     Args:
@@ -163,7 +160,7 @@ def from_other(run: Run, say: Say) -> Start:
             f"start.workdir={workdir}: another network: {len(others)} arrays of parameters are not in both or are of "
             f"other shapes, such as {others[0]}; expected the same model ({run.config.model.function})"
         )
-    was, now = understood(saved.meta["identity"]), identity(run)
+    was, now = identity.understood(saved.meta["identity"]), identity.identity(run)
     if run.given.standardise is None and was["standardise"] != now["standardise"]:
         raise WorkdirError(
             f"start.workdir={workdir}: another network: its interfaces have standardise={was['standardise']}, those of "
@@ -181,7 +178,7 @@ def from_other(run: Run, say: Say) -> Start:
     return Start(state, saved.step, saved.meta["feed"] if same_data else None)
 
 
-def _at_step(run: Run, state: TrainState, saved: Saved) -> TrainState:
+def _at_step(run: Run, state: TrainState, saved: checkpoint.Saved) -> TrainState:
     """A state of another method's checkpoint with what goes by the step as this method would have it."""
     count = saved.step * run.config.aux.inner_steps
     state = dataclasses.replace(state, penalty_coef=jax.jit(run.step_inputs.penalty_coef)(state.step))
@@ -207,7 +204,7 @@ def _is_weight(name: str) -> bool:
     return name.startswith(("network.params", "network.stats", "aux.params", "aux.stats")) or ".stats." in name
 
 
-def _read(workdir: Path, step: int | None, field: str = "workdir") -> Saved:
+def _read(workdir: Path, step: int | None, field: str = "workdir") -> checkpoint.Saved:
     """A run's checkpoint, or the newest good one, changing nothing on disk; `field` names the workdir in errors."""
     folder = checkpoints(workdir)
     try:
@@ -254,12 +251,12 @@ def load(run: Run, workdir: Path, step: int | None = None) -> tuple[TrainState, 
       WorkdirError: There is no such checkpoint, it is damaged, or of another run.
     """
     saved = _read(workdir, step)
-    check_same(saved.meta["identity"], run, workdir)
+    identity.check_same(saved.meta["identity"], run, workdir)
     state, _, _ = restore(with_method(run, saved.meta["method"]), saved.arrays)
     return state, saved.step, saved.meta
 
 
-def snapshot(run: Run, state: TrainState) -> Arrays:
+def snapshot(run: Run, state: TrainState) -> canonical.Arrays:
     """The named arrays of a state, for a checkpoint, on every process.
 
     One collective a slice of what is sharded between processes.

@@ -20,7 +20,6 @@ from lpjax.data.batch import Batch, Feed, steps_per_epoch
 from lpjax.data.feed import make_feed
 from lpjax.data.source import Spec, Stream, reduced, reduced_spec
 from lpjax.errors import BadInput
-from lpjax.methods import METHODS
 from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
 from lpjax.state.step_inputs import StepInputs, make_step_inputs
@@ -101,7 +100,7 @@ class Run:
 def build_network(config: Config, spec: Spec) -> Network:
     """Build the network of a configuration for the images of a data set."""
     units = named.call(config.model.function, "model.function", config.model.arguments, classes=spec.classes)
-    with_aux_net = any(METHODS[name].aux_net != "none" for name in config.all_methods)
+    with_aux_net = any(methods.METHODS[name].aux_net != "none" for name in config.all_methods)
     return build(units, spec.image_shape, config, with_aux_net=with_aux_net)
 
 
@@ -129,7 +128,7 @@ def prepare(config: Config) -> Run:
         spec = replace(spec, cropped=isinstance(data, Stream))
         feed, mean, std = make_feed(data, config, mesh), data.mean, data.std
     for name in config.all_methods:
-        METHODS[name].check(config, spec)
+        methods.METHODS[name].check(config, spec)
     total = config.num_epochs * per_epoch
     step_inputs = make_step_inputs(config, mean, std, num_examples=spec.num_train, steps_per_epoch=per_epoch)
     return Run(
@@ -148,7 +147,7 @@ def prepare(config: Config) -> Run:
 
 def _by_method(network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> dict[str, Any]:
     """What the method of a configuration makes of a run."""
-    method, parts = METHODS[config.method], (network, config, mesh, step_inputs)
+    method, parts = methods.METHODS[config.method], (network, config, mesh, step_inputs)
     create = partial(method.create, *parts)
     return {"create": create, "step": method.make_step(*parts), "evaluate": make_evaluate(*parts)}
 
@@ -180,7 +179,7 @@ def with_learning_rates(run: Run, factor: float) -> Run:
     step_inputs = make_step_inputs(
         config, *run.moments, num_examples=before.num_examples, steps_per_epoch=before.steps_per_epoch
     )
-    step = METHODS[config.method].make_step(run.network, run.config, run.mesh, step_inputs)
+    step = methods.METHODS[config.method].make_step(run.network, run.config, run.mesh, step_inputs)
     return replace(run, step_inputs=step_inputs, step=step)
 
 
