@@ -23,7 +23,7 @@ from absl import flags
 from lpjax import cli, errors, methods
 from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
-from lpjax.cost import dry_run, memory
+from lpjax.cost import dry_run, model
 from lpjax.parallel import platform, processes
 from lpjax.training import loop, summary, writers
 from lpjax.training import run as runs
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         console = cli.console(quiet=not processes.is_writer())
         run = runs.prepare(config)
         summary.print_tables(console, run)
-        console.print(memory.in_words(run.network, run.config, run.spec.num_train))
+        console.print(model.memory_in_words(run.network, run.config, run.spec.num_train))
         if config.dry_run:
             cost = dry_run.dry_run(run, console)
             if flags.FLAGS.workdir and processes.is_writer():

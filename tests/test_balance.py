@@ -143,7 +143,7 @@ def measured_cuts(monkeypatch, method: str, rounds: int) -> tuple[tuple[int, ...
         seen.append(run.network.cuts)
         return balance.stage_seconds(run.network, run.config, slow_at_last)
 
-    monkeypatch.setattr(balance.stage_programs, "stage_seconds", programs)
+    monkeypatch.setattr(balance.timing, "stage_seconds", programs)
     fields = {"method": method, "num_stages": 3, "model__depth": 20, "mesh__stage": 1, "dry_run": True}
     cuts, seconds = balance.measured_cuts(small_config(**fields), one_each, repeats=1, rounds=rounds)
     return cuts, seconds, seen

@@ -12,7 +12,7 @@ from helpers import small_config
 from lpjax.config import named
 from lpjax.config.load import default_config, from_config_dict
 from lpjax.config.schema import Config
-from lpjax.cost.memory import device_bytes
+from lpjax.cost.model import device_bytes
 from lpjax.data import SOURCES
 from lpjax.errors import BadInput
 from lpjax.methods import METHODS, configure

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lpjax.cost import balance, memory
+from lpjax.cost import balance
 from lpjax.cost.machine import Link, Machine
-from lpjax.cost.model import step_seconds
+from lpjax.cost.model import device_bytes, step_seconds
 from lpjax.cost.timing import Seconds
 from lpjax.cost.traffic import exchanged, scheduled
 from lpjax.export import model_file
@@ -120,7 +120,7 @@ def test_is_predicted_balanced_and_drawn(name):
     seconds = step_seconds(network, config, machine)
     assert seconds.total == pytest.approx(sum(seconds.parts.values()))
     assert seconds.total > seconds.parts["stage forward"] > 0
-    found = memory.device_bytes(network, config, 100)
+    found = device_bytes(network, config, 100)
     assert min(found["parameters"], found["activations"]) > 0
     assert describe(network, config)["phases"][0]["title"] == METHODS[name].title
 

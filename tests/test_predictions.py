@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from lpjax.cost.machine import Group, Link, Machine, roofline
-from lpjax.cost.memory import device_bytes
-from lpjax.cost.model import step_seconds
+from lpjax.cost.model import device_bytes, step_seconds
 from lpjax.cost.traffic import exchanged, scheduled, total_bytes
 from lpjax.data import SOURCES
 from lpjax.methods import METHODS, configure

@@ -8,8 +8,7 @@ import pytest
 
 from experiments.predict import scale
 from lpjax.cost.machine import Group, Link, Machine, collective_seconds, kept_bytes, roofline
-from lpjax.cost.memory import device_bytes
-from lpjax.cost.model import step_seconds
+from lpjax.cost.model import device_bytes, step_seconds
 from lpjax.cost.traffic import exchanged_bytes
 from lpjax.methods.local import classifiers
 from lpjax.models.resnet import BasicBlock, ConvBlock, resnet

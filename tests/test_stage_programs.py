@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from lpjax.config.schema import MeshConfig
-from lpjax.cost import stage_programs
-from lpjax.cost.stage_programs import StagePrograms
+from lpjax.cost import timing
+from lpjax.cost.timing import StagePrograms
 from lpjax.methods import METHODS
 from lpjax.training import run as runs
 from tests.helpers import small_config
@@ -54,7 +54,7 @@ def test_stages_are_timed_interleaved(monkeypatch):
         asked.append((len(programs), repeats))
         return [[k + 2.0, 9.0, k + 1.0] for k in range(len(programs))]
 
-    monkeypatch.setattr("lpjax.cost.stage_programs.interleaved", clock)
+    monkeypatch.setattr("lpjax.cost.timing.interleaved", clock)
     run = runs.prepare(replace(small_config(method="coarse_adjoint", num_stages=2), dry_run=True))
-    assert stage_programs.stage_seconds(run, repeats=3) == [1.0, 2.0]
+    assert timing.stage_seconds(run, repeats=3) == [1.0, 2.0]
     assert asked == [(2, 3)]

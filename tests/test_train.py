@@ -13,8 +13,8 @@ from rich.console import Console
 from test_stream import Memory, make_stream, slow, streamed
 
 from lpjax.config.schema.penalty import POLICIES
-from lpjax.cost import dry_run, memory
-from lpjax.cost.memory import device_bytes
+from lpjax.cost import dry_run
+from lpjax.cost.model import device_bytes, memory_in_words
 from lpjax.data import SOURCES, stream
 from lpjax.nn.count import chain_size
 from lpjax.report import curves, drawings, record
@@ -193,7 +193,7 @@ def test_a_per_example_tables_size_is_said_before_it_is_made():
     run = runs.prepare(config)
     stated = device_bytes(run.network, config, 1437)["multipliers"]
     assert 4 * stated == sum(table.nbytes for table in run.create().multiplier)
-    assert f"multipliers {stated / 1e6:,.1f}" in memory.in_words(run.network, config, 1437)
+    assert f"multipliers {stated / 1e6:,.1f}" in memory_in_words(run.network, config, 1437)
 
 
 @pytest.mark.slow

@@ -19,8 +19,7 @@ from experiments.harness import markdown
 from experiments.harness.experiment import Experiment, Json, Option, Table
 from lpjax.config.schema import AuxConfig, Config, DelayedConfig, MeshConfig, PipelineConfig
 from lpjax.cost.machine import Link, Machine, roofline
-from lpjax.cost.memory import device_bytes
-from lpjax.cost.model import StepSeconds, step_seconds
+from lpjax.cost.model import StepSeconds, device_bytes, step_seconds
 from lpjax.methods import resolve
 from lpjax.models.imagenet_resnet import imagenet_resnet
 from lpjax.models.preact_resnet import wide_resnet

@@ -19,8 +19,7 @@ from jaxtyping import Array, PyTree
 
 from experiments.speed.prediction import schedule_of
 from lpjax.config.schema import MeshConfig
-from lpjax.cost.stage_programs import Program, StagePrograms, random_batch
-from lpjax.cost.timing import stopwatch
+from lpjax.cost.timing import Program, StagePrograms, random_batch, stopwatch
 from lpjax.data.batch import Batch
 from lpjax.methods.layer_parallel import aux_step, multiplier, step
 from lpjax.parallel import mesh as meshes

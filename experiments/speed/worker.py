@@ -15,8 +15,7 @@ from experiments.harness.rows import load
 from experiments.harness.worker import serve
 from experiments.speed.parts import Parts, link, together
 from lpjax.cost import balance
-from lpjax.cost.stage_programs import Program, random_batch
-from lpjax.cost.timing import UnitTimer, interleaved
+from lpjax.cost.timing import Program, UnitTimer, interleaved, random_batch
 from lpjax.data.batch import Batch
 from lpjax.nn.count import chain_size
 from lpjax.parallel.platform import provide_devices

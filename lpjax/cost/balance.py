@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lpjax.config.schema import Config
-from lpjax.cost import stage_programs, timing
+from lpjax.cost import timing
 from lpjax.methods import METHODS
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
@@ -234,7 +234,7 @@ def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> 
         return cuts, seconds
 
     def programs(network: Network) -> list[float]:
-        return stage_programs.stage_seconds(runs.prepare(replace(config, cuts=network.cuts)), repeats)
+        return timing.stage_seconds(runs.prepare(replace(config, cuts=network.cuts)), repeats)
 
     return balanced(build, cost, column, estimate, programs, cuts, rounds)
 

@@ -1,8 +1,10 @@
-"""What a training step would take on machines one does not have: seconds by formulas, nothing is run.
+"""What a training step would take: seconds on machines one does not have, and memory; nothing is run.
 
 A method's schedule (`Method.work`) says what each device computes and sends and what waits for what; a `Machine` says
 what each of these takes; `nn.schedule.place` puts them one after another.  Nothing overlaps that the schedule does not
 let overlap: a step of lpjax is one program whose collectives wait for what they send.
+
+Memory of a device is what the method holds between steps and what the schedule keeps within one.
 
 Left out: what `lax.scan` and `lax.switch` cost, and everything before the batch is on the devices.
 """
@@ -10,12 +12,14 @@ Left out: what `lax.scan` and `lax.switch` cost, and everything before the batch
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from lpjax.config.schema import Config
 from lpjax.cost.machine import Group, Machine
 from lpjax.methods import METHODS
 from lpjax.methods.base import WIDTH
 from lpjax.network.network import Network
-from lpjax.nn.count import chain_layers
+from lpjax.nn.count import activation_bytes, chain_layers
 from lpjax.nn.schedule import Item, Work, critical, place
 
 Groups = dict[tuple[str, ...], Group]
@@ -127,3 +131,53 @@ def item_seconds(item: Item, machine: Machine, groups: Groups, synchronised: boo
         backward /= 2
     again = item.chain.remat
     return Seconds(backward + again * forward, (1 + again) * norms)
+
+
+def device_bytes(network: Network, config: Config, num_examples: int) -> dict[str, int]:
+    """Estimated memory of the fullest device in a step, without compiling anything.
+
+    Args:
+      network: The network.
+      config: The configuration.
+      num_examples: Of the training set.
+
+    Returns:
+      Bytes by kind, those of `Method.holds`; gradients, as large as the parameters; activations, what forward passes
+        keep for backward passes where that is most; packets, what the exchanges send and receive.
+    """
+    method = METHODS[config.method]
+    sizes = method.holds(network, config, num_examples)
+    items = method.work(network, config)
+    activations, packets = max((_allocated(items, d) for d in range(config.mesh_shape[0])), key=sum)
+    found = {"packets": 0, **sizes, "gradients": sizes["parameters"], "activations": activations}
+    return found | {"packets": found["packets"] + packets}
+
+
+def memory_in_words(network: Network, config: Config, num_examples: int) -> str:
+    """Say `device_bytes` in a line for a person, MB by kind.
+
+    Args:
+      network: The network.
+      config: The configuration.
+      num_examples: Of the training set.
+    """
+    memory = device_bytes(network, config, num_examples)
+    parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in memory.items() if size)
+    return f"estimated memory of a device: {sum(memory.values()) / 1e6:,.1f} MB ({parts})"
+
+
+def _allocated(items: Sequence[Item], device: int) -> tuple[int, int]:
+    """Bytes of activations and of packets on a device, where both together are most."""
+    change = np.zeros((2, len(items) + 1), np.int64)
+    for position, item in enumerate(items):
+        if not isinstance(item, Work) or item.device != device:
+            continue
+        end = len(items) if item.until is None else item.until + 1
+        kept = (0, item.keeps)
+        if item.chain is not None and item.until is not None:
+            kept = activation_bytes(item.chain, item.examples), item.keeps
+        change[:, position] += kept
+        change[:, end] -= kept
+    alive = change.cumsum(1)
+    activations, packets = alive[:, alive.sum(0).argmax()].tolist()
+    return activations, packets

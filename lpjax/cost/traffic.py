@@ -1,10 +1,10 @@
 """What a device sends in a step: as its schedule says, and as its traced program has it; nothing is run."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
 
 from lpjax.methods.base import WIDTH
 from lpjax.nn.count import chain_layers
@@ -143,20 +143,12 @@ def _of_equation(eqn: JaxprEqn, axis_sizes: Mapping[str, int]) -> Traffic:
         raise ValueError(f"{name}: a collective of unknown cost; expected one of {', '.join(KINDS)}")
     if name in KINDS:
         return _sent(KINDS[name], _devices(eqn, axis_sizes), sum(map(_size, eqn.invars)), len(eqn.invars))
-    inside = [exchanged(inner, axis_sizes) for inner in _programs(eqn.params)]
+    inside = [exchanged(inner, axis_sizes) for inner in jaxprs_in_params(eqn.params)]
     if name == "cond":
         return max(inside, key=total_bytes)
     if name == "while" and any(map(total_bytes, inside)):
         raise ValueError(f"a while loop with collectives {inside}: its number of passes is unknown; use a scan")
     return _added(inside, eqn.params["length"] if name == "scan" else 1)
-
-
-def _programs(params: Mapping[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
-    """The programs an equation calls: whatever its parameters hold."""
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr | Jaxpr):
-                yield item
 
 
 def _devices(eqn: JaxprEqn, axis_sizes: Mapping[str, int]) -> int:

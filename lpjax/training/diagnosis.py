@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from lpjax.data.batch import Batch
 from lpjax.methods import METHODS, backprop, base
@@ -28,17 +28,8 @@ from lpjax.state.step_inputs import example_keys
 from lpjax.state.train_state import TrainState
 from lpjax.training.run import Run
 
-
-def _take_down() -> optax.GradientTransformation:
-    """Changes nothing; its state after an update is the gradient."""
-
-    def init(params: PyTree) -> tuple[()]:
-        return ()
-
-    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        return grads, grads
-
-    return optax.GradientTransformation(init, update)
+_TAKE_DOWN = optax.GradientTransformation(lambda params: (), lambda grads, state, params=None: (grads, grads))
+"""Changes nothing; its state after an update is the gradient."""
 
 
 def cosine_and_ratio(grads: Row, references: Row) -> tuple[Array, Array]:
@@ -51,17 +42,15 @@ def cosine_and_ratio(grads: Row, references: Row) -> tuple[Array, Array]:
     Returns:
       The cosines and the ratios of norms, each [K]; 0 where a row is zero.
     """
-    pairs = [(grads[name], references[name]) for name in grads]
 
-    def product(i: int, j: int) -> Array:
-        return sum((pair[i] * pair[j]).sum(-1) for pair in pairs)  # type: ignore[return-value]
+    def product(one: Row, other: Row) -> Array:
+        return sum((one[name] * other[name]).sum(-1) for name in grads)  # type: ignore[return-value]
 
-    mine, theirs = jnp.sqrt(product(0, 0)), jnp.sqrt(product(1, 1))
-    both = mine * theirs
-    return (
-        jnp.where(both > 0, product(0, 1) / jnp.where(both > 0, both, 1.0), 0.0),
-        jnp.where(theirs > 0, mine / jnp.where(theirs > 0, theirs, 1.0), 0.0),
-    )
+    def ratio(part: Array, whole: Array) -> Array:
+        return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+
+    mine, theirs = jnp.sqrt(product(grads, grads)), jnp.sqrt(product(references, references))
+    return ratio(product(grads, references), mine * theirs), ratio(mine, theirs)
 
 
 def lags(ages: Sequence[base.Age]) -> tuple[int, ...]:
@@ -111,7 +100,7 @@ class Diagnosis:
     def __init__(self, run: Run) -> None:
         self._run, method = run, METHODS[run.config.method]
         self._rows = [lags(ages) for ages in method.ages(run.config)]
-        step_inputs = replace(run.step_inputs, optimizer=optax.chain(_take_down(), run.step_inputs.optimizer))
+        step_inputs = replace(run.step_inputs, optimizer=optax.chain(_TAKE_DOWN, run.step_inputs.optimizer))
         self._step = method.make_step(run.network, run.config, run.mesh, step_inputs)
         self._batches: deque[Batch] = deque(maxlen=max(map(max, self._rows)) + 1)
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lpjax import methods
 from lpjax.config.load import from_config_dict
@@ -42,21 +42,13 @@ def identity(run: Run) -> dict[str, Any]:
     known = ("image_shape", "classes", "num_train", "num_test")
     found = {f"data set: {name}": getattr(run.spec, name) for name in known}
     found |= {"cuts": run.network.cuts, "precision": str(jnp.result_type(float))}
-    return _deciding(dict(_flat(dataclasses.asdict(run.config))) | found)
+    return _deciding(flatten_dict(dataclasses.asdict(run.config), sep=".") | found)
 
 
 def _deciding(values: dict[str, Any]) -> dict[str, Any]:
     """Without what is free, in JSON's types; the method of a run in phases is the phase's."""
     free = tuple(f"{name}." for name in (*FREE, *(["method"] if values["phases.methods"] else [])))
     return json.loads(json.dumps({name: value for name, value in values.items() if not f"{name}.".startswith(free)}))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def understood(saved: dict[str, Any]) -> dict[str, Any]:
@@ -68,16 +60,10 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
     Args:
       saved: As it stands in the checkpoint.
     """
-    values: dict[str, Any] = {}
-    for name, value in saved.items():
-        *sections, field = name.replace("model.arguments.", "model.").split(".")
-        section = values
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[field] = value
+    values = unflatten_dict({name.replace("model.arguments.", "model."): saved[name] for name in saved}, sep=".")
     known = {field.name: values[field.name] for field in dataclasses.fields(Config) if field.name in values}
-    filled = dict(_flat(dataclasses.asdict(methods.filled_in(from_config_dict(known)))))
-    return _deciding(saved | filled)
+    filled = methods.filled_in(from_config_dict(known))
+    return _deciding(saved | flatten_dict(dataclasses.asdict(filled), sep="."))
 
 
 def check_same(saved: dict[str, Any], run: Run, workdir: Path) -> None:
