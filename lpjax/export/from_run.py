@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jax.tree_util import keystr
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from lpjax.config.schema import Config
@@ -23,6 +22,7 @@ from lpjax.methods.base import Method
 from lpjax.network.network import composed
 from lpjax.nn import chain
 from lpjax.parallel import platform
+from lpjax.state import canonical
 from lpjax.state.train_state import TrainState
 from lpjax.training import evaluate
 from lpjax.training.run import Run
@@ -118,21 +118,15 @@ def named_arrays(run: Run, params: Trees, stats: Trees) -> dict[str, np.ndarray]
       units.POSITION.PATH and units.POSITION.stats.PATH of each unit of the network; interfaces.POSITION.mean and .var
       of the standardisation before unit POSITION, where the network was cut.
     """
-    arrays: dict[str, np.ndarray] = {}
-
-    def add(prefix: str, tree: PyTree) -> None:
-        for path, leaf in jax.tree.leaves_with_path(tree):
-            arrays[f"{prefix}.{keystr(path, simple=True, separator='.')}"] = np.asarray(leaf)
-
+    trees: dict[str, PyTree] = {}
     for stage, stage_params, stage_stats in zip(run.network.stages, params, stats, strict=True):
         units = zip(chain.unstack(stage, stage_params), chain.unstack(stage, stage_stats), strict=True)
         for position, (unit_params, unit_stats) in enumerate(units, stage.offset):
             if position in run.network.cuts and position > stage.offset:  # what `partition.split` put there
-                add(f"interfaces.{position}", unit_stats)
+                trees[f"interfaces.{position}"] = unit_stats
             else:
-                add(f"units.{position}", unit_params)
-                add(f"units.{position}.stats", unit_stats)
-    return arrays
+                trees |= {f"units.{position}": unit_params, f"units.{position}.stats": unit_stats}
+    return canonical.named(trees)
 
 
 def describe(run: Run, **provenance: Any) -> model_file.Description:

@@ -73,20 +73,15 @@ def cuts(records: Sequence[Record]) -> list[charts.Chart]:
         kinds = dict.fromkeys(kind for stage in stages for kind in stage["beside"])
         beside = {f"{kind}s": [{"flops": stage["beside"].get(kind, 0.0)} for stage in stages] for kind in kinds}
         rows = {"stages": stages, **beside, "AuxNet": aux}
-        for what, title, scale, unit in (
-            ("flops", "operations of a forward pass", 1e6, "MFLOP an example"),
-            ("parameters", "parameters", 1.0, "parameters"),
-        ):
-            shown = rows if what == "flops" else {"stages": stages, "AuxNet": aux}
-            key, heading = f"cut-{what}-{number}", f"The cut by {title}{of(group, records)}"
-            made.append(_cut(key, heading, shown, what, scale, unit))
+        for what, title in (("flops", "operations of a forward pass"), ("parameters", "parameters")):
+            heading = f"The cut by {title}{of(group, records)}"
+            made.append(_cut(f"cut-{what}-{number}", heading, rows, what))
     return made or [charts.Chart("cut", "The cut", without(records), None)]
 
 
-def _cut(
-    key: str, title: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], what: str, scale: float, unit: str
-) -> charts.Chart:
-    rows = {name: pieces for name, pieces in rows.items() if any(piece[what] for piece in pieces)}
+def _cut(key: str, title: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], what: str) -> charts.Chart:
+    scale, unit = (1e6, "MFLOP an example") if what == "flops" else (1.0, "parameters")
+    rows = {name: pieces for name, pieces in rows.items() if any(piece.get(what) for piece in pieces)}
     traces = []
     for k in range(max(map(len, rows.values()), default=0)):
         there = {name: pieces[k] for name, pieces in rows.items() if k < len(pieces)}

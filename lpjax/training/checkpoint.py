@@ -67,20 +67,17 @@ class Writer:
         self._folder = folder
         best = policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=config.keep_best,
                               keep_checkpoints_without_metrics=False)  # fmt: skip
+        options = ocp.CheckpointManagerOptions(
+            create=False,
+            cleanup_tmp_directories=True,
+            save_decision_policy=policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep), best]),
+            multiprocessing_options=_single_process(),
+        )
         folder.mkdir(exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_without_orbax_logs())
-            self._manager = ocp.CheckpointManager(
-                folder.absolute(),
-                options=ocp.CheckpointManagerOptions(
-                    create=False,
-                    cleanup_tmp_directories=True,
-                    save_decision_policy=policies.FixedIntervalPolicy(1),
-                    preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep), best]),
-                    multiprocessing_options=_single_process(),
-                ),
-                handler_registry=_handlers(),
-            )
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, handler_registry=_handlers())
             self._newest = max(self._manager.all_steps(), default=None)
             self._until_closed = stack.pop_all()
         self._step: int | None = None

@@ -193,11 +193,7 @@ def _at_step(run: Run, state: TrainState, saved: checkpoint.Saved) -> TrainState
 
 def _counted(optimizer: PyTree, count: int) -> PyTree:
     """An optimiser's state with its counters set: the AuxNet's schedule is of the run's steps, whenever it joins."""
-
-    def counted(leaf: jax.Array) -> jax.Array:
-        return jnp.full_like(leaf, count) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
-
-    return jax.tree.map(counted, optimizer)
+    return jax.tree.map(lambda x: jnp.full_like(x, count) if jnp.issubdtype(x.dtype, jnp.integer) else x, optimizer)
 
 
 def _is_weight(name: str) -> bool:
