@@ -3,9 +3,28 @@
 
 const json = (element) => JSON.parse(element.textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const themes = json(document.getElementById("themes"));
 const scales = json(document.getElementById("scales"));
-const theme = () => themes[dark.matches ? "dark" : "light"];
+const style = getComputedStyle(document.documentElement);
+
+// plotly's template in the colours of page.css.
+function theme() {
+  const [ink, paper] = ["--ink", "--paper"].map((name) => style.getPropertyValue(name).trim());
+  const grey = "#808080", line = "rgba(128,128,128,.3)", clear = "rgba(0,0,0,0)";
+  const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, showline: true, title: { font: { size: 13 } } };
+  return {
+    layout: {
+      font: { color: ink, family: "system-ui, sans-serif", size: 13 },
+      paper_bgcolor: clear,
+      plot_bgcolor: clear,
+      xaxis: axis,
+      yaxis: axis,
+      hoverlabel: { bgcolor: paper, bordercolor: grey, font: { color: ink } },
+      legend: { bgcolor: clear },
+      modebar: { bgcolor: clear, color: grey, activecolor: ink },
+    },
+  };
+}
+
 // A finger that drags is to move the page, not to zoom into a chart.
 const dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
 

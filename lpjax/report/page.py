@@ -14,10 +14,6 @@ from lpjax.report import charts, curves, drawings
 from lpjax.report.record import Record, differences, flat, names_in
 from lpjax.version import __version__
 
-INK = {"light": "#1c1e21", "dark": "#e6e8eb"}
-PAPER = {"light": "#ffffff", "dark": "#14161a"}
-LINE = "rgba(128,128,128,.3)"
-"""Colours of page.css, by theme."""
 NOTHING = "\N{EN DASH}"
 """What a table has where there is no value."""
 
@@ -45,7 +41,6 @@ def render(records: Sequence[Record]) -> str:
         style=_file("page.css").template,
         plotly=get_plotlyjs(),
         script=_file("page.js").template,
-        themes=json.dumps({name: _theme(name) for name in INK}),
         scales=json.dumps({"log": charts.scale(log=True), "linear": charts.scale(log=False)}),
         body=body,
     )
@@ -57,25 +52,6 @@ def _file(name: str) -> Template:
 
 def _text(value: object) -> str:
     return html.escape(str(value))
-
-
-def _theme(name: str) -> dict[str, Any]:
-    """plotly's template of a theme."""
-    title = {"font": {"size": 13}}
-    axis = {"gridcolor": LINE, "linecolor": LINE, "zerolinecolor": LINE, "showline": True, "title": title}
-    clear = "rgba(0,0,0,0)"
-    return {
-        "layout": {
-            "font": {"color": INK[name], "family": "system-ui, sans-serif", "size": 13},
-            "paper_bgcolor": clear,
-            "plot_bgcolor": clear,
-            "xaxis": axis,
-            "yaxis": axis,
-            "hoverlabel": {"bgcolor": PAPER[name], "bordercolor": "#808080", "font": {"color": INK[name]}},
-            "legend": {"bgcolor": clear},
-            "modebar": {"bgcolor": clear, "color": "#808080", "activecolor": INK[name]},
-        }
-    }
 
 
 # -------------------------------------------------------------------------------------------------------------- charts
