@@ -236,7 +236,7 @@ def test_bytes_of_an_exchange_are_those_of_its_arrays():
     """Two devices: one sends its stage's packets and tags to the other, and its half of the images and their tags."""
     run = runs.prepare(small_config(method="coarse_adjoint", num_stages=2, mesh__stage=1, dry_run=True))
     parts = Parts(run, jax.devices()[0], 2)
-    images = parts.augment(parts.column // 2)[0].run()
+    images = parts.augment(parts.column // 2)[0]()
     carry, schedule = parts.state.carry, parts.schedule()
     pairs = zip(schedule["entries"], schedule["sent"], strict=True)
     sent = sum(size for entry, (_, size) in pairs if entry["kind"] == "exchange")

@@ -27,7 +27,7 @@ def test_each_stage_has_a_program_on_a_columns_examples(method, tied):
     programs = StagePrograms(run, jax.devices()[0])
     assert programs.column == config.batch_size // 2
     for k in range(3):
-        done = programs.stage(k).run()
+        done = programs.stage(k)()
         gradient = jax.tree.leaves(done.grads)
         assert all(jnp.isfinite(leaf).all() for leaf in gradient)
         assert max(jnp.abs(leaf).max() for leaf in gradient) > 0

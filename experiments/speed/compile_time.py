@@ -46,7 +46,7 @@ def compile_seconds(config: Config) -> dict[str, float]:
     """Seconds to trace and lower, and to compile, the step of a configuration."""
     jax.clear_caches()
     start = time.perf_counter()
-    lowered = runs.lower(runs.prepare(config))
+    lowered = runs.trace(runs.prepare(config)).lower()
     middle = time.perf_counter()
     lowered.compile()
     return {"trace": middle - start, "compile": time.perf_counter() - middle}

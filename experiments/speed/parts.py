@@ -68,7 +68,7 @@ class Parts(StagePrograms):
         run, state = self.run, self.state
         config = replace(self.config, batch_size=size)
         data, batch = self.augment(size)
-        x = data.run()
+        x = data()
         exchange = step.make_exchange(run.network, config)
         features = [jnp.ones((size, *shape)) for shape in run.network.interfaces[1:]]
         replies = jnp.ones((run.network.num_stages, size, exchange.homeward_length))
@@ -129,7 +129,7 @@ def together(parts: list[Parts], repeats: int) -> float:
     programs = [part.stage(i) for i, part in enumerate(parts)]
 
     def all_of_them() -> list[Any]:
-        return [program.run() for program in programs]
+        return [program() for program in programs]
 
     return statistics.median(stopwatch(all_of_them, repeats=repeats))
 

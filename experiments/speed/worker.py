@@ -109,7 +109,7 @@ class Worker:
 
     def parts_seconds(self, repeats: int) -> dict[str, Any]:
         """Seconds of each of them, the median of as many calls, the parts taking turns."""
-        timed = interleaved([program.run for program in self.programs.values()], repeats)
+        timed = interleaved(list(self.programs.values()), repeats)
         return {name: statistics.median(own) for name, own in zip(self.programs, timed, strict=True)}
 
     def together(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:

@@ -141,6 +141,10 @@ class UnitTimer:
 # ------------------------------------------------------------------------------------------------------------- stages
 
 
+Program = Callable[[], Any]
+"""A compiled part of a step, called on the arrays that it is timed on."""
+
+
 def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
     """Make a batch of noise, spread over the mesh.
 
@@ -153,23 +157,6 @@ def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
     image = rng.integers(0, 256, (size, *run.spec.image_shape), dtype=np.uint8)
     label = rng.integers(0, run.spec.classes, size).astype(np.int32)
     return jax.device_put(Batch(image, label, np.arange(size, dtype=np.int32)), NamedSharding(mesh, meshes.EXAMPLES))
-
-
-@dataclass(frozen=True)
-class Program:
-    """A compiled part of a step and the arrays it is timed on.
-
-    Attributes:
-      call: The compiled part.
-      args: The arrays.
-    """
-
-    call: Callable[..., Any]
-    args: tuple[PyTree, ...]
-
-    def run(self) -> Any:
-        """Call it; returns its results."""
-        return self.call(*self.args)
 
 
 class StagePrograms:
@@ -199,7 +186,7 @@ class StagePrograms:
         whole = meshes.REPLICATED
         mapped = jax.shard_map(part, mesh=self.mesh, in_specs=whole, out_specs=whole, check_vma=False)
         args = jax.device_put(args, NamedSharding(self.mesh, whole))
-        return Program(jax.jit(mapped).lower(*args).compile(), args)
+        return partial(jax.jit(mapped).lower(*args).compile(), *args)
 
     def stage(self, k: int) -> Program:
         """Compile stage k's part of a step.
@@ -232,4 +219,4 @@ def stage_seconds(run: Run, repeats: int) -> list[float]:
     """
     programs = StagePrograms(run, jax.devices()[0])
     stages = [programs.stage(k) for k in range(run.network.num_stages)]
-    return [min(own) for own in interleaved([stage.run for stage in stages], repeats)]
+    return [min(own) for own in interleaved(stages, repeats)]

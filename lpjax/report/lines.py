@@ -16,7 +16,6 @@ KINDS = ("train", "eval", "recovery")
 NO_METRICS = ("kind", "step", "epoch", "seconds")
 """Fields of a line that say what it is of."""
 
-Value = float | tuple[float, ...] | None
 Row = dict[str, float | str | tuple[float, ...] | None]
 
 _decode = msgspec.json.Decoder(Row).decode

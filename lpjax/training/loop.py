@@ -177,16 +177,12 @@ class _Session:
             raise
         finally:
             with contextlib.suppress(OSError) if ended == "error" else contextlib.nullcontext():  # such as a full disk
-                result = self._end(ended)
-        return result
-
-    def _end(self, ended: str) -> dict[str, Any]:
-        if self.writer:
-            self.writer.close()
-        self.log.close()
-        result = summary.result(self.run, ended, self.log, self.evaluation if ended == "finished" else None)
-        if processes.is_writer():
-            writers.write_json(self.folder / "result.json", result)
+                if self.writer:
+                    self.writer.close()
+                self.log.close()
+                result = summary.result(self.run, ended, self.log, self.evaluation if ended == "finished" else None)
+                if processes.is_writer():
+                    writers.write_json(self.folder / "result.json", result)
         return result
 
     def _steps(self) -> None:

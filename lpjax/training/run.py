@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.stages import Lowered, Traced
+from jax.stages import Traced
 from jaxtyping import Array
 
 from lpjax import methods
@@ -189,8 +189,3 @@ def trace(run: Run) -> Traced:
     index = jax.ShapeDtypeStruct((B,), jnp.int32)
     batch = Batch(image=jax.ShapeDtypeStruct((B, *shape), jnp.uint8), label=index, index=index)
     return run.step.trace(jax.eval_shape(run.create), batch)  # type: ignore[attr-defined]
-
-
-def lower(run: Run) -> Lowered:
-    """Trace and lower the step for the run's shapes."""
-    return trace(run).lower()
