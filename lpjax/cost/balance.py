@@ -132,12 +132,6 @@ class Estimate(NamedTuple):
         rest = np.array(seconds) - by_kind.sum(1)
         return cls(units, kinds, np.hstack([by_kind, rest[:, None], np.mean(seconds) * np.eye(K)]))
 
-    @property
-    def expected(self) -> Float[np.ndarray, " parts"]:
-        """Factors of the parts as long as nothing is measured: as estimated, no share of a stage's own."""
-        K = len(self.parts)
-        return np.append(np.ones(self.parts.shape[1] - K), np.zeros(K))
-
 
 def factors(estimates: Sequence[Estimate], measured: Sequence[Sequence[float]]) -> Float[np.ndarray, " parts"]:
     """Find by how much longer a kind of unit, or what is beside them, takes in a stage than estimated.
@@ -153,7 +147,8 @@ def factors(estimates: Sequence[Estimate], measured: Sequence[Sequence[float]]) 
     Returns:
       A factor a part, see `Estimate.parts`.
     """
-    expected = estimates[0].expected
+    K, num_parts = estimates[0].parts.shape
+    expected = np.repeat([1.0, 0.0], [num_parts - K, K])  # as long as nothing is measured: no share of a stage's own
     deviation = np.where(expected, FACTOR, OWN_SHARE)
     rows = [np.diag(1 / deviation)]
     for one, own in zip(estimates, measured, strict=True):

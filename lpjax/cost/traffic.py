@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
 
 from lpjax.methods.base import WIDTH
 from lpjax.nn.count import chain_layers
@@ -142,7 +142,8 @@ def _of_equation(eqn: JaxprEqn, axis_sizes: Mapping[str, int]) -> Traffic:
     if name not in KINDS and name != "axis_index" and "axis_name" in eqn.params:
         raise ValueError(f"{name}: a collective of unknown cost; expected one of {', '.join(KINDS)}")
     if name in KINDS:
-        return _sent(KINDS[name], _devices(eqn, axis_sizes), sum(map(_size, eqn.invars)), len(eqn.invars))
+        size = sum(math.prod(var.aval.shape) * var.aval.dtype.itemsize for var in eqn.invars)  # type: ignore[attr-defined]
+        return _sent(KINDS[name], _devices(eqn, axis_sizes), size, len(eqn.invars))
     inside = [exchanged(inner, axis_sizes) for inner in jaxprs_in_params(eqn.params)]
     if name == "cond":
         return max(inside, key=total_bytes)
@@ -158,7 +159,3 @@ def _devices(eqn: JaxprEqn, axis_sizes: Mapping[str, int]) -> int:
     axes = eqn.params["axes"] if "axes" in eqn.params else eqn.params["axis_name"]
     names = axes if isinstance(axes, tuple | list) else (axes,)
     return math.prod(axis_sizes[axis] for axis in names if isinstance(axis, str))
-
-
-def _size(var: Var | Literal) -> int:
-    return math.prod(var.aval.shape) * var.aval.dtype.itemsize  # type: ignore[attr-defined]

@@ -68,24 +68,19 @@ def foldable_pairs(unit: UnitLike, in_shape: Shape) -> tuple[Pair, ...]:
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         """Kernels that keep the size of what goes through, everything else positive and far from 0."""
-        kernel = packing.kind(path) == "kernel"
-        values = (
-            rng.normal(0, math.prod(leaf.shape[:-1]) ** -0.5, leaf.shape) if kernel else rng.uniform(0.5, 2, leaf.shape)
-        )
-        return values.astype(leaf.dtype)
-
-    def output(trees: tuple[PyTree, PyTree]) -> jax.Array:
-        return apply(*jax.tree.map(jnp.asarray, trees), x)
+        if packing.kind(path) == "kernel":
+            return rng.normal(0, math.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(leaf.dtype)
+        return rng.uniform(0.5, 2, leaf.shape).astype(leaf.dtype)
 
     x = jnp.asarray(rng.normal(size=(2, *in_shape)), float)
     shapes = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
     trees = jax.tree.map_with_path(draw, shapes)
-    apply = jax.jit(lambda params, stats, x: unit.apply(params, stats, x, Mode(train=False))[0])
+    apply = jax.jit(lambda trees: unit.apply(trees[0], trees[1], x, Mode(train=False))[0])
     found = []
     for pair in _candidates(*trees):
         folded = jax.tree.map(np.array, trees)
         _fold(folded[0], folded[1], pair)
-        before, after = output(trees), output(folded)
+        before, after = apply(trees), apply(folded)
         if np.abs(after - before).max() <= TOLERANCE * np.abs(before).max():
             found.append(pair)
     return tuple(found)

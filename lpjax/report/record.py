@@ -162,18 +162,14 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return made
 
 
-def differences(tables: Sequence[Mapping[str, str] | None]) -> dict[str, list[str | None]]:
+def differences(tables: Sequence[Mapping[str, str] | None]) -> list[str]:
     """Find the fields in which runs differ.
 
     Args:
       tables: Of each run; one without a table is not compared.
-
-    Returns:
-      By field, each run's value; None where a run has no such field.
     """
     known = [table for table in tables if table is not None]
-    different = [name for name in names_in(tables) if len({table.get(name) for table in known}) > 1]
-    return {name: [None if table is None else table.get(name) for table in tables] for name in different}
+    return [name for name in names_in(tables) if len({table.get(name) for table in known}) > 1]
 
 
 def names_in(tables: Sequence[Mapping[str, str] | None]) -> list[str]:
