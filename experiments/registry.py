@@ -1,6 +1,6 @@
 """The experiments that measure or predict something; `docs` shows their files."""
 
-from experiments.accuracy import accuracy, compare, search
+from experiments.accuracy import accuracy, compare
 from experiments.checks import kill_loop, mesh_agreement
 from experiments.predict import scale, scale_check, tradeoff
 from experiments.speed import compile_time, feed_rate, memory, references, speedup
@@ -8,7 +8,7 @@ from experiments.speed import compile_time, feed_rate, memory, references, speed
 MEASURED = tuple(
     module.EXPERIMENT
     for module in (
-        *(accuracy, search, compare),
+        *(accuracy, compare),
         *(speedup, references, memory, compile_time, feed_rate),
         *(scale, scale_check, tradeoff),
         *(kill_loop, mesh_agreement),

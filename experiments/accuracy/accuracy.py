@@ -1,102 +1,84 @@
-"""Test accuracy of methods by number of stages, mean and standard deviation over seeds.
+"""Test accuracy of methods by number of stages, mean and standard deviation over seeds; and searches for settings.
 
 TABLE is final (Fashion-MNIST), cifar10, cifar100 (both with --config.data.dir=DIR), deep (ResNet-56), digits, ablation,
-or a config file of the paper's size, such as cifar10_resnet110 (on a GPU, with --jobs=1).
+or a config file of the paper's size, such as cifar10_resnet110 (on a GPU, with --jobs=1).  With search, runs are judged
+on the last 10,000 training images, which none trains on, by seeds from 100 on; --trials=N tries N settings of each row,
+the first as it is, the others drawn from its method's space (`tables.SPACES` and --space).
 
 Every run is a process on one core with all stages on one device, which gives the numbers of K devices but not their
 time, so no time is told here; `jobs` of them run side by side.  Finished runs are kept, and killed ones go on, when the
 command is given again.  With --add rows and seeds join those that the JSON has, which must be of the same fields.
 """
 
-import argparse
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from experiments.accuracy.tables import TABLES
+from experiments.accuracy.tables import TABLES, tried
 from experiments.harness import markdown, stats
-from experiments.harness.experiment import Experiment, Json, Option, Table
-from experiments.harness.rows import Fields, fields_of, meaning
-from experiments.harness.runs import ONE_CORE, cells, sweep
+from experiments.harness.experiment import Call, Experiment, Json, Table
+from experiments.harness.rows import fields_of, meaning
+from experiments.harness.runs import ONE_CORE, Cell, cells, sweep
 from lpjax.errors import BadInput
 
 Runs = dict[tuple[str, int], dict[int, Json]]
 """By row and number of stages: by seed."""
 
 
-def run(args: argparse.Namespace) -> Iterator[Json]:
+def run(
+    call: Call, table: str, rows: str = "", stages: str = "4", seeds: int = 3, first_seed: int = 0, jobs: int = 2,
+    runs: Path = Path("runs/accuracy"), add: bool = False, trials: int = 1, space: str = "", draw: int = 0,
+) -> Iterator[Json]:  # fmt: skip
     """The JSON after every run."""
-    table = TABLES[args.table]
-    names = args.rows.split(";") if args.rows else list(table.rows)
-    shared = table.fields | args.fields
+    if table not in TABLES:
+        raise BadInput(f"{table!r}: expected one of {', '.join(TABLES)}")
+    own = TABLES[table]
+    names = [name for row in (rows.split(";") if rows else own.rows) for name in tried(row, space, trials, draw)]
     by_row = {name: fields_of(name) for name in names}
-    keys = [(name, K) for K in map(int, args.stages.split(",")) for name in names]
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    todo = cells(table.config, {key: shared | by_row[key[0]] for key in keys}, seeds, args.runs / args.table)
-    made = args.made | {"config": table.config, "fields": shared, "by_row": by_row}
-    runs: Runs = {}
-    if args.add:
-        made, runs = joined(made, json.loads(args.out.read_text()))
-    yield from trained(made, runs, todo, args.jobs, [*table.rows, *made["by_row"]])
+    made = call.made | {"config": own.config, "fields": own.fields | call.fields, "by_row": by_row}
+    first = first_seed or own.first_seed
+    todo = cells(made, by_row, stages, range(first, first + seeds), runs / table)
+    made, there = joined(made, json.loads(call.out.read_text())) if add else (made, {})
+    yield from trained(made, todo, jobs, there)
 
 
-def trained(made: Json, runs: Runs, todo: list, jobs: int, names: list[str]) -> Iterator[Json]:
-    """The JSON after every run.
-
-    Args:
-      made: What it says beside its rows.
-      runs: That are there, and to which the others are added.
-      todo: `harness.runs.cells`.
-      jobs: Runs side by side.
-      names: Of all rows, in order.
-    """
-    failed: list[str] = []
-    for cell, found in sweep(todo, jobs, ONE_CORE):
-        if found is None:
+def trained(
+    made: Json, todo: list[Cell], jobs: int = 1, runs: Runs | None = None, environment: Mapping[str, str] = ONE_CORE
+) -> Iterator[Json]:
+    """The JSON, `made` and rows in the order of its `by_row`, after every run that is added to `runs`."""
+    found, names, failed = {} if runs is None else runs, list(made["by_row"]), list(made.get("failed", []))
+    for cell, run in sweep(todo, jobs, environment):
+        if run is None:
             failed.append(cell.name)
         else:
-            runs.setdefault((cell.row, cell.stages), {})[cell.seed] = found
-        order = sorted(runs, key=lambda key: (key[1], names.index(key[0])))
-        rows = [stats.summary(*key, [own for _, own in sorted(runs[key].items())]) for key in order]
+            found.setdefault((cell.row, cell.stages), {})[cell.seed] = run
+        order = sorted(found, key=lambda key: (key[1], names.index(key[0])))
+        rows = [stats.summary(*key, [own for _, own in sorted(found[key].items())]) for key in order]
         yield made | {"failed": failed, "rows": rows}
 
 
 def joined(made: Json, old: Json) -> tuple[Json, Runs]:
-    """What a JSON says beside its rows when runs are added to it, and the runs that it has.
-
-    Raises:
-      BadInput: These are of another configuration.
-    """
+    """What a JSON says beside its rows when runs of the same configuration are added, and the runs that it has."""
     made = json.loads(json.dumps(made))  # tuples become lists, as in the file
     for what in ("config", "fields"):
         if made[what] != old[what]:
             raise BadInput(f"--add: {what} {made[what]}: expected {old[what]}, as the runs have that are there")
     for row, fields in made["by_row"].items():
-        if row in old["by_row"] and in_words(old["by_row"][row]) != in_words(fields):
-            raise BadInput(f"--add: row {row!r} is {fields}: expected {old['by_row'][row]}, as its runs there are")
+        there = old["by_row"].get(row, fields)
+        if there | {"aux.grid": None} != fields | {"aux.grid": None}:  # a share here, a number in older files
+            raise BadInput(f"--add: row {row!r} is {fields}: expected {there}, as its runs there are")
     runs = {(row["row"], row["stages"]): {run["seed"]: run for run in row["runs"]} for row in old["rows"]}
     added = {name: made[name] for name in ("command", "date", "commit", "hardware", "versions")}
-    kept = {name: value for name, value in old.items() if name not in ("rows", "failed")}
-    return kept | {"by_row": made["by_row"] | old["by_row"], "added": [*old.get("added", []), added]}, runs
-
-
-def in_words(fields: Mapping[str, object]) -> Fields:
-    """Fields of a row without the grid, which files have in numbers."""
-    return {name: value for name, value in fields.items() if name != "aux.grid"}
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
+    return old | {"by_row": old["by_row"] | made["by_row"], "added": [*old.get("added", []), added], "failed": []}, runs
 
 
 def by_stages(made: Json) -> str:
     """A line a row, a column a number of stages."""
-    rows = made["rows"]
-    stages = sorted({row["stages"] for row in rows})
-    shown = []
-    for name in dict.fromkeys(row["row"] for row in rows):
-        found = [stats.row_of(rows, name, K) for K in stages]
+    stages, shown = sorted({row["stages"] for row in made["rows"]}), []
+    for name in dict.fromkeys(row["row"] for row in made["rows"]):
+        found = [stats.row_of(made["rows"], name, K) for K in stages]
         shown.append([name, *("" if row is None else markdown.percent(row) for row in found)])
     return markdown.table(["test accuracy, %, mean ± std (seeds)", *(f"K = {K}" for K in stages)], shown)
 
@@ -105,27 +87,22 @@ LONG = {"accuracy_cifar10_all": "CIFAR-10", "accuracy_cifar100": "CIFAR-100"}
 SHORT = {"accuracy_final": "Fashion-MNIST", "accuracy_cifar10": "CIFAR-10"}
 """Files of long and of short runs, and the data set of each."""
 
-COMPARED = (
-    ("coarse_adjoint", "serial"),
-    ("coarse_adjoint, delayed from epoch 8", "serial"),
-    ("coarse_adjoint, delayed from epoch 8", "coarse_adjoint"),
-    ("coarse_adjoint, delayed from epoch 10, 18 epochs", "serial"),
-    ("coarse_adjoint, tied", "serial"),
-    ("coarse_adjoint, tied", "coarse_adjoint"),
-    ("fdg", "serial"),
-    ("coarse_adjoint", "fdg"),
-    ("local", "serial"),
-    ("coarse_tail", "serial"),
-    ("serial, standardised", "serial"),
-    ("coarse_adjoint, standardised", "coarse_adjoint"),
-)
+PAIRS = {
+    "coarse_adjoint": ("serial", "fdg"),
+    "coarse_adjoint, delayed from epoch 8": ("serial", "coarse_adjoint"),
+    "coarse_adjoint, delayed from epoch 10, 18 epochs": ("serial",),
+    "coarse_adjoint, tied": ("serial", "coarse_adjoint"),
+    **dict.fromkeys(("fdg", "local", "coarse_tail", "serial, standardised"), ("serial",)),
+    "coarse_adjoint, standardised": ("coarse_adjoint",),
+}
 """Rows that are compared wherever both have been run with two seeds or more."""
 
 
 def paired(names: Iterable[str], *files: Json) -> str:
     """Differences seed by seed, a line a data set and pair, a column a number of stages."""
     found: dict[tuple[str, str], dict[int, str]] = {}
-    for (name, made), (row, base) in itertools.product(zip(names, files, strict=True), COMPARED):
+    pairs = [(row, base) for row, bases in PAIRS.items() for base in bases]
+    for (name, made), (row, base) in itertools.product(zip(names, files, strict=True), pairs):
         for K in sorted({own["stages"] for own in made["rows"]}):
             if told := stats.difference(*(stats.row_of(made["rows"], of, K) for of in (row, base))):
                 found.setdefault((name, f"{row} minus {base}"), {})[K] = told
@@ -136,36 +113,18 @@ def paired(names: Iterable[str], *files: Json) -> str:
 
 def ablation(made: Json) -> str:
     """What each part of coarse_adjoint is for."""
-    base = made["rows"][0]
-    shown = [
-        [row["row"], meaning(row["row"]), markdown.percent(row), "" if row is base else stats.difference(row, base)]
-        for row in made["rows"]
-    ]
-    heading = [
-        "",
-        "",
-        "test accuracy, %, mean ± std (n)",
-        f"minus {base['row']}, points, mean ± standard error (seeds)",
-    ]
-    return markdown.table(heading, shown)
+    base, shown = made["rows"][0], []
+    for row in made["rows"]:
+        minus = "" if row is base else stats.difference(row, base)
+        shown.append([row["row"], meaning(row["row"]), markdown.percent(row), minus])
+    minus = f"minus {base['row']}, points, mean ± standard error (seeds)"
+    return markdown.table(["", "", "test accuracy, %, mean ± std (n)", minus], shown)
 
 
 EXPERIMENT = Experiment(
-    name="accuracy",
-    doc=__doc__,
-    run=run,
-    options=(
-        Option("table", None, "which table", tuple(TABLES), positional=True),
-        Option("rows", None, "only these, with ; between them"),
-        Option("stages", "4", "numbers of stages K"),
-        Option("seeds", 3, "how many"),
-        Option("first_seed", 0, "counted from here"),
-        Option("jobs", 2, "runs side by side"),
-        Option("runs", Path("runs/accuracy"), "folder of the runs' workdirs"),
-        Option("add", False, "add to what the JSON has"),
-    ),
+    run,
     fields=True,
-    out=lambda args: f"accuracy_{args.table}",
+    out="accuracy_{table}",
     show=by_stages,
     tables={
         **{name: Table(by_stages, (name,)) for name in (*LONG, *SHORT)},

@@ -3,19 +3,15 @@
 The protocol was written before any search: docs/results/accuracy.md.
 """
 
-from dataclasses import dataclass, field
+import itertools
+import random
+from typing import NamedTuple
 
-from experiments.harness.rows import Fields
+from experiments.harness.rows import Fields, fields_of
+from lpjax.errors import BadInput
 
-CONFIG = "configs/fashion_mnist_small.py"
-
-PROTOCOL: Fields = {
-    "data.train_examples": 10_000,
-    "num_epochs": 15,
-    "eval.every_epochs": 1,
-    "eval.calibration_batches": 20,
-    "mesh.stage": 1,
-}
+PROTOCOL: Fields = {"data.train_examples": 10_000, "num_epochs": 15, "eval.every_epochs": 1, "mesh.stage": 1}
+PROTOCOL |= {"eval.calibration_batches": 20}
 """What all runs on small images share, beside the config file.  They are tested after every epoch, so that a table also
 tells when a method got where; nothing is chosen by it."""
 
@@ -26,73 +22,73 @@ CIFAR: Fields = {"data.crop": 2}
 """Images of 16x16; half of the usual four pixels of padding."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of accuracies.
-
-    Attributes:
-      rows: See `harness.rows`.
-      fields: That all of them have.
-      config: The config file.
-    """
+class Table(NamedTuple):
+    """A table of accuracies: rows, the fields that all of them have, the config file, and the first seed."""
 
     rows: tuple[str, ...]
-    fields: Fields = field(default_factory=lambda: PROTOCOL)
-    config: str = CONFIG
+    fields: Fields = PROTOCOL
+    config: str = "configs/fashion_mnist_small.py"
+    first_seed: int = 0
+
+
+def _rows(method: str, *changes: str) -> tuple[str, ...]:
+    return (method, *(f"{method}, {change}" for change in changes))
 
 
 METHODS = (
-    "serial",
-    "serial, standardised",
-    "coarse_adjoint",
-    "coarse_adjoint, standardised",
-    "coarse_adjoint, delayed from epoch 8",
-    "coarse_adjoint, delayed from epoch 10, 18 epochs",
-    "coarse_adjoint, tied",
-    "coarse_adjoint, no block",
-    "coarse_adjoint, quarter grid",
-    "local",
-    "fdg",
-    "coarse_tail",
+    *_rows("serial", "standardised"),
+    *_rows("coarse_adjoint", "standardised", "delayed from epoch 8", "delayed from epoch 10, 18 epochs"),
+    *_rows("coarse_adjoint", "tied", "no block", "quarter grid")[1:],
+    *("local", "fdg", "coarse_tail"),
 )
 
 ABLATION = (
-    "coarse_adjoint",
-    *(f"coarse_adjoint, {change}" for change in ("no fit", "no task loss", "tail 1", "tail 0", "no block", "2 blocks")),
-    *(f"coarse_adjoint, {change}" for change in ("half width", "quarter grid", "own maps", "standardised")),
-    "coarse_tail",
-    "coarse_tail, 3 sweeps",
-    "coarse_tail, stale",
-    "local",
+    *_rows("coarse_adjoint", "no fit", "no task loss", "tail 1", "tail 0", "no block", "2 blocks", "half width"),
+    *_rows("coarse_adjoint", "quarter grid", "own maps", "standardised")[1:],
+    *(*_rows("coarse_tail", "3 sweeps", "stale"), "local"),
 )
 """One thing changed at a time."""
 
-PUBLISHED = {
-    "cifar10_resnet110": 82,
-    "cifar10_wrn16_4": 100,
-    "cifar100_wrn28_10": 100,
-    "cifar100_wrn40_4": 100,
-    "imagenet_resnet18": 45,
-    "imagenet_resnet50": 45,
-}
+HALF = {"cifar10_resnet110": 82, "cifar10_wrn16_4": 100, "cifar100_wrn28_10": 100, "cifar100_wrn40_4": 100}
+HALF |= {"imagenet_resnet18": 45, "imagenet_resnet50": 45}
 """Config files of full-size tables, for whoever has the data, and half the epochs of each."""
 
-
-def _published(name: str, middle: int) -> Table:
-    own = ("coarse_adjoint", f"coarse_adjoint, delayed from epoch {middle}", "coarse_adjoint, tied")
-    return Table((*own, "serial", "local", "fdg"), {"mesh.stage": 1}, f"configs/{name}.py")
-
+DIGITS = ("serial", "coarse_adjoint", "coarse_adjoint, no block", "local", "fdg", "coarse_tail")
 
 TABLES = {
     "final": Table(METHODS),
+    "search": Table(("serial", "local", "fdg", "coarse_adjoint"), PROTOCOL | VALIDATION, first_seed=100),
     "ablation": Table(ABLATION),
     "deep": Table(METHODS, PROTOCOL | {"model.depth": 56}),
     "cifar10": Table(METHODS, PROTOCOL | CIFAR | {"data.name": "cifar10"}),
     "cifar100": Table(METHODS, PROTOCOL | CIFAR | {"data.name": "cifar100", "data.train_examples": 50_000}),
-    "digits": Table(
-        ("serial", "coarse_adjoint", "coarse_adjoint, no block", "local", "fdg", "coarse_tail"),
-        {"mesh.stage": 1, "eval.every_epochs": 0},
-        "configs/digits.py",
-    ),
-    **{name: _published(name, middle) for name, middle in PUBLISHED.items()},
+    "digits": Table(DIGITS, {"mesh.stage": 1, "eval.every_epochs": 0}, "configs/digits.py"),
 }
+for name, middle in HALF.items():
+    rows = (*_rows("coarse_adjoint", f"delayed from epoch {middle}", "tied"), "serial", "local", "fdg")
+    TABLES[name] = Table(rows, {"mesh.stage": 1}, f"configs/{name}.py")
+
+Space = dict[str, tuple[str, ...]]
+
+COMMON: Space = {"optimizer.learning_rate": ("0.03", "0.1", "0.3"), "optimizer.weight_decay": ("1e-4", "5e-4", "1e-3")}
+
+SPACES: dict[str, Space] = {
+    "local": {"local.blocks": ("0", "1", "2")},
+    "delayed": {"delayed.shrink": ("0.8", "0.9", "1.0")},
+    "coarse_adjoint": {"aux.blocks_per_stage": ("0", "1", "2"), "aux.width": ("0.5", "1.0", "2.0")},
+    "layer_parallel": {"aux.blocks_per_stage": ("1", "2"), "penalty.initial": ("0.01", "0.1", "1.0")},
+}
+"""Values that a search draws from, by method, beside `COMMON`."""
+
+
+def tried(row: str, space: str, trials: int, seed: int) -> list[str]:
+    """Rows to try: the row itself, and others drawn from its method's space and --space, without repetition."""
+    pairs = [part.partition("=") for part in space.split(";")] if space else []
+    if not all(values for _, _, values in pairs):
+        raise BadInput(f"--space={space}: expected field=value|value, with ; between fields")
+    values = COMMON | SPACES.get(fields_of(row)["method"], {}) | {name: tuple(of.split("|")) for name, _, of in pairs}
+    every = [list(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    if trials - 1 > len(every):
+        raise BadInput(f"--trials={trials}: expected at most {len(every) + 1} of {row!r}; widen --space")
+    drawn = random.Random(seed).sample(every, trials - 1)
+    return [row, *(", ".join([row, *(f"{name}={value}" for name, value in fields)]) for fields in drawn)]

@@ -5,8 +5,6 @@ with SIGKILL at random moments, a third of them as soon as a checkpoint is being
 the last checkpoint bit for bit, and every line of metrics.jsonl but its clocks.  About 15 minutes on 2 cores.
 """
 
-import argparse
-import json
 import random
 import subprocess
 import tempfile
@@ -17,19 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.harness import markdown
-from experiments.harness.experiment import Experiment, Json, Option, Table
-from experiments.harness.runs import arguments, start
+from experiments.harness.experiment import Call, Experiment, Json, Table
+from experiments.harness.runs import arguments, lines, start
 from lpjax.training import checkpoint
 from lpjax.training.writers import CLOCK
 
-FIELDS = {
-    "model.depth": 8,
-    "num_epochs": 200,
-    "batch_size": 64,
-    "log_every": 1,
-    "eval.every_epochs": 5,
-    "checkpoint.every_steps": 10,
-}
+FIELDS = {"model.depth": 8, "num_epochs": 200, "batch_size": 64, "log_every": 1, "eval.every_epochs": 5}
+FIELDS |= {"checkpoint.every_steps": 10}
 
 
 def begin(workdir: Path, steps: int, cache: Path) -> subprocess.Popen[str]:
@@ -74,85 +66,44 @@ def kill(process: subprocess.Popen[str], workdir: Path, *, after: float, saving:
 
 def metrics(workdir: Path) -> list[Json]:
     """The lines of metrics.jsonl without the clocks."""
-    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in CLOCK} for line in found]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines(workdir)]
 
 
-def run(args: argparse.Namespace) -> Iterator[Json]:
+def run(call: Call, kills: int = 30, seed: int = 0, steps: int = 2200, longest: float = 20.0) -> Iterator[Json]:
     """The JSON at the end."""
-    kills: list[Json] = []
-    rng = random.Random(args.seed)
+    rng, events = random.Random(seed), list[Json]()
     with tempfile.TemporaryDirectory() as folder:
         whole, killed, cache = (Path(folder) / name for name in ("whole", "killed", "cache"))
-        ended(begin(whole, args.steps, cache), whole)
-        while len(kills) < args.kills:
-            process = begin(killed, args.steps, cache)
-            event = kill(process, killed, after=rng.uniform(0, args.longest), saving=rng.random() < 1 / 3)
+        ended(begin(whole, steps, cache), whole)
+        while len(events) < kills:
+            process = begin(killed, steps, cache)
+            event = kill(process, killed, after=rng.uniform(0, longest), saving=rng.random() < 1 / 3)
             if event is None:
-                raise RuntimeError(f"the run ended after {len(kills)} kills: expected {args.kills}; more --steps?")
-            kills.append(event)
+                raise RuntimeError(f"the run ended after {len(events)} kills: expected {kills}; more --steps?")
+            events.append(event)
             print(event, flush=True)
-        ended(begin(killed, args.steps, cache), killed)
-        yield outcome(args, whole, killed, kills)
-
-
-def outcome(args: argparse.Namespace, whole: Path, killed: Path, kills: list[Json]) -> Json:
-    """What the two runs have in common."""
-    arrays, expected = (checkpoint.read(path / "checkpoints", args.steps).arrays for path in (killed, whole))
+        ended(begin(killed, steps, cache), killed)
+        arrays, expected = (checkpoint.read(path / "checkpoints", steps).arrays for path in (killed, whole))
+        after, before, damaged = metrics(killed), metrics(whole), [path.name for path in killed.glob("damaged-*")]
     assert arrays.keys() == expected.keys()
     differing = [name for name, value in expected.items() if not np.array_equal(arrays[name], value)]
-    equal = metrics(killed) == metrics(whole)
-    row = {
-        "n": 1,
-        "seed": args.seed,
-        "steps": args.steps,
-        "kills": len(kills),
-        "kills_while_saving": sum(event["while_saving"] for event in kills),
-        "kills_before_the_first_checkpoint": sum(event["last_checkpoint"] is None for event in kills),
-        "arrays": len(expected),
-        "arrays_that_differ": differing,
-        "metrics_lines": len(metrics(whole)),
-        "metrics_equal": equal,
-        "damaged_checkpoints": [path.name for path in killed.glob("damaged-*")],
-    }
-    return {"failed": differing + ["metrics.jsonl"] * (not equal), "rows": [row], "events": kills}
+    row: Json = {"n": 1, "seed": seed, "steps": steps, "kills": kills}
+    row["kills_while_saving"] = sum(event["while_saving"] for event in events)
+    row["kills_before_the_first_checkpoint"] = sum(event["last_checkpoint"] is None for event in events)
+    row |= {"arrays": len(expected), "arrays_that_differ": differing, "metrics_lines": len(before)}
+    row |= {"metrics_equal": after == before, "damaged_checkpoints": damaged}
+    yield {"failed": differing + ["metrics.jsonl"] * (after != before), "rows": [row], "events": events}
 
 
 def counts(made: Json) -> str:
     """A line a loop."""
-    heading = [
-        "kills",
-        "while saving",
-        "before the first checkpoint",
-        "arrays",
-        "that differ",
-        "lines of metrics",
-        "equal",
-    ]
-    names = ("kills", "kills_while_saving", "kills_before_the_first_checkpoint", "arrays")
-    shown = [
-        [
-            *(str(row[name]) for name in names),
-            str(len(row["arrays_that_differ"])),
-            str(row["metrics_lines"]),
-            "yes" if row["metrics_equal"] else "no",
-        ]
-        for row in made["rows"]
-    ]
-    return markdown.table(heading, shown)
+    shown = []
+    for row in made["rows"]:
+        told = [row["kills"], row["kills_while_saving"], row["kills_before_the_first_checkpoint"], row["arrays"]]
+        told += [len(row["arrays_that_differ"]), row["metrics_lines"], "yes" if row["metrics_equal"] else "no"]
+        shown.append(list(map(str, told)))
+    heading = ["kills", "while saving", "before the first checkpoint", "arrays", "that differ", "lines of metrics"]
+    return markdown.table([*heading, "equal"], shown)
 
 
-EXPERIMENT = Experiment(
-    name="kill_loop",
-    doc=__doc__,
-    run=run,
-    options=(
-        Option("kills", 30, "how many"),
-        Option("seed", 0, "of the moments"),
-        Option("steps", 2200, "of the run"),
-        Option("longest", 20.0, "seconds from a start to its kill"),
-    ),
-    out="kill_loop",
-    show=counts,
-    tables={"kills": Table(counts, ("kill_loop",))},
-)
+EXPERIMENT = Experiment(run, out="kill_loop", show=counts, tables={"kills": Table(counts, ("kill_loop",))})

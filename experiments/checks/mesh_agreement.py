@@ -4,20 +4,21 @@ Runs each mesh in single and in double precision and compares the metrics of eve
 largest relative difference.  About 4 minutes on 2 cores.
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from experiments.harness import markdown
-from experiments.harness.experiment import Experiment, Json, Option, Table
-from experiments.harness.runs import arguments, call, lines
+from experiments.harness import markdown, runs
+from experiments.harness.experiment import Call, Experiment, Json, Table
+from experiments.harness.runs import arguments
 
 COMPARED = ("task_loss", "stage_loss", "gradient_norm", "relative_violation", "output_square", "aux_task_loss")
 STEPS = (1, 2, 5, 10, 20, 50, 110)
 """Of which the JSON tells."""
+
+BY_STEP = "largest_relative_difference_by_step"
 
 
 def metrics(stage: int, steps: int, *, double: bool) -> tuple[str, list[Json]]:
@@ -29,10 +30,11 @@ def metrics(stage: int, steps: int, *, double: bool) -> tuple[str, list[Json]]:
     fields = {"mesh.stage": stage, "num_steps": steps, "log_every": 1, "eval.every_epochs": 0}
     words = ["--config=configs/digits.py", *arguments(fields)]
     with tempfile.TemporaryDirectory() as workdir:
-        if not call("main", [*words, f"--workdir={workdir}"], {"JAX_ENABLE_X64": str(int(double))}):
+        if not runs.call("main", [*words, f"--workdir={workdir}"], {"JAX_ENABLE_X64": str(int(double))}):
             raise RuntimeError(f"mesh.stage={stage}: the run failed")
-        found = lines(Path(workdir), "train")
-    return " ".join([*(["JAX_ENABLE_X64=1"] if double else []), "python -m lpjax.main", *words]), found
+        return " ".join(["JAX_ENABLE_X64=1"] * double + ["python -m lpjax.main", *words]), runs.lines(
+            Path(workdir), "train"
+        )
 
 
 def difference(one: Json, other: Json) -> float:
@@ -41,44 +43,26 @@ def difference(one: Json, other: Json) -> float:
     return float(max(np.max(w) for w in worst))
 
 
-def run(args: argparse.Namespace) -> Iterator[Json]:
+def run(call: Call, steps: int = 110) -> Iterator[Json]:
     """The JSON after every mesh."""
     rows = []
     for double in (False, True):
-        _, reference = metrics(1, args.steps, double=double)
+        _, reference = metrics(1, steps, double=double)
         for stage in (2, 4):
-            command, found = metrics(stage, args.steps, double=double)
+            command, found = metrics(stage, steps, double=double)
             differences = [difference(one, other) for one, other in zip(reference, found, strict=True)]
-            rows.append(
-                {
-                    "precision": "double" if double else "single",
-                    "mesh.stage": stage,
-                    "n": 1,
-                    "seed": 0,
-                    "largest_relative_difference_by_step": {
-                        str(step): differences[step - 1] for step in STEPS if step <= args.steps
-                    },
-                    "largest_relative_difference": max(differences),
-                    "command": command,
-                }
-            )
+            told: Json = {"precision": "double" if double else "single", "mesh.stage": stage, "n": 1, "seed": 0}
+            told[BY_STEP] = {str(step): differences[step - 1] for step in STEPS if step <= steps}
+            rows.append({**told, "largest_relative_difference": max(differences), "command": command})
             print(rows[-1], flush=True)
             yield {"rows": rows}
 
 
 def by_step(made: Json) -> str:
     """A line a precision and mesh."""
-    rows, name = made["rows"], "largest_relative_difference_by_step"
-    shown = [[f"{row['precision']}, {row['mesh.stage']}", *(f"{v:.0e}" for v in row[name].values())] for row in rows]
-    return markdown.table(["precision, S", *(f"step {step}" for step in rows[0][name])], shown)
+    rows = made["rows"]
+    shown = [[f"{row['precision']}, {row['mesh.stage']}", *(f"{v:.0e}" for v in row[BY_STEP].values())] for row in rows]
+    return markdown.table(["precision, S", *(f"step {step}" for step in rows[0][BY_STEP])], shown)
 
 
-EXPERIMENT = Experiment(
-    name="mesh_agreement",
-    doc=__doc__,
-    run=run,
-    options=(Option("steps", 110, "of each run"),),
-    out="mesh_agreement",
-    show=by_step,
-    tables={"mesh": Table(by_step, ("mesh_agreement",))},
-)
+EXPERIMENT = Experiment(run, out="mesh_agreement", show=by_step, tables={"mesh": Table(by_step, ("mesh_agreement",))})

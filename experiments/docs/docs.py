@@ -5,30 +5,23 @@ written: exit code 1 if a page or a picture is not what would be.  A picture is 
 paths differ between versions of matplotlib.
 """
 
-import argparse
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from experiments.docs import method_picture, pair, schedule_picture
-from experiments.harness.experiment import Experiment, Json, Option, Picture, Table
+from experiments.docs import method_picture, pair
+from experiments.harness.experiment import Call, Experiment, Json, Table, result
 from experiments.registry import MEASURED
 from lpjax.errors import BadInput
 
 TABLES: dict[str, Table] = {name: made for e in MEASURED for name, made in e.tables.items()} | pair.TABLES
 
-PICTURES: dict[str, Picture] = {name: made for e in MEASURED for name, made in e.pictures.items()}
-PICTURES |= method_picture.PICTURES | schedule_picture.PICTURES
+PICTURES = {name: made for e in MEASURED for name, made in e.pictures.items()} | method_picture.PICTURES
 
 BLOCK = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 DRAWN = re.compile(r"figures/(\w+)\.svg")
-
-
-def pages(root: Path) -> dict[Path, str]:
-    """The pages that show tables, with their text."""
-    return {path: path.read_text() for path in (root / "README.md", *sorted((root / "docs").rglob("*.md")))}
 
 
 def filled(page: Path, text: str, tables: Mapping[str, Table] = TABLES) -> str:
@@ -56,39 +49,29 @@ def said(picture: str) -> list[str]:
 
 def differing(root: Path, write: bool) -> Iterator[Path]:
     """Pages and pictures that are not what they should be, each written first if they are to be."""
-    texts = pages(root)
-    for page, text in texts.items():
-        if (new := filled(page, text)) != text:
-            if write:
-                page.write_text(new)
-            yield page
-    shown = sorted({name for text in texts.values() for name in DRAWN.findall(text)} & PICTURES.keys())
+    texts = {path: path.read_text() for path in (root / "README.md", *sorted((root / "docs").rglob("*.md")))}
+    made = {page: filled(page, text) for page, text in texts.items()}
+    changed = {page: text for page, text in made.items() if text != texts[page]}
+    shown = {name for text in texts.values() for name in DRAWN.findall(text)} & PICTURES.keys()
     with tempfile.TemporaryDirectory() as folder:
-        for name in shown:
-            path, new_path = root / "docs/figures" / f"{name}.svg", Path(folder) / f"{name}.svg"
-            PICTURES[name].write(new_path)
-            new = new_path.read_text()
-            if not path.exists() or said(path.read_text()) != said(new):
-                if write:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(new)
-                yield path
+        for name in sorted(shown):
+            path, drawn = root / f"docs/figures/{name}.svg", Path(folder) / f"{name}.svg"
+            PICTURES[name].write(drawn, *map(result, PICTURES[name].files))
+            if not path.exists() or said(path.read_text()) != said(drawn.read_text()):
+                changed[path] = drawn.read_text()
+    for path, text in changed.items():
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        yield path
 
 
-def run(args: argparse.Namespace) -> Iterator[Json]:
+def run(call: Call, check: bool = False, root: Path = Path(".")) -> Iterator[Json]:
     """No JSON; `failed` with --check."""
-    found = [str(path) for path in differing(args.root, write=not args.check)]
+    found = [str(path) for path in differing(root, write=not check)]
     for path in found:
-        print(f"{path}: {'not what `python -m experiments docs` writes' if args.check else 'written'}", file=sys.stderr)
-    yield {"failed": found if args.check else []}
+        print(f"{path}: {'not what `python -m experiments docs` writes' if check else 'written'}", file=sys.stderr)
+    yield {"failed": found if check else []}
 
 
-EXPERIMENT = Experiment(
-    name="docs",
-    doc=__doc__,
-    run=run,
-    options=(
-        Option("check", False, "write nothing; exit code 1 where something would be written"),
-        Option("root", Path("."), "the repository's folder"),
-    ),
-)
+EXPERIMENT = Experiment(run)

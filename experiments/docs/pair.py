@@ -12,7 +12,6 @@ ROWS = {
     "local": "`method=local`, decoupled greedy learning",
     "fdg": "`method=delayed`, delayed gradients",
 }
-"""Rows of both tables, and how they are named."""
 
 STAGES = (2, 4, 8)
 

@@ -1,27 +1,35 @@
-"""The picture report.png: a page of `lpjax.report`, of the default run; needs .[dev] and Chromium.
+"""The picture report.png: a page of `lpjax.report`, of the default run; needs .[dev], chromium and chromedriver.
 
 Trains `configs/digits.py`, measures the parts of its step (`lpjax.balance`), makes the page and takes a screenshot of
 some charts.  --run: the workdir of such a run that is there already, to which seconds.json is added if it has none.
 About 3 minutes on 2 cores, a few seconds with --run.
 """
 
-import argparse
+import base64
 import io
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.support.wait import WebDriverWait
 
-from experiments.docs import browser
-from experiments.harness.experiment import Experiment, Json, Option
-from experiments.harness.runs import call
+from experiments.harness import runs
+from experiments.harness.experiment import Call, Experiment, Json
 from lpjax.report.__main__ import write
 
 WIDTH = 1200
 SHOWN = ("accuracy-steps", "loss-steps", "violation", "cut-flops-0", "cut-parameters-0", "schedule-0")
 """Of the page's charts; the table of runs and the headings above these stay, too."""
+
+DRAWN = """
+    return location.href === arguments[0] && document.readyState === "complete" &&
+        [...document.querySelectorAll(".plot")].every((plot) => plot.querySelector(".main-svg"))"""
+"""Whether the page is there with its charts: the driver's own waiting ends now and then before."""
 
 KEEP = """
     const [keys, done] = arguments;
@@ -37,43 +45,61 @@ KEEP = """
     Promise.all(plots.map((plot) => Plotly.Plots.resize(plot))).then(() => done(plots.length));"""
 
 
-def picture(driver: Any, page: Path) -> bytes:
+@contextmanager
+def browser() -> Iterator[Any]:
+    """selenium's driver of a new headless Chromium, which ends with the block."""
+    chromium, driver = map(shutil.which, ("chromium", "chromedriver"))
+    if not chromium or not driver:
+        raise FileNotFoundError("no chromium and chromedriver found: apt-get install -y chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as made:
+        yield made
+
+
+def look(driver: Any, page: Path, *, width: int, height: int, mobile: bool = False) -> None:
+    """Open a page in a window of a size in CSS pixels, and wait up to a minute for its charts."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    address = page.absolute().as_uri()
+    driver.get("about:blank")  # a page that is opened again is not taken for the new one
+    driver.get(address)
+    WebDriverWait(driver, 60, poll_frequency=0.1).until(lambda _: driver.execute_script(DRAWN, address))
+
+
+def screenshot(driver: Any) -> bytes:
+    """The whole page as PNG, beyond the window too."""
+    return base64.b64decode(driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"])
+
+
+def charts(driver: Any, page: Path) -> bytes:
     """PNG, of 256 colours, of the charts in `SHOWN`.
 
     Raises:
       ValueError: The page does not have them all.
     """
-    browser.look(driver, page, width=WIDTH, height=900)
-    found = driver.execute_async_script(KEEP, SHOWN)
-    if found != len(SHOWN):
+    look(driver, page, width=WIDTH, height=900)
+    if (found := driver.execute_async_script(KEEP, SHOWN)) != len(SHOWN):
         raise ValueError(f"{page}: {found} of the charts {', '.join(SHOWN)}; expected all of them")
     small = io.BytesIO()
-    with Image.open(io.BytesIO(browser.screenshot(driver))) as image:
+    with Image.open(io.BytesIO(screenshot(driver))) as image:
         image.convert("RGB").quantize(256).save(small, "png", optimize=True)
     return small.getvalue()
 
 
-def run(args: argparse.Namespace) -> Iterator[Json]:
+def run(call: Call, run: str = "", picture: Path = Path("docs/figures/report.png")) -> Iterator[Json]:
     """No JSON; the parts that failed."""
-    with browser.started() as driver, tempfile.TemporaryDirectory() as folder:
-        workdir = Path(args.run or f"{folder}/digits")
+    with browser() as driver, tempfile.TemporaryDirectory() as folder:
+        workdir, page = Path(run or f"{folder}/digits"), Path(folder) / "report.html"
         words = ["--config=configs/digits.py", f"--workdir={workdir}"]
-        todo = ["main"] * (not args.run) + ["balance"] * (not (workdir / "seconds.json").exists())
-        failed = [module for module in todo if not call(module, words)]
-        if not failed:
-            page = Path(folder) / "report.html"
+        todo = ["main"] * (not run) + ["balance"] * (not (workdir / "seconds.json").exists())
+        if not (failed := [module for module in todo if not runs.call(module, words)]):
             write([workdir], page)
-            args.picture.write_bytes(picture(driver, page))
-            print(f"{args.picture}, {args.picture.stat().st_size / 1e3:.0f} kB")
+            picture.write_bytes(charts(driver, page))
     yield {"failed": failed}
 
 
-EXPERIMENT = Experiment(
-    name="report_picture",
-    doc=__doc__,
-    run=run,
-    options=(
-        Option("run", None, "workdir of a run that is there"),
-        Option("picture", Path("docs/figures/report.png"), "the file"),
-    ),
-)
+EXPERIMENT = Experiment(run)

@@ -2,107 +2,98 @@
 
 import argparse
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.harness.experiment import RESULTS, Experiment, Json
+from experiments.harness.experiment import RESULTS, Call, Experiment, Json
 from experiments.harness.provenance import provenance
 from experiments.harness.rows import parsed
 from lpjax.errors import BadInput
 from lpjax.training.writers import write_json
 
-USAGE = "usage: python -m experiments NAME [options]      python -m experiments NAME --help"
+OPTIONS = {
+    "add": "add to what the JSON has",
+    "check": "write nothing; exit code 1 where something would be written",
+    "diagnose": "steps between comparisons with backprop's gradient",
+    "draw": "seed of the draws",
+    "even": "cut by FLOPs, not by measured seconds",
+    "first_seed": "seeds are counted from here",
+    "jobs": "runs side by side",
+    "kernels": "factor on the assumed seconds of kernels",
+    "longest": "seconds from a start to its kill",
+    "networks": "only these, with commas between them",
+    "processes": "on CPUs, that all is timed in",
+    "rounds": "of turns, in each process",
+    "rows": "methods and what is changed of them, with ; between them; see experiments/harness/rows.py",
+    "runs": "folder of the runs' workdirs",
+    "space": 'more values to draw from, as "field=value|value;field=value|value"',
+    "stages": "numbers of stages K, with commas between them",
+    "target": "test accuracy to which the time is told",
+    "torch": "an interpreter that has torch",
+    "trials": "settings of each row",
+}
+"""What options of the command line mean: the same in every experiment."""
 
 
-def listing(experiments: Mapping[str, Experiment]) -> str:
-    """The names, a line each."""
-    width = max(map(len, experiments))
-    lines = [f"  {name:{width}}  {made.doc.splitlines()[0]}" for name, made in experiments.items()]
-    return "\n".join([USAGE, "", *lines])
-
-
-def arguments(experiment: Experiment, argv: Sequence[str]) -> argparse.Namespace:
-    """The options of an experiment.
-
-    Args:
-      experiment: Which one.
-      argv: The command line behind its name.
-
-    Returns:
-      The options; `fields`, what --config.field=value sets; `made`, the provenance.
+def arguments(experiment: Experiment, argv: Sequence[str]) -> tuple[Call, dict[str, Any]]:
+    """How an experiment is called, and its options, from the command line behind its name.
 
     Raises:
       BadInput: An argument is unknown.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments {experiment.name}",
-        description=experiment.doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    for option in experiment.options:
-        name = option.name if option.positional else f"--{option.name}"
-        if option.default is False:
-            parser.add_argument(name, action="store_true", help=option.help)
+    name, layout = experiment.name, argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=name, description=experiment.doc, formatter_class=layout, allow_abbrev=False)
+    for option in list(inspect.signature(experiment.run).parameters.values())[1:]:
+        told: dict[str, Any] = {"help": OPTIONS.get(option.name, "")}
+        if option.default is option.empty:
+            parser.add_argument(option.name, **told)
+        elif option.default is False:
+            parser.add_argument(f"--{option.name}", action="store_true", **told)
         else:
+            told["help"] += "" if option.default is None else f" (default: {option.default})"
             kind = str if option.default is None else type(option.default)
-            told = option.help if option.default in (None, "") else f"{option.help} (default: {option.default})"
-            parser.add_argument(name, type=kind, default=option.default, choices=option.choices, help=told)
-    if experiment.config is not None:
+            parser.add_argument(f"--{option.name}", default=option.default, type=kind, **told)
+    if experiment.config:
         parser.add_argument("--config", default=experiment.config, help="config file; --config.field=value sets fields")
-    if experiment.out is not None:
-        parser.add_argument("--out", type=Path, help="JSON file (default: in experiments/results/)")
+    parser.add_argument("--out", type=Path, help="JSON file (default: in experiments/results/)")
     args, extra = parser.parse_known_args(argv)
     if extra and not (experiment.fields or experiment.config):
         raise BadInput(f"{extra[0]}: no such option; --help lists them")
-    args.fields, args.made = parsed(extra), provenance([experiment.name, *argv])
-    return args
+    options = vars(args)
+    config, out = options.pop("config", ""), options.pop("out")
+    out = out or RESULTS / f"{experiment.out}.json".format(**options)
+    return Call(provenance([name, *argv]), parsed(extra), config, out), options
 
 
 def perform(experiment: Experiment, argv: Sequence[str]) -> int:
-    """Run an experiment.
-
-    Args:
-      experiment: Which one.
-      argv: The command line behind its name.
-
-    Returns:
-      1 where a part of it failed, else 0.
-    """
-    args = arguments(experiment, argv)
-    path = None
-    if experiment.out is not None:
-        out = experiment.out if isinstance(experiment.out, str) else experiment.out(args)
-        path = args.out = args.out or RESULTS / f"{out}.json"
+    """Run an experiment by the command line behind its name; 1 where a part of it failed, else 0."""
+    call, options = arguments(experiment, argv)
     content: Json = {}
-    for content in experiment.run(args):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, args.made | content)
-    if experiment.show is not None:
+    for content in experiment.run(call, **options):
+        if experiment.out:
+            call.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(call.out, call.made | content)
+    if experiment.show:
         print(experiment.show(content))
     return 1 if content.get("failed") else 0
 
 
 def chosen(argv: Sequence[str], experiments: Mapping[str, Experiment]) -> int:
-    """Run the experiment that the command line names, or list all.
-
-    Args:
-      argv: The command line behind the program.
-      experiments: All of them by name.
-
-    Returns:
-      The exit code.
+    """Run the experiment that the command line names, or list all; the exit code.
 
     Raises:
       BadInput: There is no such experiment.
     """
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
-        print(listing(experiments))
+        print("usage: python -m experiments NAME [options]      python -m experiments NAME --help\n")
+        for name, made in experiments.items():
+            print(f"  {name:{max(map(len, experiments))}}  {made.doc.splitlines()[0]}")
         return 0
     if name not in experiments:
-        near = difflib.get_close_matches(name, experiments, n=3)
-        close = f"did you mean {' or '.join(near)}? " if near else ""
-        raise BadInput(f"no experiment {name!r}: {close}`python -m experiments` lists them")
+        close = " or ".join(difflib.get_close_matches(name, experiments))
+        hint = f"did you mean {close}? " if close else ""
+        raise BadInput(f"no experiment {name!r}: {hint}`python -m experiments` lists them")
     return perform(experiments[name], rest)

@@ -1,7 +1,7 @@
 """What an experiment says of itself."""
 
-import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,84 +21,72 @@ def result(name: str) -> Json:
 
 
 @dataclass(frozen=True)
-class Option:
-    """An option of the command line: --NAME=VALUE, or --NAME alone where the default is False.
+class Call:
+    """How an experiment was called.
 
     Attributes:
-      name: Without the dashes.
-      default: Its type is the value's; a text where it is None.
-      help: What it does.
-      choices: The values that it can have; None: any.
-      positional: It is given without its name.
+      made: How the JSON is made: command, date, commit, hardware, versions.
+      fields: What --config.field=value sets.
+      config: The config file; empty where the experiment has none.
+      out: The JSON file.
     """
 
-    name: str
-    default: Any
-    help: str
-    choices: tuple[str, ...] | None = None
-    positional: bool = False
+    made: Json
+    fields: Json
+    config: str
+    out: Path
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the documentation.
-
-    Attributes:
-      make: From the content of the files to Markdown.
-      files: Names in experiments/results/, without ending.
-    """
+    """A table of the documentation: `make` gets the content of the files of these names in experiments/results/."""
 
     make: Callable[..., str]
     files: tuple[str, ...]
 
     def text(self) -> str:
         """The table, and below it the files with dates and hardware."""
-        found = [result(name) for name in self.files]
-        return f"{self.make(*found)}\n\n{source(dict(zip(self.files, found, strict=True)))}"
+        found = {name: result(name) for name in self.files}
+        return f"{self.make(*found.values())}\n\n{source(found)}"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the documentation.
+    """A picture of the documentation: `write` gets a path for the SVG, and the content of the files."""
 
-    Attributes:
-      draw: Writes an SVG from the content of the files: (path, *contents).
-      files: Names in experiments/results/, without ending.
-    """
-
-    draw: Callable[..., None]
+    write: Callable[..., None]
     files: tuple[str, ...] = ()
-
-    def write(self, path: Path) -> None:
-        """Draw it."""
-        self.draw(path, *map(result, self.files))
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment.
+    """One experiment: its name is its module's, its description the module's docstring.
 
     Attributes:
-      name: Of the command, `python -m experiments NAME`.
-      doc: What it does and how long it takes; the first line is its description.
-      run: From the options to what the JSON holds, again after every part of the work.  The last one has an entry in
-        `failed` for each part that could not be made.
-      options: Of the command line.
+      run: From a `Call` and options to what the JSON holds, again after every part of the work; `failed` has an entry
+        for each part that could not be made.  The options are its other parameters: see `command.OPTIONS`.
       config: Default of --config; None: there is no such option.
       fields: Whether --config.field=value can be given; it can with `config`.
-      out: Default of --out, without folder and ending, or that from the options.  None: it writes no JSON.
+      out: The JSON's name, without folder and ending; "{option}" is an option's value.  None: it writes no JSON.
       show: From the JSON to what is printed at the end.
       tables: Of the documentation, by the name between `<!-- NAME -->` and `<!-- end -->`.
       pictures: Of the documentation, by the name of their file in docs/figures/.
     """
 
-    name: str
-    doc: str
-    run: Callable[[argparse.Namespace], Iterator[Json]]
-    options: tuple[Option, ...] = ()
+    run: Callable[..., Iterator[Json]]
     config: str | None = None
     fields: bool = False
-    out: str | Callable[[argparse.Namespace], str] | None = None
+    out: str | None = None
     show: Callable[[Json], str] | None = None
     tables: Mapping[str, Table] = field(default_factory=dict)
     pictures: Mapping[str, Picture] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the command, `python -m experiments NAME`."""
+        return self.run.__module__.rpartition(".")[2]
+
+    @property
+    def doc(self) -> str:
+        """What it does, and how long it takes."""
+        return sys.modules[self.run.__module__].__doc__ or ""

@@ -12,22 +12,13 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def source(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """A sentence: the files, by name, when they were made and on what hardware."""
-    told = [
-        f"`experiments/results/{name}.json` ({', '.join(dates(made))}; {hardware(made)})"
-        for name, made in files.items()
-    ]
+    """A sentence: the files, by name, when they were made and added to, and on what hardware."""
+    told = []
+    for name, made in files.items():
+        dates, hardware = ([run[key] for run in (made, *made.get("added", ()))] for key in ("date", "hardware"))
+        when = f"{', '.join(dict.fromkeys(dates))}; {' and '.join(dict.fromkeys(hardware))}"
+        told.append(f"`experiments/results/{name}.json` ({when})")
     return f"From {', '.join(told)}."
-
-
-def dates(made: Mapping[str, Any]) -> list[str]:
-    """When a file was made, and when something was added to it."""
-    return list(dict.fromkeys(run["date"] for run in (made, *made.get("added", ()))))
-
-
-def hardware(made: Mapping[str, Any]) -> str:
-    """What a file was made on, and what was added to it."""
-    return " and ".join(dict.fromkeys(run["hardware"] for run in (made, *made.get("added", ()))))
 
 
 def shown(value: float | None, form: str) -> str:
@@ -37,8 +28,6 @@ def shown(value: float | None, form: str) -> str:
 
 def percent(row: Mapping[str, Any]) -> str:
     """Mean, standard deviation and number of a row's accuracies, in %."""
-    if row["accuracy_mean"] is None:
-        return f"({row['n']})"
     scatter = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.2f}"
     return f"{100 * row['accuracy_mean']:.2f}{scatter} ({row['n']})"
 

@@ -7,22 +7,13 @@ from typing import Any
 
 STYLE: dict[Any, Any] = {"svg.hashsalt": "lpjax", "svg.fonttype": "none", "font.size": 9, "hatch.linewidth": 0.6}
 
-MARKERS = "osD^vPX*<>"
-
 BLUE, ORANGE, GREEN, GRAY = "#56B4E9", "#E69F00", "#8FD6BD", "#555555"
 """Okabe and Ito's colours (the third one lighter), which colour-blind people can tell apart."""
 
 
 @contextmanager
 def figure(path: Path, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure and its axes, row by row, which are written to a file at the end.
-
-    Args:
-      path: The file.
-      rows: Of axes.
-      columns: Of axes.
-      **options: Of `matplotlib.pyplot.subplots`.
-    """
+    """A figure, with options of `matplotlib.pyplot.subplots`, and its axes, which are written to a file at the end."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -39,4 +30,11 @@ def figure(path: Path, rows: int = 1, columns: int = 1, **options: Any) -> Itera
 def look(number: int) -> dict[str, Any]:
     """Color, marker and dashes of the so-many-th line: told apart without its color, too."""
     dashes = ("-", "--", ":", "-.")[number % 4]
-    return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "linestyle": dashes}
+    return {"color": f"C{number % 10}", "marker": "osD^vPX*<>"[number % 10], "linestyle": dashes}
+
+
+def patches() -> Any:
+    """matplotlib's shapes."""
+    from matplotlib import patches
+
+    return patches

@@ -13,15 +13,12 @@ from lpjax.parallel import platform
 
 
 def provenance(argv: Sequence[str]) -> dict[str, Any]:
-    """command, date, commit, hardware and versions of an experiment that starts now.
-
-    Args:
-      argv: Its name and arguments.
-    """
+    """Of an experiment that starts now, by its name and arguments."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
     return {
         "command": shlex.join(["python", "-m", "experiments", *argv]),
         "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        "commit": commit.stdout.strip(),
         "hardware": cpu_name(),
         "versions": platform.versions(),
     }
@@ -32,8 +29,3 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     return f"{names[0] if names else 'an unknown processor'}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """The commit that is checked out."""
-    return subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()

@@ -1,13 +1,7 @@
 """The rows of all experiments: a method, and what is changed of it, such as "coarse_adjoint, tied, 18 epochs".
 
-A row sets fields of the configuration, on top of a config file.  After the method come changes, each a name of
-`CHANGES`, one of the patterns below, or field=value:
-
-    N blocks               blocks of each piece of the AuxNet
-    tail N                 pieces of each coarse tail
-    N sweeps               parareal sweeps over the stages' inputs
-    N epochs               of the run
-    METHOD from epoch N    a second phase by another method
+A row sets fields of the configuration, on top of a config file.  After the method come changes: names of `CHANGES` and
+`NUMBERS`, such as "3 sweeps", "METHOD from epoch N" for a second phase, or field=value.
 """
 
 import ast
@@ -25,14 +19,14 @@ from lpjax.methods import METHODS, configure
 
 Fields = dict[str, Any]
 
-HALF, QUARTER = "half", "quarter"
-"""Values of `aux.grid` that `load` makes numbers: the config file's grid, or half of the images' side (up to
-a power of two); half of that."""
+SHARES = {"half": 1, "quarter": 2}
+"""Values of `aux.grid` that `load` makes numbers: the config file's grid, or else half of the
+side of the images (up to a power of two), over this."""
 
 ROWS: dict[str, Fields] = {
     "ddg": {"method": "delayed", "delayed.variant": "ddg"},
     "fdg": {"method": "delayed", "delayed.variant": "fdg"},
-    "coarse_adjoint": {"method": "coarse_adjoint", "aux.grid": HALF},
+    "coarse_adjoint": {"method": "coarse_adjoint", "aux.grid": "half"},
     "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.grid": None},
     "penalty": {"method": "layer_parallel", "multiplier": "none", "aux.grid": None},
     "adjoint": {"method": "layer_parallel", "multiplier": "adjoint", "aux.grid": None},
@@ -42,7 +36,7 @@ ROWS: dict[str, Fields] = {
 CHANGES: dict[str, tuple[Fields, str]] = {
     "no block": ({"aux.blocks_per_stage": 0}, "pieces of one convolution"),
     "half width": ({"aux.width": 0.5}, "half as many channels in the AuxNet"),
-    "quarter grid": ({"aux.grid": QUARTER}, "tails on a quarter of the images' side"),
+    "quarter grid": ({"aux.grid": "quarter"}, "tails on a quarter of the images' side"),
     "own maps": ({"aux.grid": None}, "tails on the stages' maps"),
     "tied": ({"aux.tied": True}, "tails end in units of the last stage"),
     "no fit": ({"penalty.aux": 0.0}, "pieces are not fitted to the stages"),
@@ -53,35 +47,30 @@ CHANGES: dict[str, tuple[Fields, str]] = {
 }
 """Fields, and what they mean."""
 
+NUMBERS = {
+    "N blocks": "aux.blocks_per_stage",
+    "tail N": "aux.tail",
+    "N sweeps": "penalty.sweeps",
+    "N epochs": "num_epochs",
+}
+
 
 def _change(text: str, row: Fields) -> Fields:
     """Fields of one change of a row."""
     if text in CHANGES:
         return CHANGES[text][0]
-    for pattern, name in (
-        (r"(\d+) blocks", "aux.blocks_per_stage"),
-        (r"tail (\d+)", "aux.tail"),
-        (r"(\d+) sweeps", "penalty.sweeps"),
-        (r"(\d+) epochs", "num_epochs"),
-    ):
-        if found := re.fullmatch(pattern, text):
-            return {name: int(found[1])}
+    if (found := re.search(r"\d+", text)) and (name := NUMBERS.get(text.replace(found[0], "N", 1))):
+        return {name: int(found[0])}
     if (found := re.fullmatch(r"(\w+) from epoch ([\d.]+)", text)) and found[1] in METHODS:
         return {"phases.methods": (row["method"], found[1]), "phases.epochs": (float(found[2]),)}
     if "=" in text:
         return parsed([f"--config.{text}"])
-    raise BadInput(
-        f"row change {text!r}: expected of {', '.join(CHANGES)}, N blocks, tail N, N sweeps, N epochs, "
-        f"METHOD from epoch N, or field=value"
-    )
+    known = f"{', '.join([*CHANGES, *NUMBERS])}, METHOD from epoch N, or field=value"
+    raise BadInput(f"row change {text!r}: expected of {known}")
 
 
 def fields_of(row: str) -> Fields:
-    """Fields of a row, `aux.grid` in words where it depends on the images.
-
-    Raises:
-      BadInput: There is no such method or change.
-    """
+    """Fields of a row, `aux.grid` in words where it depends on the images; BadInput if there is no such row."""
     name, *changes = re.split(r", (?![^(]*\))", row)
     if name not in ROWS and name not in METHODS:
         raise BadInput(f"row {row!r}: expected one of {', '.join(dict.fromkeys([*METHODS, *ROWS]))}, and changes")
@@ -97,11 +86,7 @@ def meaning(row: str) -> str:
 
 
 def parsed(extra: list[str]) -> Fields:
-    """Fields from arguments --config.field=value.
-
-    Raises:
-      BadInput: for any other argument.
-    """
+    """Fields from arguments --config.field=value; BadInput for any other argument."""
     fields = {}
     for argument in extra:
         name, equals, text = argument.removeprefix("--config.").partition("=")
@@ -115,41 +100,35 @@ def parsed(extra: list[str]) -> Fields:
 
 
 def load(path: Path | str, fields: Mapping[str, Any]) -> Config:
-    """The configuration of a config file with some fields set, filled in and checked.
-
-    Lists, as JSON has them, are tuples; `aux.grid` may be `HALF` or `QUARTER`.
+    """The configuration of a config file with some fields set (lists, as JSON has them, as tuples), and checked.
 
     Raises:
       BadInput: There is no such file or field, or a value is bad.
     """
-    path = Path(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
+    if (
+        not (spec := importlib.util.spec_from_file_location("config", path))
+        or not spec.loader
+        or not Path(path).exists()
+    ):
         raise BadInput(f"--config={path}: expected a config file, e.g. configs/digits.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     values = module.get_config()
-    own = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    share = own.pop("aux.grid") if own.get("aux.grid") in (HALF, QUARTER) else None
+    own: Fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    share = SHARES[own.pop("aux.grid")] if own.get("aux.grid") in SHARES else 0
     try:
         values.update_from_flattened_dict(own)
     except (KeyError, AttributeError, TypeError) as error:
         raise BadInput(f"{path}: {error}") from error
     if share:
         side = images(configure(values.to_dict()).data).image_shape[0]
-        half = values.aux.grid or 1 << (side - 1).bit_length() - 1
-        values.aux.grid = half if share == HALF else half // 2
+        values.aux.grid = (values.aux.grid or 1 << (side - 1).bit_length() - 1) // share
     return configure(values.to_dict())
 
 
 def images(config: DataConfig) -> Spec:
-    """Images and numbers of a published data set, as the configuration reduces them.
-
-    Raises:
-      BadInput: The data is no published set.
-    """
-    published = SOURCES[config.name].published
-    if published is None:
+    """Images and numbers of a published data set, as the configuration reduces them."""
+    if (published := SOURCES[config.name].published) is None:
         raise BadInput(f"data.name={config.name}: its images have no known size; set aux.grid")
     return reduced_spec(published(config), config)
 
@@ -162,7 +141,7 @@ def in_numbers(path: Path | str, fields: Mapping[str, Any]) -> Fields:
     """
     config = load(path, fields)
     told = {name: value for name, value in fields.items() if value is not None}
-    if told.get("aux.grid") in (HALF, QUARTER):
+    if told.get("aux.grid") in SHARES:
         told["aux.grid"] = config.aux.grid
     if load(path, told) != config:
         unset = ", ".join(name for name, value in fields.items() if value is None)

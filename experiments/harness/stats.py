@@ -9,15 +9,10 @@ Json = dict[str, Any]
 
 def summary(row: str, num_stages: int, runs: list[Json]) -> Json:
     """A row of a JSON: the runs' accuracies, mean and sample standard deviation."""
-    accuracies = [run["test_accuracy"] for run in runs]
-    return {
-        "row": row,
-        "stages": num_stages,
-        "n": len(runs),
-        "accuracy_mean": statistics.mean(accuracies) if runs else None,
-        "accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
-        "runs": runs,
-    }
+    found = [run["test_accuracy"] for run in runs]
+    std = statistics.stdev(found) if len(found) > 1 else None
+    told = {"row": row, "stages": num_stages, "n": len(runs)}
+    return told | {"accuracy_mean": statistics.mean(found), "accuracy_std": std, "runs": runs}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -26,31 +21,20 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def row_of(rows: Sequence[Json], name: str, num_stages: int) -> Json | None:
-    """A row of a JSON.
-
-    Backprop's row `serial` does for every number of stages: its network has no cuts.
-    """
+    """A row of a JSON; of backprop, whose network has no cuts, that of any number of stages."""
     named = {row["stages"]: row for row in rows if row["row"] == name}
     return named.get(num_stages) or (next(iter(named.values()), None) if name == "serial" else None)
 
 
-def paired(row: Json, base: Json) -> tuple[float, float, int] | None:
-    """Accuracy of a row minus another's, seed by seed, over the seeds that both have.
-
-    Returns:
-      Mean and standard error in points, and the number of seeds; None with fewer than two.
-    """
-    own, other = ({run["seed"]: run["test_accuracy"] for run in r["runs"]} for r in (row, base))
-    found = [100 * (own[seed] - other[seed]) for seed in own if seed in other]
-    if len(found) < 2:
-        return None
-    return statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5, len(found)
-
-
 def difference(row: Json | None, base: Json | None) -> str:
-    """`paired` as a table's cell; nothing where one row is missing."""
-    found = paired(row, base) if row and base else None
-    return "" if found is None else f"{found[0]:+.2f} ± {found[1]:.2f} ({found[2]})"
+    """Accuracy of a row minus another's in points, over the seeds that both have: mean ± standard error (seeds).
+
+    Nothing where a row is missing, or with fewer than two seeds.
+    """
+    own, other = ({run["seed"]: run["test_accuracy"] for run in r["runs"]} if r else {} for r in (row, base))
+    found = [100 * (own[seed] - other[seed]) for seed in own if seed in other]
+    error = statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else None
+    return "" if error is None else f"{statistics.mean(found):+.2f} ± {error:.2f} ({len(found)})"
 
 
 def medians(timed: Sequence[Mapping[str, Any]]) -> Json:

@@ -18,18 +18,14 @@ class Process:
     """A worker's process, as the one that asks sees it."""
 
     def __init__(self, devices: int, environment: Mapping[str, str], module: str, python: str = "") -> None:
-        """Start it.
-
-        Args:
-          devices: That a CPU back end is to have there.
-          environment: Added to this process's.
-          module: Which calls `serve`.
-          python: Another interpreter.
-        """
+        """Start a module that calls `serve`, where a CPU back end is to have so many devices."""
         inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
         command = [python or sys.executable, "-m", module, str(devices)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, env=inherited | dict(environment), text=True, **pipes)
+        assert self._process.stdin
+        assert self._process.stdout
+        self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def ask(self, do: str, **request: Any) -> Json:
         """The answer to a command.
@@ -37,13 +33,11 @@ class Process:
         Raises:
           RuntimeError: It failed, or the process has ended.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         line = ""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self._requests.write(json.dumps({"do": do, **request}) + "\n")
+            self._requests.flush()
+            line = self._answers.readline()
         answer = json.loads(line) if line else {"error": f"the process ended with code {self._process.wait()}"}
         if "error" in answer:
             raise RuntimeError(f"{do} {request}: {answer['error']}")
@@ -51,25 +45,14 @@ class Process:
 
     def close(self) -> None:
         """End it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._requests.close()
         self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
 
 
 def interleaved(turns: Mapping[str, tuple[Process, str]], rounds: int, steps: int) -> dict[str, list[Json]]:
-    """Time steps of several runs, which take turns.
-
-    Args:
-      turns: By name the process, and the run's name there.
-      rounds: Of turns.
-      steps: Of a run in a round.
-
-    Returns:
-      The answers of each name, one a round.
-    """
+    """Answers of each name, one a round, to so many steps of a run in a process; the names take turns."""
     answers: dict[str, list[Json]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, (process, run) in turns.items():

@@ -3,6 +3,7 @@
 import os
 import statistics
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from lpjax.config.schema import Config
 from lpjax.cost.machine import Link, Machine, UnitSeconds
 from lpjax.cost.model import step_seconds
 from lpjax.cost.timing import UnitTimer, stopwatch
-from lpjax.nn.chain import Shape, UnitLike
 from lpjax.training import run as runs
 
 ALONE = {"NPROC": "1"} | INTERLEAVED
@@ -30,8 +30,8 @@ def measured_units(repeats: int) -> UnitSeconds:
     """Seconds of units as measured here, all beside the same first one."""
     timer = UnitTimer(repeats)
 
-    def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:
-        taken = timer(unit, in_shape, examples)
+    def seconds(*unit: Any) -> tuple[float, float]:
+        taken = timer(*unit)
         return taken.forward, max(0.0, taken.both - taken.forward)
 
     return seconds
@@ -43,21 +43,15 @@ def memory_bandwidth() -> float:
     return 2 * x.nbytes / statistics.median(stopwatch(jax.jit(lambda x: 2 * x + 1), x))
 
 
-def slower(units: UnitSeconds, factor: float) -> UnitSeconds:
-    """Units on devices that hinder each other."""
+def here(units: UnitSeconds, bandwidth: float, link: Link, slower: float = 1.0) -> Machine:
+    """Devices like this machine's, each slower by a factor."""
+    same: Any = {"devices_per_node": 64, "inside": link, "between": link, "launch": 0.0, "start": 0.0}
 
-    def seconds(unit: UnitLike, in_shape: Shape, examples: int) -> tuple[float, float]:
-        forward, backward = units(unit, in_shape, examples)
-        return factor * forward, factor * backward
+    def seconds(*unit: Any) -> tuple[float, float]:
+        forward, backward = units(*unit)
+        return slower * forward, slower * backward
 
-    return seconds
-
-
-def here(units: UnitSeconds, bandwidth: float, link: Link) -> Machine:
-    """Devices like this machine's."""
-    return Machine(
-        "here", units, memory_bandwidth=bandwidth, devices_per_node=64, inside=link, between=link, launch=0.0, start=0.0
-    )
+    return Machine("here", seconds, memory_bandwidth=bandwidth / slower, **same)
 
 
 def predicted(config: Config, machine: Machine) -> float:

@@ -6,21 +6,20 @@ balanced cuts, on devices that do not hinder each other.  Of a run in phases, rh
 
     time to accuracy = rho (epochs of backprop) / (epochs of the method)
 
-epochs: to the first test at most half a point under the last accuracy of backprop of the same network by the same seed,
-mean over the seeds of both; none where a seed does not get there, or was not tested after every epoch.
+epochs: to the first test at most half a point under the last accuracy of backprop by the same seed, mean over the seeds
+of both; none where a seed does not get there, or was not tested after every epoch.
 """
 
-import argparse
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from experiments.accuracy.tables import PROTOCOL
 from experiments.harness import markdown, plot
-from experiments.harness.experiment import RESULTS, Experiment, Json, Option, Picture, Table
+from experiments.harness.experiment import RESULTS, Call, Experiment, Json, Picture, Table
 from experiments.harness.rows import Fields, fields_of, load
 from experiments.harness.stats import row_of
 from experiments.predict.here import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
@@ -28,66 +27,43 @@ from lpjax.config.schema import Config
 from lpjax.cost import balance
 from lpjax.cost.machine import Link, Machine, UnitSeconds
 from lpjax.cost.timing import Seconds
-from lpjax.nn.chain import Shape, UnitLike
 
 BELOW = 0.005
 
 BATCH = 120
 """Examples of a step of which rho is told: of 2, 3, 4 and 8 devices each has equally many."""
 
-Curve = list[tuple[int, float]]
-"""(step, accuracy) of each test."""
 
+def compared(rows: list[Json], rho: Callable[[str, int], float]) -> list[Json]:
+    """The rows of the JSON, from those of `accuracy` on the published network, and the speed-up of a row with K stages.
 
-def epochs_to(curve: Curve, target: float) -> int | None:
-    """Epochs to the first test of at least `target`, of a test after each; None without one."""
-    return next((number for number, (_, value) in enumerate(curve, 1) if value >= target), None)
-
-
-def mean_epochs(curves: Iterable[Curve], targets: list[float]) -> float | None:
-    """Over the seeds, each to its own target; None where one does not get there."""
-    found = [epochs_to(curve, target) for curve, target in zip(curves, targets, strict=True)]
-    return None if None in found else statistics.mean(number for number in found if number)
-
-
-def backprop(row: str) -> str:
-    """The row of backprop of the same network as that of a row: with or without standardisation at the cuts."""
-    return "serial, standardised" if fields_of(row).get("standardise") else "serial"
-
-
-def compared(rows: list[Json], rho: Callable[[str, int], float], every_epoch: bool = True) -> list[Json]:
-    """The rows of the JSON.
-
-    Args:
-      rows: Of `accuracy`.  Those without backprop of their own network by a seed of theirs are left out.
-      rho: Speed-up of a row with K stages.
-      every_epoch: Whether those tested most often were after each epoch; the others have no epochs.
+    Those without backprop by a seed of theirs are left out.
     """
     made = []
     epoch = min((run["accuracy"][0][0] for row in rows for run in row["runs"]), default=0)  # steps
-    for row in rows:
-        name, K = row["row"], row["stages"]
-        serial = row_of(rows, backprop(name), K)
-        curves, base_curves = ({run["seed"]: run["accuracy"] for run in r["runs"]} if r else {} for r in (row, serial))
-        both = sorted(curves.keys() & base_curves.keys())
-        if not both:
+    for row in published(rows):
+        serial = row_of(rows, "serial", row["stages"])
+        curves, bases = ({run["seed"]: run["accuracy"] for run in r["runs"]} if r else {} for r in (row, serial))
+        pairs = [(curves[seed], bases[seed]) for seed in sorted(curves.keys() & bases.keys())]
+        if not pairs:
             continue
-        pairs = [(curves[seed], base_curves[seed]) for seed in both]
-        targets = [base_curve[-1][1] - BELOW for _, base_curve in pairs]
-        every = every_epoch and all(curve[0][0] == epoch for both_curves in pairs for curve in both_curves)
-        own, base = (mean_epochs(found, targets) if every else None for found in zip(*pairs, strict=True))
-        speed = rho(name, K)
-        made.append(
-            {
-                **{key: row[key] for key in ("row", "stages", "n", "accuracy_mean", "accuracy_std")},
-                "minus_serial": statistics.mean(curve[-1][1] - base_curve[-1][1] for curve, base_curve in pairs),
-                "rho": speed,
-                "every_epoch": every,
-                "epochs": own,
-                "time_to_accuracy": speed * base / own if own and base else None,
-            }
-        )
+        every = all(curve[0][0] == epoch and len(curve) > 1 for pair in pairs for curve in pair)
+        targets = [base[-1][1] - BELOW for _, base in pairs]
+        reached: list[list[int | None]] = [
+            [next((i for i, (_, value) in enumerate(curve, 1) if value >= target), None) for curve in pair]
+            for pair, target in zip(pairs, targets, strict=True)
+        ]
+        own, base = (statistics.mean(of) if every and all(of) else None for of in zip(*reached, strict=True))
+        told = {key: row[key] for key in ("row", "stages", "n", "accuracy_mean", "accuracy_std")}
+        told["minus_serial"] = statistics.mean(curve[-1][1] - base_curve[-1][1] for curve, base_curve in pairs)
+        told |= {"rho": rho(row["row"], row["stages"]), "every_epoch": every, "epochs": own}
+        made.append({**told, "time_to_accuracy": told["rho"] * base / own if own and base else None})
     return made
+
+
+def published(rows: list[Json]) -> list[Json]:
+    """Those whose network is the published one."""
+    return [row for row in rows if not fields_of(row["row"]).get("standardise")]
 
 
 def in_phases(row: str) -> list[tuple[Fields, float]]:
@@ -101,80 +77,60 @@ def in_phases(row: str) -> list[tuple[Fields, float]]:
     return [(alone | {"method": method}, share) for method, share in zip(methods, shares, strict=True)]
 
 
-class Model:
-    """rho by the cost model: (row, K) -> serial's seconds over the row's."""
+def model(path: str, units: UnitSeconds, machine: Machine) -> Callable[[str, int], float]:
+    """rho by the cost model: (row, K) -> serial's seconds over the row's, on the network of a config file.
 
-    def __init__(self, path: str, units: UnitSeconds, machine: Machine) -> None:
-        """For a config file, seconds of its units, and devices that have these."""
-        self._path, self._units, self._machine = path, units, machine
-        self._serial = predicted(self._config({"method": "serial"}, 1), machine)
+    Of a run in phases, with the cuts of its first method.
+    """
 
-    def _config(self, fields: Fields, num_stages: int, **own: Any) -> Config:
-        """Of fields of a row, on this network."""
-        return load(self._path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
+    def config(fields: Fields, num_stages: int, **own: Any) -> Config:
+        return load(path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
 
-    def _cost(self, unit: UnitLike, in_shape: Shape, examples: int) -> Seconds:
-        forward, backward = self._units(unit, in_shape, examples)
+    def cost(*unit: Any) -> Seconds:
+        forward, backward = units(*unit)
         return Seconds(forward, forward + backward, forward + backward / 2)
 
-    def __call__(self, row: str, num_stages: int) -> float:
-        """Of a row with K stages; of a run in phases with the cuts of its first method."""
-        if fields_of(row)["method"] == "serial":
-            return 1.0
+    serial = predicted(config({"method": "serial"}, 1), machine)
+
+    def rho(row: str, num_stages: int) -> float:
         phases = in_phases(row)
-        config = self._config(phases[0][0], num_stages)
-        cuts, _ = balance.measured_cuts(config, self._cost, repeats=0, rounds=0)
-        return self._serial / sum(
-            share * predicted(self._config(fields, num_stages, cuts=cuts), self._machine) for fields, share in phases
-        )
+        if phases[0][0]["method"] == "serial":
+            return 1.0
+        cuts, _ = balance.measured_cuts(config(phases[0][0], num_stages), cost, repeats=0, rounds=0)
+        return serial / sum(share * predicted(config(own, num_stages, cuts=cuts), machine) for own, share in phases)
+
+    return rho
 
 
-def run(args: argparse.Namespace) -> Iterator[Json]:
+def run(
+    call: Call,
+    accuracy: Path = RESULTS / "accuracy_final.json",
+    speed: Path = RESULTS / "speedup.json",
+    repeats: int = 5,
+) -> Iterator[Json]:
     """The JSON at the end."""
     alone_on_one_core()
-    link = Link(**json.loads(Path(args.speed).read_text())["link"])
-    files = {name: json.loads(Path(name).read_text()) for name in args.accuracy.split(",")}
-    units = measured_units(args.repeats)
-    model = Model(args.config, units, here(units, memory_bandwidth(), link))
-    rows = [
-        row
-        for found in files.values()
-        for row in compared(found["rows"], model, found["fields"]["eval.every_epochs"] == 1)
-    ]
-    commits = {name: found["commit"] for name, found in files.items()}
-    yield {"accuracy": commits, "config": args.config, "rows": sorted(rows, key=lambda row: row["stages"])}
-
-
-# -------------------------------------------------------------------------------------------------- tables and pictures
-
-
-def published(made: Json) -> list[Json]:
-    """The rows whose network is the published one."""
-    return [row for row in made["rows"] if backprop(row["row"]) == "serial"]
+    units, found = measured_units(repeats), json.loads(accuracy.read_text())
+    machine = here(units, memory_bandwidth(), Link(**json.loads(speed.read_text())["link"]))
+    rows = compared(found["rows"], model(call.config, units, machine))
+    told = {"accuracy": {str(accuracy): found["commit"]}, "config": call.config}
+    yield {**told, "rows": sorted(rows, key=lambda row: row["stages"])}
 
 
 def in_full(made: Json) -> str:
     """A line a row and number of stages."""
     shown = []
-    for row in published(made):
-        epochs = "not reached" if row["every_epoch"] else ""
-        shown.append(
-            [
-                str(row["stages"]),
-                row["row"],
-                f"{100 * row['minus_serial']:+.2f}",
-                f"{row['rho']:.2f}",
-                epochs if row["epochs"] is None else f"{row['epochs']:.1f}",
-                markdown.shown(row["time_to_accuracy"], ".2f"),
-            ]
-        )
+    for row in published(made["rows"]):
+        reached = markdown.shown(row["epochs"], ".1f") or ("not reached" if row["every_epoch"] else "")
+        told = [f"{100 * row['minus_serial']:+.2f}", f"{row['rho']:.2f}", reached]
+        shown.append([str(row["stages"]), row["row"], *told, markdown.shown(row["time_to_accuracy"], ".2f")])
     heading = ["minus backprop, points", "rho, model", "epochs to backprop less 0.5 points", "time to accuracy"]
     return markdown.table(["K", "", *heading], shown)
 
 
 def draw(path: Path, made: Json) -> None:
     """Accuracy under backprop's over rho, a line a method, a point a number of stages."""
-    rows = published(made)
+    rows = published(made["rows"])
     names = [name for name in dict.fromkeys(row["row"] for row in rows) if name != "serial"]
     with plot.figure(path, figsize=(6.5, 4)) as (_, (axis,)):
         for number, name in enumerate(names):
@@ -191,14 +147,7 @@ def draw(path: Path, made: Json) -> None:
 
 
 EXPERIMENT = Experiment(
-    name="tradeoff",
-    doc=__doc__,
-    run=run,
-    options=(
-        Option("accuracy", str(RESULTS / "accuracy_final.json"), "files of `accuracy`, with commas between them"),
-        Option("speed", str(RESULTS / "speedup.json"), "file of `speedup`, for its link"),
-        Option("repeats", 5, "measurements of a unit"),
-    ),
+    run,
     config="configs/cifar10_resnet110.py",
     out="tradeoff",
     show=in_full,

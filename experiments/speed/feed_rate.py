@@ -1,12 +1,10 @@
 """Training images a second that each kind of data source feeds, with nothing else to do.
 
 Batches of 128 until they are on the device, without the augmentation in the step, but for image files decoding, random
-resized crop to 224 and all.  Real digits; real Fashion-MNIST if its IDX files are in --dir; random pixels in CIFAR's
-shape; generated JPEGs of ImageNet's usual 500x375 (its files are larger, 110 kB on average: count on less).  Medians of
-`repeats` of two seconds.  About a minute on 2 cores.
+resized crop to 224 and all.  Real digits; real Fashion-MNIST if its IDX files are in --folder; random pixels in CIFAR's
+shape; generated JPEGs of ImageNet's usual 500x375 (its files are larger: count on less).  About a minute on 2 cores.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -18,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.harness import markdown
-from experiments.harness.experiment import Experiment, Json, Option, Table
+from experiments.harness.experiment import Call, Experiment, Json, Table
 from lpjax.config.schema import Config, DataConfig
 from lpjax.data import SOURCES
 from lpjax.data.feed import make_feed
@@ -26,15 +24,8 @@ from lpjax.data.source import Dataset, Stream
 from lpjax.parallel.mesh import make_mesh
 
 BATCH = 128
+FASHION = "/usr/share/datasets/fashion-mnist"
 JPEGS = 512
-RESIDENT = "gathered on the device"
-
-
-def random_cifar() -> Dataset:
-    """Arrays of CIFAR-10's shape."""
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8), rng.integers(0, 10, 50_000).astype(np.int32)
-    return Dataset(images, labels, images[:10_000], labels[:10_000], np.full(3, 0.5), np.full(3, 0.25))
 
 
 def write_jpegs(folder: Path) -> float:
@@ -44,8 +35,8 @@ def write_jpegs(folder: Path) -> float:
         path = folder / ("test" if i < 8 else "train") / str(i % 2) / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
-        coarse = small.resize((500, 375), Image.Resampling.BICUBIC)
-        noisy = np.asarray(coarse, np.int16) + rng.normal(0, 14, (375, 500, 3)).astype(np.int16)
+        noise = rng.normal(0, 14, (375, 500, 3)).astype(np.int16)
+        noisy = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC), np.int16) + noise
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=87)
         sizes.append(path.stat().st_size)
     return statistics.mean(sizes)
@@ -64,48 +55,40 @@ def images_per_second(data: Dataset | Stream, config: Config, seconds: float) ->
 
 
 def sources(folder: str, made: Path) -> Iterator[tuple[str, str, str, DataConfig, Dataset | Stream]]:
-    """What is fed: its name, images and way, in words, and itself."""
-    yield "digits", "8x8", RESIDENT, DataConfig(), SOURCES["digits"].load(DataConfig())
+    """What is fed, with Fashion-MNIST of a folder and JPEGs made in another: name, images, way, and itself."""
+    resident, rng = "gathered on the device", np.random.default_rng(0)
+    yield "digits", "8x8", resident, DataConfig(), SOURCES["digits"].load(DataConfig())
     if Path(folder).is_dir():
         data = DataConfig(name="fashion_mnist", dir=folder)
-        yield "fashion_mnist, mnist, idx", "28x28", RESIDENT, data, SOURCES["fashion_mnist"].load(data)
-    yield "cifar10, cifar100", "32x32x3", RESIDENT, DataConfig(), random_cifar()
-    size = write_jpegs(made)
-    data = DataConfig(name="folder", dir=str(made), crop=0)
-    files = f"JPEGs of 500x375, {size / 1e3:.0f} kB"
+        yield "fashion_mnist, mnist, idx", "28x28", resident, data, SOURCES["fashion_mnist"].load(data)
+    images, labels = rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8), rng.integers(0, 10, 50_000).astype(np.int32)
+    cifar = Dataset(images, labels, images[:10_000], labels[:10_000], np.full(3, 0.5), np.full(3, 0.25))
+    yield "cifar10, cifar100", "32x32x3", resident, DataConfig(), cifar
+    files, data = (
+        f"JPEGs of 500x375, {write_jpegs(made) / 1e3:.0f} kB",
+        DataConfig(name="folder", dir=str(made), crop=0),
+    )
     yield "imagenet2012, folder", files, "decoded, cropped to 224", data, SOURCES["folder"].load(data)
 
 
-def run(args: argparse.Namespace) -> Iterator[Json]:
+def run(call: Call, folder: str = FASHION, repeats: int = 5, seconds: float = 2.0) -> Iterator[Json]:
     """The JSON after every source."""
     rows: list[Json] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for source, images, fed, data_config, data in sources(args.dir, Path(folder)):
+    with tempfile.TemporaryDirectory() as made:
+        for source, shown, fed, data_config, data in sources(folder, Path(made)):
             config = Config(num_stages=1, batch_size=BATCH, data=data_config)
-            rates = [images_per_second(data, config, args.seconds) for _ in range(args.repeats)]
-            told = {"source": source, "images": images, "fed": fed}
-            rows.append(told | {"images_per_second": statistics.median(rates), "runs": rates})
+            rates = [images_per_second(data, config, seconds) for _ in range(repeats)]
+            told = {"source": source, "images": shown, "fed": fed, "images_per_second": statistics.median(rates)}
+            rows.append(told | {"runs": rates})
             print(rows[-1], flush=True)
-            yield {"repeats": args.repeats, "rows": rows}
+            yield {"repeats": repeats, "rows": rows}
 
 
-def rates(made: Json) -> str:
+def by_source(made: Json) -> str:
     """A line a source."""
     names = ("source", "images", "fed")
     shown = [[*(row[name] for name in names), f"{row['images_per_second']:,.0f}"] for row in made["rows"]]
     return markdown.table([*names, "images/s"], shown)
 
 
-EXPERIMENT = Experiment(
-    name="feed_rate",
-    doc=__doc__,
-    run=run,
-    options=(
-        Option("dir", "/usr/share/datasets/fashion-mnist", "folder of Fashion-MNIST's IDX files"),
-        Option("repeats", 5, "of each source"),
-        Option("seconds", 2.0, "of each repeat"),
-    ),
-    out="feed_rate",
-    show=rates,
-    tables={"feed": Table(rates, ("feed_rate",))},
-)
+EXPERIMENT = Experiment(run, out="feed_rate", show=by_source, tables={"feed": Table(by_source, ("feed_rate",))})

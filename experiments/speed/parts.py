@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -29,12 +30,7 @@ from lpjax.training.run import Run
 
 
 class Parts(StagePrograms):
-    """Programs of a run's step on one device.
-
-    Attributes:
-      S: Devices along 'stage', whatever the run's own mesh has.
-      D: Devices along 'data'.
-    """
+    """Programs of a run's step on one device of S along 'stage', whatever its own mesh has, and D along 'data'."""
 
     def __init__(self, run: Run, device: jax.Device, num_devices: int = 1) -> None:
         super().__init__(run, device)
@@ -53,14 +49,10 @@ class Parts(StagePrograms):
 
         return self.program(part, batch), batch
 
-    def optimizer(self, slots: int) -> Program:
-        """The update of the first `slots` stages."""
-        params, opt = jax.tree.map(lambda row: row[:slots], (self.state.stage_params, self.state.stage_opt))
-
-        def part(params: PyTree, opt: PyTree) -> PyTree:
-            return optim.update_rows(self.run.step_inputs.optimizer, params, opt, params)
-
-        return self.program(part, params, opt)
+    def update(self, own: optax.GradientTransformation, params: PyTree, opt: PyTree, rows: bool) -> Program:
+        """The update of stages, which are rows, or of the AuxNet."""
+        update = optim.update_rows if rows else optim.update
+        return self.program(lambda params, opt: update(own, params, opt, params), params, opt)
 
     def aux_net(self, size: int) -> dict[str, Program]:
         """Of `size` examples: data, aux_forward (with what finds the multipliers), aux_all (forward pass, correction,
@@ -82,10 +74,8 @@ class Parts(StagePrograms):
             kappa = multiplier.current(config, state, batch, done)
             corrected = aux_step.corrected_inputs(config, state, done, kappa, adjoints, outputs)
             tails = jax.tree.map(lambda p: p[None], state.aux_params)
-            optimizer = run.step_inputs.aux_optimizer
-            return done.lam, aux_step.fit(
-                run.network, config, state, optimizer, x, batch.label, done, corrected, adjoints, tails
-            )
+            inputs = x, batch.label, done, corrected, adjoints, tails
+            return done.lam, aux_step.fit(run.network, config, state, run.step_inputs.aux_optimizer, *inputs)
 
         def correction(lam: list[Array], adjoints: list[Array], outputs: list[Array]) -> PyTree:
             done = aux_step.AuxPass(tuple(lam), jnp.zeros(()), lambda *_: ((), ()), ())
@@ -101,51 +91,33 @@ class Parts(StagePrograms):
             "receive": self.program(exchange.receive, replies),
         }
 
-    def aux_optimizer(self) -> Program:
-        """The update of the AuxNet."""
-        state = self.state
-
-        def part(params: PyTree, opt: PyTree) -> PyTree:
-            return optim.update(self.run.step_inputs.aux_optimizer, params, opt, params)
-
-        return self.program(part, state.aux_params, state.aux_opt)
-
     def all(self) -> dict[str, Program]:
         """The parts of a device's step; serial_data and serial_aux_all: of one device that has the whole batch."""
-        network, B = self.run.network, self.run.config.batch_size
-        own = B // (self.S * self.D)
-        programs = {"optimizer": self.optimizer(network.num_stages // self.S), "serial_data": self.augment(B)[0]}
+        network, B, state, inputs = self.run.network, self.run.config.batch_size, self.state, self.run.step_inputs
+        own, slots = B // (self.S * self.D), network.num_stages // self.S
+        rows = jax.tree.map(lambda row: row[:slots], (state.stage_params, state.stage_opt))
+        programs = {"optimizer": self.update(inputs.optimizer, *rows, True), "serial_data": self.augment(B)[0]}
         if self.method.aux_net == "inputs":
             programs |= self.aux_net(own) | {"serial_aux_all": self.aux_net(B)["aux_all"]}
         else:
             programs["data"] = self.augment(own)[0]
         if self.method.aux_net == "tails":
-            programs["aux_optimizer"] = self.aux_optimizer()
+            programs["aux_optimizer"] = self.update(inputs.aux_optimizer, state.aux_params, state.aux_opt, False)
         return programs | {f"stage {k}": self.stage(k) for k in range(network.num_stages)}
-
-
-def together(parts: list[Parts], repeats: int) -> float:
-    """Seconds of stage i on the i-th device, all at the same time."""
-    programs = [part.stage(i) for i, part in enumerate(parts)]
-
-    def all_of_them() -> list[Any]:
-        return [program() for program in programs]
-
-    return statistics.median(stopwatch(all_of_them, repeats=repeats))
 
 
 def link(count: int, repeats: int) -> dict[str, float]:
     """Latency, seconds, and bandwidth, bytes a second that a device sends, of an all_to_all of `count` devices."""
-    mesh = meshes.make_mesh(count, 1)
+    mesh, axis = meshes.make_mesh(count, 1), P("stage")
 
     def seconds(size: int) -> float:
-        """Of an all_to_all of which each device sends `size` bytes to others."""
-        values = size // (4 * (count - 1))
-        x = jax.device_put(jnp.zeros((count * count, values)), NamedSharding(mesh, P("stage")))
-        move = jax.shard_map(
-            lambda x: lax.all_to_all(x, "stage", 0, 0, tiled=True), mesh=mesh, in_specs=P("stage"), out_specs=P("stage")
-        )
+        """Where each device sends `size` bytes to others."""
+        x = jax.device_put(jnp.zeros((count * count, size // (4 * (count - 1)))), NamedSharding(mesh, axis))
+        move = jax.shard_map(exchange, mesh=mesh, in_specs=axis, out_specs=axis)
         return statistics.median(stopwatch(jax.jit(move), x, repeats=repeats))
+
+    def exchange(x: Array) -> Array:
+        return lax.all_to_all(x, "stage", 0, 0, tiled=True)
 
     small, large = 1 << 12, 1 << 25
     latency = seconds(small)

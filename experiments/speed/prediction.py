@@ -35,10 +35,6 @@ MOMENTS = 2
 def schedule_of(network: Network, config: Config) -> Json:
     """The schedule of a step, for another process.
 
-    Args:
-      network: The network.
-      config: Its method, mesh and settings, with all fields filled in.
-
     Returns:
       entries: `nn.schedule.to_json` of the schedule.  sent: of each entry the number of its collectives, batch norm's
       too, and the bytes that a device sends in them; the arrays of one collective go together.  updated: accesses in
@@ -59,16 +55,12 @@ def schedule_of(network: Network, config: Config) -> Json:
 
 
 def computing(rows: Sequence[Drawn], parts: Json, updated: int) -> list[float]:
-    """Seconds of each entry of a schedule, but for its collectives.
+    """Seconds of each entry of a schedule, but for its collectives, from those of the parts by name (of stages lists).
 
     A program that was timed is split over its entries in proportion to their operations: a stage's over all that is
     done for the stage; `aux_forward` over the AuxNet's pieces; what `aux_all` takes beyond that and the correction, the
-    AuxNet's update with it, over the pieces' passes behind the correction.
-
-    Args:
-      rows: The schedule.
-      parts: Seconds of the parts by name, of those that the method has; of the stages lists [K].
-      updated: See `schedule_of`; an update takes as much longer as it has more accesses.
+    AuxNet's update with it, over the pieces' passes behind the correction.  An update takes as much longer than that
+    of `schedule_of` as it has more accesses.
     """
     measured = dict.fromkeys(chain(*PARTS.values()), 0.0) | parts
     measured |= {f"stage {k}": own for k, own in enumerate(parts["stages"])}
@@ -131,14 +123,12 @@ def prediction(schedule: Json, parts: Json, link: Json | None) -> Json:
 
     Args:
       schedule: See `schedule_of`.
-      parts: Seconds of the parts, see `computing`; serial, serial_data, serial_aux_all: of the whole batch on one
-        device.
-      link: latency, bandwidth: seconds of a collective, and bytes a second that a device sends.
+      parts: Seconds of the parts, see `computing`; those named serial.. are of the whole batch on one device.
+      link: Seconds of a collective (latency), and bytes a second that a device sends (bandwidth).
 
     Returns:
-      terms: Seconds by what they are spent on, along the entries that each start when the one before ends: by label,
-      "batch norm" for its collectives.  seconds: their sum.  rho, rho_eq27, bound_eq27: speed-ups.  not_stage: share of
-      the step that is something else than a stage's own program.  imbalance: of the stages.
+      terms: Seconds on the critical path, by label, "batch norm" for its collectives.  seconds: Their sum.  rho,
+      rho_eq27, bound_eq27: Speed-ups.  not_stage: Share of the step that is no stage's own program.  imbalance.
     """
     rows = from_json(schedule["entries"])
     items = [row.item for row in rows]

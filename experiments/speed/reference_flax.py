@@ -5,7 +5,6 @@ A worker like `experiments.speed.worker`, of the commands prepare and step.
 
 import time
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,13 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, PyTree
 
-from experiments.harness.worker import serve
+from experiments.harness.worker import Json, serve
 
 Conv = partial(nn.Conv, use_bias=False)
 BatchNorm = partial(nn.BatchNorm, use_running_average=False, momentum=0.9)
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module):
     """Of arXiv:1512.03385 with shortcut A."""
 
     features: int
@@ -34,47 +33,26 @@ class BasicBlock(nn.Module):
         return nn.relu(y + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1]))))
 
 
-class PreactBlock(nn.Module):
-    """Of arXiv:1603.05027."""
-
-    features: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = nn.relu(BatchNorm()(x))
-        if (x.shape[-1], 1) != (self.features, self.stride):
-            x = Conv(self.features, (1, 1), self.stride)(y)
-        y = nn.relu(BatchNorm()(Conv(self.features, (3, 3), self.stride, padding=1)(y)))
-        return x + Conv(self.features, (3, 3), padding=1)(y)
-
-
 class Net(nn.Module):
-    """`lpjax.models.resnet.resnet` or, wide, `lpjax.models.preact_resnet.wide_resnet` without dropout."""
+    """`lpjax.models.resnet.resnet`."""
 
     depth: int
     width: int
-    wide: bool
     classes: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = Conv(16 if self.wide else self.width, (3, 3), padding=1)(x)
-        if not self.wide:
-            x = nn.relu(BatchNorm()(x))
-        block = PreactBlock if self.wide else BasicBlock
+        x = nn.relu(BatchNorm()(Conv(self.width, (3, 3), padding=1)(x)))
         for group in range(3):
-            for i in range((self.depth - (4 if self.wide else 2)) // 6):
-                x = block(self.width * 2**group, 2 if group and i == 0 else 1)(x)
-        if self.wide:
-            x = nn.relu(BatchNorm()(x))
+            for i in range((self.depth - 2) // 6):
+                x = Block(self.width * 2**group, 2 if group and i == 0 else 1)(x)
         return nn.Dense(self.classes)(x.mean((1, 2)))
 
 
 class Worker:
     """One network and its state."""
 
-    def prepare(self, name: str, model: dict[str, Any], batch: int, image: list[int]) -> dict[str, Any]:
+    def prepare(self, name: str, model: Json, batch: int, image: list[int]) -> Json:
         """Compile the step."""
         net, rng = Net(**model), np.random.default_rng(0)
         x = jnp.asarray(rng.normal(size=(batch, *image)), jnp.float32)
@@ -95,7 +73,7 @@ class Worker:
         self.call = jax.jit(step, donate_argnums=(0, 1, 2)).lower(*self.state).compile()
         return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"]))}
 
-    def step(self, name: str, steps: int) -> dict[str, Any]:
+    def step(self, name: str, steps: int) -> Json:
         """Seconds of steps."""
         seconds = []
         for _ in range(steps):

@@ -14,7 +14,7 @@ from torch.nn import functional
 from experiments.harness.worker import serve
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module):
     """Of arXiv:1512.03385 with shortcut A."""
 
     def __init__(self, channels, features, stride):
@@ -30,36 +30,13 @@ class BasicBlock(nn.Module):
         return functional.relu(y + (functional.pad(x, (0, 0, 0, 0, 0, self.new)) if self.new else x))
 
 
-class PreactBlock(nn.Module):
-    """Of arXiv:1603.05027."""
-
-    def __init__(self, channels, features, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, features, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(features)
-        same = (channels, 1) == (features, stride)
-        self.shortcut = None if same else nn.Conv2d(channels, features, 1, stride, bias=False)
-
-    def forward(self, x):
-        y = functional.relu(self.norm1(x))
-        x = x if self.shortcut is None else self.shortcut(y)
-        return x + self.conv2(functional.relu(self.norm2(self.conv1(y))))
-
-
-def make_net(depth, width, wide, classes, channels):
-    stem = 16 if wide else width
-    layers = [nn.Conv2d(channels, stem, 3, 1, 1, bias=False)]
-    if not wide:
-        layers += [nn.BatchNorm2d(stem), nn.ReLU()]
-    before = stem
+def make_net(depth, width, classes, channels):
+    layers = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    before = width
     for group in range(3):
-        for i in range((depth - (4 if wide else 2)) // 6):
-            features = width * 2**group
-            layers.append((PreactBlock if wide else BasicBlock)(before, features, 2 if group and i == 0 else 1))
-            before = features
-    if wide:
-        layers += [nn.BatchNorm2d(before), nn.ReLU()]
+        for i in range((depth - 2) // 6):
+            layers.append(Block(before, width * 2**group, 2 if group and i == 0 else 1))
+            before = width * 2**group
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 

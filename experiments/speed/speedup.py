@@ -3,8 +3,7 @@
 Nothing is read or learnt: the images are noise.  The machine must have nothing else to do.
 
 Where there are devices for K stages each row's step is timed, the rows taking turns (`rounds` times `steps` steps
-each), and rho = seconds of serial on one device / its own, paired by round.  On CPUs a device is a core: serial runs in
-a process that has one, and, as `serial_default`, in one that may use all.
+each), and rho = seconds of serial on one device / its own, paired by round.  On CPUs a device is a core.
 
 Where a method has a stage's program all parts of a step are timed alone on one device, for every K, and beside them the
 whole step of serial.  With what links take they predict rho:
@@ -21,7 +20,6 @@ On CPUs the same program takes more or less time in another process, by a fifth 
 times in new ones, and a part counts with its median over these; in brackets what one process alone predicts.
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -29,38 +27,41 @@ from functools import partial
 from typing import Any
 
 from experiments.harness import markdown
-from experiments.harness.experiment import Experiment, Json, Option, Table
+from experiments.harness.experiment import Call, Experiment, Json, Table
 from experiments.harness.rows import fields_of
-from experiments.speed.bench import Bench, Ready, measured_row
+from experiments.speed.bench import RECOMMENDED, Bench, Settings, measured_row
 from lpjax.methods import METHODS
 
 
-def run(args: argparse.Namespace) -> Iterator[Json]:
+def run(
+    call: Call, rows: str = "serial;data_parallel;pipeline;fdg;local;coarse_tail;coarse_adjoint", stages: str = "2,4,8",
+    rounds: int = 2, steps: int = 2, repeats: int = 5, processes: int = 3, even: bool = False,
+) -> Iterator[Json]:  # fmt: skip
     """The JSON after every part."""
-    names = list(dict.fromkeys(["serial", *args.rows.split(";")]))
-    with_stage_programs = [name for name in names if METHODS[fields_of(name)["method"]].stage_program is not None]
-    bench = Bench(args)
+    names = list(dict.fromkeys(["serial", *rows.split(";")]))
+    with_parts = [name for name in names if METHODS[fields_of(name)["method"]].stage_program is not None]
+    every = list(map(int, stages.split(",")))
+    bench = Bench(Settings(call.config, call.fields, every, rounds, steps, repeats, processes, even))
     made: Json = {
         "where": bench.where,
-        "environment": bench.environment,
+        "environment": RECOMMENDED,
         "environment_of_parts": bench.apart,
-        "config": bench.config,
-        "overrides": args.fields,
-        **{name: getattr(args, name) for name in ("rounds", "steps")},
+        "config": call.config,
+        "overrides": call.fields,
+        "rounds": rounds,
+        "steps": steps,
         "processes": bench.processes,
+        "link": None,
         "measured": [],
         "predictions": [],
         "failed": [],
     }
-    for K in (K for K in bench.stages if bench.available >= K):
+    for K in (K for K in every if bench.available >= K):
         yield from measured(bench, names, K, made)
-    if with_stage_programs:
-        count = min(max(bench.stages), bench.available)
-        made["link"] = None
-        if count > 1:
-            with bench.workers() as workers:
-                made["link"] = workers.many.ask("link", devices=count, repeats=args.repeats)
-    for row, K in itertools.product(with_stage_programs, bench.stages):
+    if with_parts and (count := min(max(every), bench.available)) > 1:
+        with bench.workers() as workers:
+            made["link"] = workers.many.ask("link", count=count, repeats=repeats)
+    for row, K in itertools.product(with_parts, every):
         found = attempt(made, f"parts of {row}, K = {K}", partial(bench.predicted, row, K, made["link"]))
         made["predictions"] += [found] if found else []
         yield made
@@ -81,47 +82,37 @@ def attempt(made: Json, what: str, work: Callable[[], Any]) -> Any:
 
 def measured(bench: Bench, names: list[str], K: int, made: Json) -> Iterator[Json]:
     """The rows that run at K stages, over all processes, into the JSON."""
-    before = made["measured"]
-    rows: dict[str, tuple[Json, list[Json], list[Json]]] = {}
+    before, rows = made["measured"], dict[str, tuple[Json, list[Json], list[Json]]]()
     for number in range(1, bench.processes + 1):
+        ready, found = dict[str, Any](), dict[str, list[Json]]()
         with bench.workers() as workers:
-            ready: dict[str, Ready] = {}
             for name in names:
                 what = f"compiling {name}, K = {K}, processes {number}"
-                ready |= attempt(made, what, partial(bench.prepared, workers, name, K)) or {}
-            work = partial(bench.timed, ready)
-            found = (attempt(made, f"timing K = {K}, processes {number}", work) if "serial" in ready else None) or {}
+                ready[name] = attempt(made, what, partial(bench.prepared, workers, name, K))
+            ready = {name: own for name, own in ready.items() if own}
+            if "serial" in ready:
+                found = attempt(made, f"timing K = {K}, processes {number}", partial(bench.timed, ready)) or {}
         for name, answers in found.items():
-            _, own, serial = rows.setdefault(name, (ready[name].row, [], []))
+            _, own, serial = rows.setdefault(name, (ready[name][1], [], []))
             own.extend(answers)
             serial.extend(found["serial"])
         made["measured"] = [*before, *(row | measured_row(own, serial) for row, own, serial in rows.values())]
         yield made
 
 
-# ------------------------------------------------------------------------------------------------------------ tables
-
-
 def in_full(made: Json) -> str:
     """A line a row and number of stages."""
-    heading = ("K", "method", "s/step", "rho, measured", "predicted", "contended", "Eq. 27", "not stages", "imbalance")
     predictions = {(p["row"], p["stages"]): p for p in made["predictions"]}
     found = {(m["row"], m["stages"]): m for m in made["measured"]}
     shown = []
     for row, K in sorted({**found, **predictions}, key=lambda key: key[1]):
         m, p = found.get((row, K)), predictions.get((row, K), {})
-        shown.append(
-            [
-                str(K),
-                row,
-                *([f"{m['seconds']['median']:.3f}", markdown.median(m["rho"])] if m else ["", ""]),
-                predicted_rho(p) if p else "",
-                markdown.shown(p.get("rho_contended"), ".2f"),
-                f"{p['rho_eq27']:.2f} < {p['bound_eq27']:.2f}" if p.get("rho_eq27") else "",
-                markdown.shown(p.get("not_stage"), ".1%"),
-                markdown.shown(p.get("imbalance"), ".0%"),
-            ]
-        )
+        timed = [f"{m['seconds']['median']:.3f}", markdown.median(m["rho"])] if m else ["", ""]
+        eq27 = f"{p['rho_eq27']:.2f} < {p['bound_eq27']:.2f}" if p.get("rho_eq27") else ""
+        rest = [markdown.shown(p.get(name), form) for name, form in (("not_stage", ".1%"), ("imbalance", ".0%"))]
+        contended = markdown.shown(p.get("rho_contended"), ".2f")
+        shown.append([str(K), row, *timed, predicted_rho(p) if p else "", contended, eq27, *rest])
+    heading = ("K", "method", "s/step", "rho, measured", "predicted", "contended", "Eq. 27", "not stages", "imbalance")
     return markdown.table(heading, shown)
 
 
@@ -129,9 +120,6 @@ def predicted_rho(prediction: Json) -> str:
     """rho, and the least and the most that one process alone predicts, where there were several."""
     alone = [process["rho"] for process in prediction.get("by_process", [])]
     return f"{prediction['rho']:.2f}" + (f" ({min(alone):.2f} .. {max(alone):.2f})" if len(alone) > 1 else "")
-
-
-PIECES = ("speedup", "speedup_grid_8", "speedup_pieces")
 
 
 def pieces(*files: Json) -> str:
@@ -152,25 +140,12 @@ def pieces(*files: Json) -> str:
 
 
 EXPERIMENT = Experiment(
-    name="speedup",
-    doc=__doc__,
-    run=run,
-    options=(
-        Option("rows", "serial;data_parallel;pipeline;fdg;local;coarse_tail;coarse_adjoint", "with ; between them"),
-        Option("stages", "2,4,8", "numbers of stages K"),
-        Option("rounds", 2, "of turns, in each process"),
-        Option("steps", 2, "of a row in a round"),
-        Option("repeats", 5, "measurements of a part"),
-        Option("processes", 3, "on CPUs, that all is timed in"),
-        Option("cuts", "measured", "by measured seconds, or even by FLOPs", ("measured", "even")),
-        Option("plain", False, "leave the environment as it is"),
-    ),
+    run,
     config="configs/cifar10_resnet110.py",
     out="speedup",
     show=in_full,
     tables={
-        "speedup": Table(in_full, ("speedup",)),
-        "speedup_wrn16_4": Table(in_full, ("speedup_wrn16_4",)),
-        "pieces": Table(pieces, PIECES),
+        **{name: Table(in_full, (name,)) for name in ("speedup", "speedup_wrn16_4")},
+        "pieces": Table(pieces, ("speedup", "speedup_grid_8", "speedup_pieces")),
     },
 )

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 
 from experiments.harness.rows import load
-from experiments.harness.worker import serve
-from experiments.speed.parts import Parts, link, together
+from experiments.harness.worker import Json, serve
+from experiments.speed.parts import Parts, link
 from lpjax.cost import balance
-from lpjax.cost.timing import Program, UnitTimer, interleaved, random_batch
+from lpjax.cost.timing import Program, UnitTimer, interleaved, random_batch, stopwatch
 from lpjax.data.batch import Batch
 from lpjax.nn.count import chain_size
 from lpjax.parallel.platform import provide_devices
@@ -36,51 +36,37 @@ class Worker:
     def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
         self.compiled += event.endswith("backend_compile_duration")
 
-    def hello(self) -> dict[str, Any]:
+    def hello(self) -> Json:
         """Where the worker runs."""
-        devices = jax.devices()
-        return {
-            "platform": devices[0].platform,
-            "kind": devices[0].device_kind,
-            "devices": len(devices),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        }
+        first, count = jax.devices()[0], jax.device_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return {"platform": first.platform, "kind": first.device_kind, "devices": count, "cores": cores}
 
-    def run(self, config: str, fields: dict[str, Any]) -> Run:
+    def run(self, config: str, fields: Json) -> Run:
         """The run of a config file and fields."""
         return runs.prepare(load(config, {**fields, "dry_run": True}))
 
-    def cuts(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
-        """Balanced cuts, what they are balanced by, and the seconds of the units."""
+    def cuts(self, config: str, fields: Json, repeats: int) -> Json:
+        """Balanced cuts, and the seconds that they are balanced by."""
         run = self.run(config, fields)
         timer = balance.make_timer(run.config, repeats)
         cost = self.timers.setdefault(timer, timer)
         cuts, seconds = balance.measured_cuts(run.config, cost, repeats)
-        chain, column = run.network.chain, run.config.batch_size // run.config.mesh.data
-        units = [
-            {"unit": unit.name, "in_shape": shape, **cost(unit, shape, column)._asdict()}
-            for unit, shape in zip(chain.units, chain.shapes[:-1], strict=True)
-        ]
-        return {"cuts": cuts, "stage_seconds": seconds, "batch": column, "units": units}
+        return {"cuts": cuts, "stage_seconds": seconds}
 
-    def prepare(self, name: str, config: str, fields: dict[str, Any]) -> dict[str, Any]:
+    def prepare(self, name: str, config: str, fields: Json) -> Json:
         """Compile a run's step by its first call."""
         run = self.run(config, fields)
         state, batch = run.create(), random_batch(run, run.config.batch_size, run.mesh)
         start = time.perf_counter()
         state, metrics = jax.block_until_ready(run.step(state, batch))
         self.ready[name] = run, state, batch
-        return {
-            "first_call_seconds": time.perf_counter() - start,
-            "padding": run.network.params.waste,
-            "parameters": chain_size(run.network.chain),
-            "cuts": run.network.cuts,
-            "loss": float(metrics["task_loss"]),
-        }
+        network, told = run.network, {"first_call_seconds": time.perf_counter() - start}
+        told |= {"padding": network.params.waste, "parameters": chain_size(network.chain)}
+        return {**told, "cuts": network.cuts, "loss": float(metrics["task_loss"])}
 
-    def step(self, name: str, steps: int) -> dict[str, Any]:
-        """Seconds of steps after one that is not counted, each until its results are there, and of those that the host
-        needed to start them."""
+    def step(self, name: str, steps: int) -> Json:
+        """Seconds of steps after one that is not counted, and of those that the host needed to start them."""
         run, state, batch = self.ready[name]
         state, _ = jax.block_until_ready(run.step(state, batch))  # a process that waited has lost some of its memory
         seconds, host, before = [], [], self.compiled
@@ -93,40 +79,32 @@ class Worker:
         self.ready[name] = run, state, batch
         return {"seconds": seconds, "host_seconds": host, "compiled": self.compiled - before}
 
-    def drop(self) -> dict[str, Any]:
+    def drop(self) -> Json:
         """Forget the runs that are ready, and the parts."""
         self.ready.clear()
         self.programs.clear()
         return {}
 
-    def parts(self, config: str, fields: dict[str, Any], devices: int) -> dict[str, Any]:
+    def parts(self, config: str, fields: Json, devices: int) -> Json:
         """Compile a step's parts on the first of so many devices along 'stage'; the step's schedule on these."""
-        run = self.run(config, fields)
-        parts = Parts(run, jax.devices()[0], devices)
-        self.programs = parts.all()
-        schedule = parts.schedule()
+        parts = Parts(self.run(config, fields), jax.devices()[0], devices)
+        self.programs, schedule = parts.all(), parts.schedule()
         return {"schedule": schedule, "sent_bytes": sum(size for _, size in schedule["sent"])}
 
-    def parts_seconds(self, repeats: int) -> dict[str, Any]:
+    def parts_seconds(self, repeats: int) -> Json:
         """Seconds of each of them, the median of as many calls, the parts taking turns."""
         timed = interleaved(list(self.programs.values()), repeats)
         return {name: statistics.median(own) for name, own in zip(self.programs, timed, strict=True)}
 
-    def together(self, config: str, fields: dict[str, Any], repeats: int) -> dict[str, Any]:
-        """Seconds of the stages on a device each at the same time."""
+    def together(self, config: str, fields: Json, repeats: int) -> Json:
+        """Seconds of all stages at the same time, on a device each."""
         run = self.run(config, fields)
-        devices = jax.devices()[: run.network.num_stages]
-        return {"seconds": together([Parts(run, device) for device in devices], repeats)}
+        programs = [Parts(run, jax.devices()[k]).stage(k) for k in range(run.network.num_stages)]
+        return {"seconds": statistics.median(stopwatch(lambda: [program() for program in programs], repeats=repeats))}
 
-    def link(self, devices: int, repeats: int) -> dict[str, Any]:
-        """Latency and bandwidth between devices."""
-        return link(devices, repeats)
-
-
-def main() -> None:
-    provide_devices(int(sys.argv[1]))
-    serve(Worker())
+    link = staticmethod(link)
 
 
 if __name__ == "__main__":
-    main()
+    provide_devices(int(sys.argv[1]))
+    serve(Worker())
