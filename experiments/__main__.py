@@ -9,12 +9,5 @@ from lpjax.cli import command
 
 EXPERIMENTS = {made.name: made for made in (*MEASURED, docs.EXPERIMENT, report_picture.EXPERIMENT)}
 
-
-@command()
-def main(argv: list[str]) -> int:
-    """The command; its exit code."""
-    return chosen(argv, EXPERIMENTS)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command()(lambda argv: chosen(argv, EXPERIMENTS))(sys.argv[1:]))

@@ -5,12 +5,5 @@ from experiments.checks import kill_loop, mesh_agreement
 from experiments.predict import scale, scale_check, tradeoff
 from experiments.speed import compile_time, feed_rate, memory, references, speedup
 
-MEASURED = tuple(
-    module.EXPERIMENT
-    for module in (
-        *(accuracy, compare),
-        *(speedup, references, memory, compile_time, feed_rate),
-        *(scale, scale_check, tradeoff),
-        *(kill_loop, mesh_agreement),
-    )
-)
+MODULES = (accuracy, compare, speedup, references, memory, compile_time, feed_rate, scale, scale_check, tradeoff)
+MEASURED = tuple(module.EXPERIMENT for module in (*MODULES, kill_loop, mesh_agreement))

@@ -11,7 +11,7 @@ from experiments.__main__ import EXPERIMENTS
 from experiments.docs import docs
 from experiments.harness import command, markdown, runs, stats
 from experiments.harness.command import chosen
-from experiments.harness.experiment import RESULTS, Experiment, Option, Table, result
+from experiments.harness.experiment import RESULTS, Experiment, Table, result
 from experiments.harness.rows import ROWS, fields_of, in_numbers, load, parsed
 from lpjax.errors import BadInput
 
@@ -41,22 +41,20 @@ def test_the_json_is_written_after_every_part_with_its_provenance(tmp_path):
     out = tmp_path / "new" / "a.json"
     seen = []
 
-    def run(args):
-        yield {"rows": [args.count], "failed": ["a"]}
+    def run(call, count: int = 3, fails: bool = False):
+        yield {"rows": [count], "failed": ["a"]}
         seen.append(json.loads(out.read_text())["rows"])
-        yield {"rows": [args.count, args.fields], "failed": ["a"] * args.fails}
+        yield {"rows": [count, call.fields], "failed": ["a"] * fails}
 
-    made = Experiment(
-        "some", "Doc.", run, (Option("count", 3, ""), Option("fails", False, "")), fields=True, out="some"
-    )
+    made = Experiment(run, config="", out="some")
     assert command.perform(made, [f"--out={out}", "--count=4", "--config.aux.width=0.5"]) == 0
     written = json.loads(out.read_text())
     assert (seen, written["rows"]) == ([[4]], [4, {"aux.width": 0.5}])
-    assert written["command"].startswith("python -m experiments some --out=")
+    assert written["command"].startswith("python -m experiments test_harness --out=")
     assert {"date", "commit", "hardware", "versions"} <= written.keys()
     assert command.perform(made, [f"--out={out}", "--fails"]) == 1
     with pytest.raises(BadInput, match="--nonsense: no such option"):
-        command.perform(dataclasses.replace(made, fields=False), ["--nonsense"])
+        command.perform(dataclasses.replace(made, config=None), ["--nonsense"])
 
 
 # rows -----------------------------------------------------------------------------------------------------------------
@@ -126,8 +124,8 @@ def test_finished_runs_of_the_same_configuration_are_kept(tmp_path):
 
 
 def test_a_sweep_trains_what_is_missing(tmp_path, monkeypatch):
-    keys = {(row, K): fields_of(row) for K in (2, 4) for row in ("serial", "ddg")}
-    todo = runs.cells(DIGITS, keys, range(2), tmp_path)
+    rows = {row: fields_of(row) for row in ("serial", "ddg")}
+    todo = runs.cells({"config": DIGITS, "fields": {}}, rows, "2,4", range(2), tmp_path)
     make_run(todo[0].folder, todo[0].config)
     started = []
 
@@ -215,8 +213,9 @@ def test_the_pages_are_those_of_the_results():
 
 def test_pictures_are_the_same_when_drawn_again(tmp_path):
     for name, picture in docs.PICTURES.items():
+        draw, files = picture
         for folder in ("a", "b"):
-            picture.write(tmp_path / folder / f"{name}.svg")
+            draw(tmp_path / folder / f"{name}.svg", *map(result, files))
         first, second = ((tmp_path / folder / f"{name}.svg").read_bytes() for folder in ("a", "b"))
         assert first == second
         assert docs.said(first.decode()), name

@@ -6,6 +6,7 @@ folder LPJAX_SCREENSHOTS, or to pytest's own.
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from experiments.docs import browser as chromium
 from experiments.docs import report_picture
 from lpjax.report.__main__ import write
 
@@ -39,11 +39,9 @@ OVERLAPS = """
 
 @pytest.fixture(scope="module")
 def browser():
-    if text := chromium.missing():
-        if os.environ.get("LPJAX_BROWSER") == "required":
-            pytest.fail(text)
-        pytest.skip(text)
-    with chromium.started() as made:
+    if not all(map(shutil.which, ("chromium", "chromedriver"))) and os.environ.get("LPJAX_BROWSER") != "required":
+        pytest.skip("no chromium and chromedriver found: apt-get install -y chromium chromium-driver")
+    with report_picture.browser() as made:
         yield made
 
 
@@ -61,10 +59,22 @@ def pages(tmp_path_factory):
     return folder
 
 
+def prefer(browser, theme: str) -> None:
+    """theme: "light" or "dark"."""
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def errors(browser) -> list[str]:
+    """What the page complained of since the last call."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
 def look(browser, page: Path, size: str = "desk", theme: str = "light") -> None:
     """Open a page as a reader with such a screen has it."""
     width, height = SIZES[size]
-    chromium.look(browser, page, width=width, height=height, theme=theme, mobile=size == "phone")
+    prefer(browser, theme)
+    report_picture.look(browser, page, width=width, height=height, mobile=size == "phone")
 
 
 def until(browser, condition) -> None:
@@ -88,7 +98,7 @@ def test_every_chart_shows_its_data(browser, pages, name, size, theme, tmp_path)
     look(browser, pages / f"{name}.html", size, theme)
     folder = Path(os.environ.get("LPJAX_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}-{size}-{theme}.png").write_bytes(chromium.screenshot(browser))
+    (folder / f"{name}-{size}-{theme}.png").write_bytes(report_picture.screenshot(browser))
     drawn = browser.execute_script(DRAWN)
     assert len(drawn) >= 15
     assert not [chart for chart in drawn if not chart["lines"] + chart["bars"] or not chart["ticks"]]
@@ -96,7 +106,7 @@ def test_every_chart_shows_its_data(browser, pages, name, size, theme, tmp_path)
     assert not browser.execute_script(OVERLAPS)
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == THEMES[theme]
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
-    assert not chromium.errors(browser)
+    assert not errors(browser)
 
 
 def test_a_change_of_theme_reaches_the_charts(browser, pages):
@@ -106,16 +116,16 @@ def test_a_change_of_theme_reaches_the_charts(browser, pages):
         return browser.execute_script("return getComputedStyle(document.querySelector('.xtick text')).fill")
 
     assert ink() == "rgb(28, 30, 33)"
-    chromium.prefer(browser, "dark")
+    prefer(browser, "dark")
     until(browser, lambda: ink() == "rgb(230, 232, 235)")
-    assert not chromium.errors(browser)
+    assert not errors(browser)
 
 
 def test_the_legend_switches_a_line(browser, pages):
     look(browser, pages / "one.html")
     browser.find_element(By.CSS_SELECTOR, "#violation .legendtoggle").click()
     until(browser, lambda: [t["visible"] for t in traces(browser, "violation")] == ["legendonly", True, True])
-    assert not chromium.errors(browser)
+    assert not errors(browser)
 
 
 def test_the_legend_switches_a_line_of_all_runs(browser, pages):
@@ -127,7 +137,7 @@ def test_the_legend_switches_a_line_of_all_runs(browser, pages):
 
     of_runs = {f"{run}: interface 1" for run in ("layer_parallel", "serial", "killed")}
     until(browser, lambda: off() == {"interface 1"} | of_runs)
-    assert not chromium.errors(browser)
+    assert not errors(browser)
 
 
 def test_a_run_is_switched_off_and_on_in_all_charts(browser, pages):
@@ -140,7 +150,7 @@ def test_a_run_is_switched_off_and_on_in_all_charts(browser, pages):
         assert [t for t in traces(browser, chart) if t["run"] != 0] == [t for t in before[chart] if t["run"] != 0]
     box.click()
     until(browser, lambda: {chart: traces(browser, chart) for chart in before} == before)
-    assert not chromium.errors(browser)
+    assert not errors(browser)
 
 
 def test_scales_are_switched(browser, pages):
@@ -151,7 +161,7 @@ def test_scales_are_switched(browser, pages):
     button.click()
     until(browser, lambda: browser.execute_script(scale) == "linear")
     assert button.get_attribute("aria-pressed") == "false"
-    assert not chromium.errors(browser)
+    assert not errors(browser)
 
 
 def test_values_show_under_the_mouse(browser, pages):
@@ -162,12 +172,12 @@ def test_values_show_under_the_mouse(browser, pages):
     bar = browser.find_element(By.CSS_SELECTOR, "#schedule-0 .nsewdrag")
     ActionChains(browser).move_to_element_with_offset(bar, 0, -25).perform()  # not between the rows of two devices
     until(browser, lambda: "stage" in browser.find_element(By.CSS_SELECTOR, "#schedule-0 .hoverlayer").text)
-    assert not chromium.errors(browser)
+    assert not errors(browser)
 
 
 def test_the_readmes_picture_shows_its_charts(browser, pages):
     """Of another run than the README's; what stands on the page below is not in the picture."""
-    with Image.open(io.BytesIO(report_picture.picture(browser, pages / "one.html"))) as image:
+    with Image.open(io.BytesIO(report_picture.charts(browser, pages / "one.html"))) as image:
         size, colours = image.size, len(image.convert("RGB").getcolors(256))
     assert size[0] == report_picture.WIDTH
     assert 1500 < size[1] < 2500
@@ -178,13 +188,13 @@ def test_the_readmes_picture_shows_its_charts(browser, pages):
     headings = [heading.text for heading in browser.find_elements(By.CSS_SELECTOR, "h2")]
     assert headings == ["Accuracy and loss", "Constraints", "Cut", "Schedule of a step"]
     assert not browser.execute_script(OVERLAPS)
-    assert not chromium.errors(browser)
+    assert not errors(browser)
 
 
 def test_the_readmes_picture_needs_all_of_its_charts(browser, pages, tmp_path):
     write([write_lines(tmp_path / "killed", [train_line(1)])], tmp_path / "killed.html")
     with pytest.raises(ValueError, match="expected all of them"):
-        report_picture.picture(browser, tmp_path / "killed.html")
+        report_picture.charts(browser, tmp_path / "killed.html")
 
 
 def test_a_page_is_looked_at_when_its_charts_are_drawn(browser, tmp_path):

@@ -6,8 +6,8 @@ on the last 10,000 training images, which none trains on, by seeds from 100 on; 
 the first as it is, the others drawn from its method's space (`tables.SPACES` and --space).
 
 Every run is a process on one core with all stages on one device, which gives the numbers of K devices but not their
-time, so no time is told here; `jobs` of them run side by side.  Finished runs are kept, and killed ones go on, when the
-command is given again.  With --add rows and seeds join those that the JSON has, which must be of the same fields.
+time.  Finished runs are kept, and killed ones go on, when the command is given again.  With --add rows and seeds join
+those that the JSON has, which must be of the same fields.
 """
 
 import itertools
@@ -123,7 +123,7 @@ def ablation(made: Json) -> str:
 
 EXPERIMENT = Experiment(
     run,
-    fields=True,
+    config="",
     out="accuracy_{table}",
     show=by_stages,
     tables={

@@ -34,7 +34,10 @@ def run(
     for content in trained(made, todo, environment={}):
         found = [measures(row, costs[row["row"], row["stages"]] or {}, target) for row in content["rows"]]
         serial = {row["stages"]: row["seconds_per_step"] for row in found if row["row"] == "serial"}
-        yield content | {"rows": [row | {"speedup": over(serial.get(row["stages"]), row)} for row in found]}
+        for row in found:
+            base, own = serial.get(row["stages"]), row["seconds_per_step"]
+            row["speedup"] = base / own if base and own else None
+        yield content | {"rows": found}
 
 
 def cost(cell: Cell) -> Json | None:
@@ -63,11 +66,6 @@ def measures(row: Json, cost: Mapping[str, Any], target: float) -> Json:
         "exchanged_bytes": cost.get("exchanged_bytes_total"),
         "exchanged_bytes_by_kind": cost.get("exchanged_bytes"),
     }
-
-
-def over(serial: float | None, row: Json) -> float | None:
-    """Serial's seconds per step over a row's; None where one is missing."""
-    return serial / row["seconds_per_step"] if serial and row["seconds_per_step"] else None
 
 
 def in_full(made: Json) -> str:

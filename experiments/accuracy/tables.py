@@ -53,8 +53,6 @@ HALF = {"cifar10_resnet110": 82, "cifar10_wrn16_4": 100, "cifar100_wrn28_10": 10
 HALF |= {"imagenet_resnet18": 45, "imagenet_resnet50": 45}
 """Config files of full-size tables, for whoever has the data, and half the epochs of each."""
 
-DIGITS = ("serial", "coarse_adjoint", "coarse_adjoint, no block", "local", "fdg", "coarse_tail")
-
 TABLES = {
     "final": Table(METHODS),
     "search": Table(("serial", "local", "fdg", "coarse_adjoint"), PROTOCOL | VALIDATION, first_seed=100),
@@ -62,23 +60,20 @@ TABLES = {
     "deep": Table(METHODS, PROTOCOL | {"model.depth": 56}),
     "cifar10": Table(METHODS, PROTOCOL | CIFAR | {"data.name": "cifar10"}),
     "cifar100": Table(METHODS, PROTOCOL | CIFAR | {"data.name": "cifar100", "data.train_examples": 50_000}),
-    "digits": Table(DIGITS, {"mesh.stage": 1, "eval.every_epochs": 0}, "configs/digits.py"),
+    "digits": Table(METHODS, {"mesh.stage": 1, "eval.every_epochs": 0}, "configs/digits.py"),
 }
-for name, middle in HALF.items():
-    rows = (*_rows("coarse_adjoint", f"delayed from epoch {middle}", "tied"), "serial", "local", "fdg")
-    TABLES[name] = Table(rows, {"mesh.stage": 1}, f"configs/{name}.py")
+for _name, _middle in HALF.items():
+    _all = (*_rows("coarse_adjoint", f"delayed from epoch {_middle}", "tied"), "serial", "local", "fdg")
+    TABLES[_name] = Table(_all, {"mesh.stage": 1}, f"configs/{_name}.py")
 
-Space = dict[str, tuple[str, ...]]
-
-COMMON: Space = {"optimizer.learning_rate": ("0.03", "0.1", "0.3"), "optimizer.weight_decay": ("1e-4", "5e-4", "1e-3")}
-
-SPACES: dict[str, Space] = {
+COMMON = {"optimizer.learning_rate": ("0.03", "0.1", "0.3"), "optimizer.weight_decay": ("1e-4", "5e-4", "1e-3")}
+SPACES: dict[str, dict[str, tuple[str, ...]]] = {
     "local": {"local.blocks": ("0", "1", "2")},
     "delayed": {"delayed.shrink": ("0.8", "0.9", "1.0")},
     "coarse_adjoint": {"aux.blocks_per_stage": ("0", "1", "2"), "aux.width": ("0.5", "1.0", "2.0")},
     "layer_parallel": {"aux.blocks_per_stage": ("1", "2"), "penalty.initial": ("0.01", "0.1", "1.0")},
 }
-"""Values that a search draws from, by method, beside `COMMON`."""
+"""Values that a search draws from: of all rows, and by method."""
 
 
 def tried(row: str, space: str, trials: int, seed: int) -> list[str]:

@@ -31,13 +31,9 @@ def begin(workdir: Path, steps: int, cache: Path) -> subprocess.Popen[str]:
     return start("main", words, environment, Path(f"{workdir}.log"))
 
 
-def ended(process: subprocess.Popen[str], workdir: Path) -> None:
-    """Wait for the end of a run.
-
-    Raises:
-      RuntimeError: It failed.
-    """
-    if process.wait():
+def end(workdir: Path, steps: int, cache: Path) -> None:
+    """The run, to its end."""
+    if begin(workdir, steps, cache).wait():
         raise RuntimeError(f"{workdir.name}: the run failed: {Path(f'{workdir}.log').read_text()[-2000:]}")
 
 
@@ -64,17 +60,12 @@ def kill(process: subprocess.Popen[str], workdir: Path, *, after: float, saving:
     }
 
 
-def metrics(workdir: Path) -> list[Json]:
-    """The lines of metrics.jsonl without the clocks."""
-    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines(workdir)]
-
-
 def run(call: Call, kills: int = 30, seed: int = 0, steps: int = 2200, longest: float = 20.0) -> Iterator[Json]:
     """The JSON at the end."""
     rng, events = random.Random(seed), list[Json]()
     with tempfile.TemporaryDirectory() as folder:
         whole, killed, cache = (Path(folder) / name for name in ("whole", "killed", "cache"))
-        ended(begin(whole, steps, cache), whole)
+        end(whole, steps, cache)
         while len(events) < kills:
             process = begin(killed, steps, cache)
             event = kill(process, killed, after=rng.uniform(0, longest), saving=rng.random() < 1 / 3)
@@ -82,9 +73,10 @@ def run(call: Call, kills: int = 30, seed: int = 0, steps: int = 2200, longest: 
                 raise RuntimeError(f"the run ended after {len(events)} kills: expected {kills}; more --steps?")
             events.append(event)
             print(event, flush=True)
-        ended(begin(killed, steps, cache), killed)
+        end(killed, steps, cache)
         arrays, expected = (checkpoint.read(path / "checkpoints", steps).arrays for path in (killed, whole))
-        after, before, damaged = metrics(killed), metrics(whole), [path.name for path in killed.glob("damaged-*")]
+        after, before = ([own | dict.fromkeys(CLOCK) for own in lines(path)] for path in (killed, whole))
+        damaged = [path.name for path in killed.glob("damaged-*")]
     assert arrays.keys() == expected.keys()
     differing = [name for name, value in expected.items() if not np.array_equal(arrays[name], value)]
     row: Json = {"n": 1, "seed": seed, "steps": steps, "kills": kills}
@@ -97,11 +89,11 @@ def run(call: Call, kills: int = 30, seed: int = 0, steps: int = 2200, longest: 
 
 def counts(made: Json) -> str:
     """A line a loop."""
+    names = ("kills", "kills_while_saving", "kills_before_the_first_checkpoint", "arrays")
     shown = []
     for row in made["rows"]:
-        told = [row["kills"], row["kills_while_saving"], row["kills_before_the_first_checkpoint"], row["arrays"]]
-        told += [len(row["arrays_that_differ"]), row["metrics_lines"], "yes" if row["metrics_equal"] else "no"]
-        shown.append(list(map(str, told)))
+        told = [*(row[name] for name in names), len(row["arrays_that_differ"]), row["metrics_lines"]]
+        shown.append([*map(str, told), "yes" if row["metrics_equal"] else "no"])
     heading = ["kills", "while saving", "before the first checkpoint", "arrays", "that differ", "lines of metrics"]
     return markdown.table([*heading, "equal"], shown)
 

@@ -22,25 +22,14 @@ BY_STEP = "largest_relative_difference_by_step"
 
 
 def metrics(stage: int, steps: int, *, double: bool) -> tuple[str, list[Json]]:
-    """The command, and the training lines of its metrics.jsonl.
-
-    Raises:
-      RuntimeError: It failed.
-    """
+    """The command, and the training lines of its metrics.jsonl."""
     fields = {"mesh.stage": stage, "num_steps": steps, "log_every": 1, "eval.every_epochs": 0}
     words = ["--config=configs/digits.py", *arguments(fields)]
-    with tempfile.TemporaryDirectory() as workdir:
-        if not runs.call("main", [*words, f"--workdir={workdir}"], {"JAX_ENABLE_X64": str(int(double))}):
+    with tempfile.TemporaryDirectory() as folder:
+        if not runs.call("main", [*words, f"--workdir={folder}"], {"JAX_ENABLE_X64": str(int(double))}):
             raise RuntimeError(f"mesh.stage={stage}: the run failed")
-        return " ".join(["JAX_ENABLE_X64=1"] * double + ["python -m lpjax.main", *words]), runs.lines(
-            Path(workdir), "train"
-        )
-
-
-def difference(one: Json, other: Json) -> float:
-    """Largest relative difference of the compared metrics of one step."""
-    worst = [np.abs(np.subtract(other[name], one[name])) / np.abs(one[name]) for name in COMPARED]
-    return float(max(np.max(w) for w in worst))
+        found = runs.lines(Path(folder), "train")
+    return " ".join(["JAX_ENABLE_X64=1"] * double + ["python -m lpjax.main", *words]), found
 
 
 def run(call: Call, steps: int = 110) -> Iterator[Json]:
@@ -50,7 +39,9 @@ def run(call: Call, steps: int = 110) -> Iterator[Json]:
         _, reference = metrics(1, steps, double=double)
         for stage in (2, 4):
             command, found = metrics(stage, steps, double=double)
-            differences = [difference(one, other) for one, other in zip(reference, found, strict=True)]
+            pairs = zip(reference, found, strict=True)
+            relative = [[np.abs(np.subtract(b[n], a[n])) / np.abs(a[n]) for n in COMPARED] for a, b in pairs]
+            differences = [float(max(map(np.max, own))) for own in relative]
             told: Json = {"precision": "double" if double else "single", "mesh.stage": stage, "n": 1, "seed": 0}
             told[BY_STEP] = {str(step): differences[step - 1] for step in STEPS if step <= steps}
             rows.append({**told, "largest_relative_difference": max(differences), "command": command})

@@ -17,19 +17,11 @@ from experiments.registry import MEASURED
 from lpjax.errors import BadInput
 
 TABLES: dict[str, Table] = {name: made for e in MEASURED for name, made in e.tables.items()} | pair.TABLES
-
 PICTURES = {name: made for e in MEASURED for name, made in e.pictures.items()} | method_picture.PICTURES
-
-BLOCK = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
-DRAWN = re.compile(r"figures/(\w+)\.svg")
 
 
 def filled(page: Path, text: str, tables: Mapping[str, Table] = TABLES) -> str:
-    """A page with its tables as the results have them.
-
-    Raises:
-      BadInput: It asks for a table that there is not.
-    """
+    """A page with its tables as the results have them; BadInput where it asks for one that there is not."""
 
     def block(found: re.Match[str]) -> str:
         name, body = found.groups()
@@ -39,7 +31,7 @@ def filled(page: Path, text: str, tables: Mapping[str, Table] = TABLES) -> str:
             raise BadInput(f"{page}: <!-- {name} -->: expected the name of a table: {', '.join(sorted(tables))}")
         return f"<!-- {name} -->\n\n{tables[name].text()}\n\n<!-- end -->"
 
-    return BLOCK.sub(block, text)
+    return re.sub(r"<!-- (\w+) -->\n(.*?)<!-- end -->", block, text, flags=re.DOTALL)
 
 
 def said(picture: str) -> list[str]:
@@ -52,11 +44,12 @@ def differing(root: Path, write: bool) -> Iterator[Path]:
     texts = {path: path.read_text() for path in (root / "README.md", *sorted((root / "docs").rglob("*.md")))}
     made = {page: filled(page, text) for page, text in texts.items()}
     changed = {page: text for page, text in made.items() if text != texts[page]}
-    shown = {name for text in texts.values() for name in DRAWN.findall(text)} & PICTURES.keys()
+    shown = {name for text in texts.values() for name in re.findall(r"figures/(\w+)\.svg", text)} & PICTURES.keys()
     with tempfile.TemporaryDirectory() as folder:
         for name in sorted(shown):
             path, drawn = root / f"docs/figures/{name}.svg", Path(folder) / f"{name}.svg"
-            PICTURES[name].write(drawn, *map(result, PICTURES[name].files))
+            draw, files = PICTURES[name]
+            draw(drawn, *map(result, files))
             if not path.exists() or said(path.read_text()) != said(drawn.read_text()):
                 changed[path] = drawn.read_text()
     for path, text in changed.items():

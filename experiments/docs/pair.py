@@ -15,7 +15,6 @@ ROWS = {
 
 STAGES = (2, 4, 8)
 
-
 NETWORKS = {"resnet": "ResNet-{depth} of width {width}", "wide_resnet": "WRN-{depth}-{widen}"}
 SETS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "the digits"}
 
@@ -32,16 +31,14 @@ def setting(path: str, fields: Json) -> tuple[str, str]:
 def accuracy(made: Json) -> str:
     """Test accuracy by number of stages."""
     rows, shown = made["rows"], []
-    base = stats.row_of(rows, "serial", STAGES[0])
     for name, words in ROWS.items():
         found = [stats.row_of(rows, name, K) for K in STAGES]
-        cells = [
-            "as backprop" if name == "data_parallel" else markdown.percent(row) if row else "not run" for row in found
-        ]
-        shown.append([words, *(cells[:1] + [""] * 2 if name in ("serial", "data_parallel") else cells)])
+        told = [markdown.percent(row) if row else "not run" for row in found]
+        same = {"serial": told[0], "data_parallel": "as backprop"}.get(name)  # for every K
+        shown.append([words, *([same, "", ""] if same else told)])
     heading = ["test accuracy, %, mean ± std (seeds)", *(f"K = {K}" for K in STAGES)]
-    own = [(K, stats.difference(stats.row_of(rows, "coarse_adjoint", K), base)) for K in STAGES]
-    minus = ", ".join(f"{told.rsplit(' (', 1)[0]} at K = {K}" for K, told in own)
+    pairs = {K: [stats.row_of(rows, name, K) for name in ("coarse_adjoint", "serial")] for K in STAGES}
+    minus = ", ".join(f"{stats.difference(*pair).rsplit(' (', 1)[0]} at K = {K}" for K, pair in pairs.items())
     network, data = setting(made["config"], made["fields"])
     return (
         f"{markdown.table(heading, shown)}\n\n{network}, {made['fields']['num_epochs']} epochs of {data}. "

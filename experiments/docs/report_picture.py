@@ -53,8 +53,8 @@ def browser() -> Iterator[Any]:
         raise FileNotFoundError("no chromium and chromedriver found: apt-get install -y chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(flag)
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars"):
+        options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as made:
         yield made
@@ -76,11 +76,7 @@ def screenshot(driver: Any) -> bytes:
 
 
 def charts(driver: Any, page: Path) -> bytes:
-    """PNG, of 256 colours, of the charts in `SHOWN`.
-
-    Raises:
-      ValueError: The page does not have them all.
-    """
+    """PNG, of 256 colours, of the charts in `SHOWN`."""
     look(driver, page, width=WIDTH, height=900)
     if (found := driver.execute_async_script(KEEP, SHOWN)) != len(SHOWN):
         raise ValueError(f"{page}: {found} of the charts {', '.join(SHOWN)}; expected all of them")

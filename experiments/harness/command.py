@@ -38,13 +38,11 @@ OPTIONS = {
 
 
 def arguments(experiment: Experiment, argv: Sequence[str]) -> tuple[Call, dict[str, Any]]:
-    """How an experiment is called, and its options, from the command line behind its name.
-
-    Raises:
-      BadInput: An argument is unknown.
-    """
+    """How an experiment is called, and its options, from the command line behind its name."""
     name, layout = experiment.name, argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=name, description=experiment.doc, formatter_class=layout, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        f"python -m experiments {name}", description=experiment.doc, formatter_class=layout, allow_abbrev=False
+    )
     for option in list(inspect.signature(experiment.run).parameters.values())[1:]:
         told: dict[str, Any] = {"help": OPTIONS.get(option.name, "")}
         if option.default is option.empty:
@@ -52,14 +50,13 @@ def arguments(experiment: Experiment, argv: Sequence[str]) -> tuple[Call, dict[s
         elif option.default is False:
             parser.add_argument(f"--{option.name}", action="store_true", **told)
         else:
-            told["help"] += "" if option.default is None else f" (default: {option.default})"
-            kind = str if option.default is None else type(option.default)
-            parser.add_argument(f"--{option.name}", default=option.default, type=kind, **told)
+            told["help"] += f" (default: {option.default})" if option.default not in ("", 0) else ""
+            parser.add_argument(f"--{option.name}", default=option.default, type=type(option.default), **told)
     if experiment.config:
         parser.add_argument("--config", default=experiment.config, help="config file; --config.field=value sets fields")
     parser.add_argument("--out", type=Path, help="JSON file (default: in experiments/results/)")
     args, extra = parser.parse_known_args(argv)
-    if extra and not (experiment.fields or experiment.config):
+    if extra and experiment.config is None:
         raise BadInput(f"{extra[0]}: no such option; --help lists them")
     options = vars(args)
     config, out = options.pop("config", ""), options.pop("out")
@@ -81,11 +78,7 @@ def perform(experiment: Experiment, argv: Sequence[str]) -> int:
 
 
 def chosen(argv: Sequence[str], experiments: Mapping[str, Experiment]) -> int:
-    """Run the experiment that the command line names, or list all; the exit code.
-
-    Raises:
-      BadInput: There is no such experiment.
-    """
+    """Run the experiment that the command line names, or list all; the exit code."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print("usage: python -m experiments NAME [options]      python -m experiments NAME --help\n")

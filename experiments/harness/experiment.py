@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.harness.markdown import source
 
@@ -20,16 +20,9 @@ def result(name: str) -> Json:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-@dataclass(frozen=True)
-class Call:
-    """How an experiment was called.
-
-    Attributes:
-      made: How the JSON is made: command, date, commit, hardware, versions.
-      fields: What --config.field=value sets.
-      config: The config file; empty where the experiment has none.
-      out: The JSON file.
-    """
+class Call(NamedTuple):
+    """How an experiment was called: provenance (command, date, commit, hardware, versions), what --config.field=value
+    sets, the config file (empty where the experiment has none), and the JSON file."""
 
     made: Json
     fields: Json
@@ -37,8 +30,7 @@ class Call:
     out: Path
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table of the documentation: `make` gets the content of the files of these names in experiments/results/."""
 
     make: Callable[..., str]
@@ -50,12 +42,8 @@ class Table:
         return f"{self.make(*found.values())}\n\n{source(found)}"
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the documentation: `write` gets a path for the SVG, and the content of the files."""
-
-    write: Callable[..., None]
-    files: tuple[str, ...] = ()
+Picture = tuple[Callable[..., None], tuple[str, ...]]
+"""A picture of the documentation: what draws it, from a path for the SVG and the content of files, and their names."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +53,7 @@ class Experiment:
     Attributes:
       run: From a `Call` and options to what the JSON holds, again after every part of the work; `failed` has an entry
         for each part that could not be made.  The options are its other parameters: see `command.OPTIONS`.
-      config: Default of --config; None: there is no such option.
-      fields: Whether --config.field=value can be given; it can with `config`.
+      config: Default of --config; empty: only --config.field=value can be given; None: neither.
       out: The JSON's name, without folder and ending; "{option}" is an option's value.  None: it writes no JSON.
       show: From the JSON to what is printed at the end.
       tables: Of the documentation, by the name between `<!-- NAME -->` and `<!-- end -->`.
@@ -75,7 +62,6 @@ class Experiment:
 
     run: Callable[..., Iterator[Json]]
     config: str | None = None
-    fields: bool = False
     out: str | None = None
     show: Callable[[Json], str] | None = None
     tables: Mapping[str, Table] = field(default_factory=dict)

@@ -12,25 +12,19 @@ BLUE, ORANGE, GREEN, GRAY = "#56B4E9", "#E69F00", "#8FD6BD", "#555555"
 
 
 @contextmanager
-def figure(path: Path, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure, with options of `matplotlib.pyplot.subplots`, and its axes, which are written to a file at the end."""
+def figure(path: Path, **options: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure, with options of `matplotlib.pyplot.subplots`, and its axis, which are written to a file at the end."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     with plt.rc_context(STYLE):
-        made, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **options)
-        yield made, list(axes.flat)
+        made, axis = plt.subplots(layout="constrained", **options)
+        yield made, axis
         path.parent.mkdir(parents=True, exist_ok=True)
         made.savefig(path, metadata={"Date": None})
         plt.close(made)
-
-
-def look(number: int) -> dict[str, Any]:
-    """Color, marker and dashes of the so-many-th line: told apart without its color, too."""
-    dashes = ("-", "--", ":", "-.")[number % 4]
-    return {"color": f"C{number % 10}", "marker": "osD^vPX*<>"[number % 10], "linestyle": dashes}
 
 
 def patches() -> Any:

@@ -14,18 +14,12 @@ from lpjax.parallel import platform
 
 def provenance(argv: Sequence[str]) -> dict[str, Any]:
     """Of an experiment that starts now, by its name and arguments."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    info, head = Path("/proc/cpuinfo"), ["git", "rev-parse", "HEAD"]
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     return {
         "command": shlex.join(["python", "-m", "experiments", *argv]),
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "hardware": cpu_name(),
+        "commit": subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip(),
+        "hardware": f"{names[0] if names else 'an unknown processor'}, {os.cpu_count()} cores",
         "versions": platform.versions(),
     }
-
-
-def cpu_name() -> str:
-    """Model and number of cores of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return f"{names[0] if names else 'an unknown processor'}, {os.cpu_count()} cores"

@@ -5,8 +5,8 @@ A row sets fields of the configuration, on top of a config file.  After the meth
 """
 
 import ast
-import importlib.util
 import re
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,20 +100,10 @@ def parsed(extra: list[str]) -> Fields:
 
 
 def load(path: Path | str, fields: Mapping[str, Any]) -> Config:
-    """The configuration of a config file with some fields set (lists, as JSON has them, as tuples), and checked.
-
-    Raises:
-      BadInput: There is no such file or field, or a value is bad.
-    """
-    if (
-        not (spec := importlib.util.spec_from_file_location("config", path))
-        or not spec.loader
-        or not Path(path).exists()
-    ):
+    """The configuration of a config file with some fields set (lists, as JSON has them, as tuples), and checked."""
+    if not Path(path).exists():
         raise BadInput(f"--config={path}: expected a config file, e.g. configs/digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    values = module.get_config()
+    values = runpy.run_path(str(path))["get_config"]()
     own: Fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     share = SHARES[own.pop("aux.grid")] if own.get("aux.grid") in SHARES else 0
     try:
@@ -136,8 +126,7 @@ def images(config: DataConfig) -> Spec:
 def in_numbers(path: Path | str, fields: Mapping[str, Any]) -> Fields:
     """The fields as the command line of lpjax can be told them: `aux.grid` as a number, none that is None.
 
-    Raises:
-      BadInput: A field is unset that the config file sets, which the command line cannot do.
+    It cannot unset a field that the config file sets: BadInput.
     """
     config = load(path, fields)
     told = {name: value for name, value in fields.items() if value is not None}

@@ -95,8 +95,9 @@ def entry(folder: Path, result: Mapping[str, Any]) -> Json:
 
 
 class Cell(NamedTuple):
-    """A run of a table: row, K, seed, arguments of `lpjax.main`, its configuration (whatever the seed), and workdir."""
+    """A run of a table: arguments are of `lpjax.main`, the configuration is that of any seed."""
 
+    name: str
     row: str
     stages: int
     seed: int
@@ -104,22 +105,18 @@ class Cell(NamedTuple):
     config: Config
     folder: Path
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{self.row}, K = {self.stages}, seed {self.seed}"
 
-
-def cells(made: Json, rows: Mapping[str, Json], stages: str, seeds: Iterable[int], folder: Path) -> list[Cell]:
+def cells(made: Json, rows: Mapping[str, Json], stages: str, seeds: Iterable[int], runs: Path) -> list[Cell]:
     """The runs of a JSON's config file and fields, by the fields of its rows, seed by seed."""
     path, found = made["config"], []
     for K, (row, fields) in itertools.product(map(int, stages.split(",")), rows.items()):
         told = in_numbers(path, {**made["fields"], **fields, "num_stages": K})
         found.append((row, K, [f"--config={path}", *arguments(told)], load(path, told)))
-    return [
-        Cell(row, K, seed, [*words, f"--config.seed={seed}"], config, folder / f"{row.replace(' ', '_')}-{K}-{seed}")
-        for seed, (row, K, words, config) in itertools.product(seeds, found)
-    ]
+    todo = []
+    for seed, (row, K, words, config) in itertools.product(seeds, found):
+        name, folder = f"{row}, K = {K}, seed {seed}", runs / f"{row.replace(' ', '_')}-{K}-{seed}"
+        todo.append(Cell(name, row, K, seed, [*words, f"--config.seed={seed}"], config, folder))
+    return todo
 
 
 def sweep(

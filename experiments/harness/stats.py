@@ -39,10 +39,7 @@ def difference(row: Json | None, base: Json | None) -> str:
 
 def medians(timed: Sequence[Mapping[str, Any]]) -> Json:
     """Median of each name's values; of lists, of their elements one by one."""
-
-    def median(values: list[Any]) -> Any:
-        if isinstance(values[0], list):
-            return [statistics.median(own) for own in zip(*values, strict=True)]
-        return statistics.median(values)
-
-    return {name: median([own[name] for own in timed]) for name in timed[0]}
+    found = {name: [own[name] for own in timed] for name in timed[0]}
+    lists = {name: values for name, values in found.items() if isinstance(values[0], list)}
+    told = {name: statistics.median(values) for name, values in found.items() if name not in lists}
+    return told | {name: [statistics.median(own) for own in zip(*lists[name], strict=True)] for name in lists}

@@ -28,11 +28,7 @@ class Process:
         self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def ask(self, do: str, **request: Any) -> Json:
-        """The answer to a command.
-
-        Raises:
-          RuntimeError: It failed, or the process has ended.
-        """
+        """The answer to a command; RuntimeError where it failed, or the process has ended."""
         line = ""
         with contextlib.suppress(BrokenPipeError):
             self._requests.write(json.dumps({"do": do, **request}) + "\n")
@@ -61,12 +57,9 @@ def interleaved(turns: Mapping[str, tuple[Process, str]], rounds: int, steps: in
 
 
 def serve(worker: Any) -> None:
-    """Answer {"do": METHOD, ..arguments} by what that method of the worker returns, or {"error": ..}, until stdin ends.
-
-    What is printed meanwhile goes to stderr.
-    """
+    """Answer {"do": METHOD, ..arguments} by what that method of the worker returns, or {"error": ..}."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    os.dup2(2, 1)  # what is printed meanwhile goes to stderr
     for line in sys.stdin:
         request = json.loads(line)
         command = request.pop("do")

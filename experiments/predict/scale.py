@@ -1,16 +1,15 @@
 """Layer-parallel training, data parallelism and pipelines on up to 1,024 devices, by the cost model.
 
 Nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D, K = S) of each method that fits
-into a device's memory; layer_parallel with the full coarse tail and three widths of the AuxNet, on the stages' maps or
-on a grid, coarse_adjoint with these on the grid, the pipeline with its best number of micro-batches.  Speed alone:
-accuracy is another table.  Batch norm is of each device's own examples, as is common in data parallelism.  A batch is
-the whole machine's: 128 images give at most 128 devices one each.  Some minutes on one core.
+into a device's memory; layer_parallel and coarse_adjoint with several AuxNets, the pipeline with several numbers of
+micro-batches.  Batch norm is of each device's own examples, as is common in data parallelism.  A batch is the whole
+machine's: 128 images give at most 128 devices one each.  Speed alone.  Some minutes on one core.
 """
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.harness import markdown
 from experiments.harness.experiment import Call, Experiment, Json, Table
@@ -40,9 +39,7 @@ BATCHES: dict[str, tuple[int | None, ...]] = dict.fromkeys(CIFAR, (128, 1024)) |
 PER_DEVICE = 32
 """Examples of a step; None: `PER_DEVICE` of each device.  8,192: the most that cost no accuracy in arXiv:1706.02677."""
 
-DEVICES = (4, 8, 16, 64, 256, 1024)
-MICRO_BATCHES = (2, 4, 8, 16, 32)
-WIDTHS = (0.25, 0.5, 1.0)
+DEVICES, MICRO_BATCHES, WIDTHS = (4, 8, 16, 64, 256, 1024), (2, 4, 8, 16, 32), (0.25, 0.5, 1.0)
 """Of the AuxNet.  Below 1 a piece has more convolutions, to fewer channels and back: less to compute, more kernels."""
 
 CAPACITY = {"H100": 80e9, "TPU v5p": 95e9}
@@ -67,8 +64,8 @@ def h100(kernels: float) -> Machine:
 
     NVIDIA H100 SXM5 data sheet: 989 TFLOP/s bfloat16 (dense), 3.35 TB/s, 80 GB, NVLink 900 GB/s, both directions
     together.  DGX H100 data sheet: a network card of 400 Gb/s a GPU.  nccl/src/graph/tuning.cc, protocol LL: a
-    collective takes 6.6 us, an NVLink hop 0.6 us, a network hop 5 us.
-    Assumed: four kernels of 2.5 us a layer; 3.4 us more a collective, for its launch; 50 us of the host a step.
+    collective takes 6.6 us, an NVLink hop 0.6 us, a network hop 5 us.  Assumed: four kernels of 2.5 us a layer; 3.4 us
+    more a collective, for its launch; 50 us of the host a step.
     """
     links: Any = {"inside": Link(0.6e-6, LINK * 450e9), "between": Link(5e-6, LINK * 50e9)}
     return achieving("H100", 989e12, 3.35e12, kernels * 10e-6, devices_per_node=8, launch=50e-6, start=10e-6, **links)
@@ -78,10 +75,9 @@ def tpu_v5p(kernels: float) -> Machine:
     """A slice of a TPU v5p pod; `kernels` as above.
 
     docs.cloud.google.com/tpu/docs/v5p: 459 TFLOP/s bfloat16, 2,765 GB/s, 95 GB; a 3-D torus of 8,960 chips.
-    jax-ml.github.io/scaling-book: 90 GB/s a link and direction, 1 us a hop.
-    Assumed: three operations of 1 us a layer; shares of the peak as on a GPU, though 16 channels may be padded to 128
-    lanes; a collective uses both links of one axis (all_to_all in a cube of up to 4x4x4 chips is no slower), and takes
-    2 us besides; 20 us of the host a step.
+    jax-ml.github.io/scaling-book: 90 GB/s a link and direction, 1 us a hop.  Assumed: three operations of 1 us a layer;
+    shares of the peak as on a GPU, though 16 channels may be padded to 128 lanes; a collective uses both links of one
+    axis, and takes 2 us besides; 20 us of the host a step.
     """
     parts: Any = dict.fromkeys(("inside", "between"), Link(1e-6, 2 * 90e9)) | {"launch": 20e-6, "start": 2e-6}
     return achieving("TPU v5p", 459e12, 2.765e12, kernels * 3e-6, devices_per_node=8960, **parts)
@@ -97,32 +93,23 @@ def build(name: str, num_stages: int, width: float = WIDTHS[0], grid: int | None
     return network.build(units, shape, Config(num_stages=num_stages, cuts=cuts, **options))
 
 
-class Choice(NamedTuple):
-    """A way to train: the method, (S, D), its options in words, seconds of a step, and what finds a device's bytes."""
-
-    row: str
-    mesh: tuple[int, int]
-    how: str
-    seconds: float
-    memory: Callable[[], dict[str, int]]
+Choice = tuple[str, tuple[int, int], str, float, Callable[[], dict[str, int]]]
+"""A way to train: the method, (S, D), its options in words, seconds of a step, and what finds a device's bytes."""
 
 
 def choices(name: str, machine: Machine, batch: int, devices: int) -> Iterator[Choice]:
     """The methods on all meshes of so many devices; serial on the first of them."""
 
-    def choice(row: str, S: int, how: str = "", width: float = WIDTHS[0], grid: int | None = None, **more: Any) -> Any:
+    def choice(row: str, S: int, how: str = "", width: float = 0.25, grid: int | None = None, **more: Any) -> Any:
         """With either axis inside the nodes, where that makes a difference."""
         mesh = MeshConfig(S, 1 if row == "serial" else devices // S)
-        config, network = (
-            Config(method=row, num_stages=S, batch_size=batch, mesh=mesh, **more),
-            build(name, S, width, grid),
-        )
-        config = resolve(config)
+        network = build(name, S, width, grid)
+        config = resolve(Config(method=row, num_stages=S, batch_size=batch, mesh=mesh, **more))
         for adjacent in ("data", "stage") if S > 1 and devices > machine.devices_per_node else ("data",):
             seconds = step_seconds(network, config, machine, adjacent=adjacent, synchronised=False).total
             words = ", ".join([how] * bool(how) + ["columns in a node"] * (adjacent == "stage"))
             memory = functools.partial(device_bytes, network, config, num_examples=0)  # which no method here stores
-            yield Choice(row, config.mesh_shape, words, seconds, memory)
+            yield row, config.mesh_shape, words, seconds, memory
 
     yield from choice("serial", 1)
     yield from choice("data_parallel", 1)
@@ -139,24 +126,18 @@ def compare(name: str, machine: Machine, batch: int, devices: int) -> Json:
     """Each method's fastest choice that fits, and the fastest of all; speed-ups against one device of any memory."""
     (_, _, _, serial, _), *found = choices(name, machine, batch, devices)
     methods: dict[str, Json] = {}
-    for row, mesh, how, seconds, memory in sorted(found, key=lambda own: own.seconds):
+    for row, mesh, how, seconds, memory in sorted(found, key=lambda own: own[3]):
         if row not in methods and (size := sum(memory().values())) <= CAPACITY[machine.name]:
-            told = {"speedup": four_digits(serial / seconds), "mesh": mesh, "how": how}
-            methods[row] = {**told, "memory_bytes": four_digits(size)}
+            speedup, memory_bytes = float(f"{serial / seconds:.4g}"), float(f"{size:.4g}")  # a prediction has no more
+            methods[row] = {"speedup": speedup, "mesh": mesh, "how": how, "memory_bytes": memory_bytes}
     winner = max(methods, key=lambda method: methods[method]["speedup"], default="none")
     case = {"network": name, "machine": machine.name, "batch": batch, "devices": devices}
-    return {**case, "serial_seconds": four_digits(serial), "batch_norm": "own", "winner": winner, "methods": methods}
-
-
-def four_digits(value: float) -> float:
-    """Rounded, as a prediction has no more."""
-    return float(f"{value:.4g}")
+    return {**case, "serial_seconds": float(f"{serial:.4g}"), "batch_norm": "own", "winner": winner, "methods": methods}
 
 
 def lead(row: Json) -> float | None:
     """Speed of the faster of `OURS` over that of the faster of `RIVALS`; None where none of one side fits."""
-    speed = {method: found["speedup"] for method, found in row["methods"].items()}
-    ours, theirs = ([speed[m] for m in names if m in speed] for names in (OURS, RIVALS))
+    ours, theirs = ([row["methods"][m]["speedup"] for m in names if m in row["methods"]] for names in (OURS, RIVALS))
     return max(ours) / max(theirs) if ours and theirs else None
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments.accuracy.tables import PROTOCOL
 from experiments.harness import markdown, plot
-from experiments.harness.experiment import RESULTS, Call, Experiment, Json, Picture, Table
+from experiments.harness.experiment import RESULTS, Call, Experiment, Json, Table
 from experiments.harness.rows import Fields, fields_of, load
 from experiments.harness.stats import row_of
 from experiments.predict.here import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
@@ -78,10 +78,7 @@ def in_phases(row: str) -> list[tuple[Fields, float]]:
 
 
 def model(path: str, units: UnitSeconds, machine: Machine) -> Callable[[str, int], float]:
-    """rho by the cost model: (row, K) -> serial's seconds over the row's, on the network of a config file.
-
-    Of a run in phases, with the cuts of its first method.
-    """
+    """Of serial's seconds over a row's with K stages; a run in phases has the cuts of its first method."""
 
     def config(fields: Fields, num_stages: int, **own: Any) -> Config:
         return load(path, {**fields, "num_stages": num_stages, "batch_size": BATCH, "dry_run": True, **own})
@@ -130,19 +127,19 @@ def in_full(made: Json) -> str:
 
 def draw(path: Path, made: Json) -> None:
     """Accuracy under backprop's over rho, a line a method, a point a number of stages."""
-    rows = published(made["rows"])
-    names = [name for name in dict.fromkeys(row["row"] for row in rows) if name != "serial"]
-    with plot.figure(path, figsize=(6.5, 4)) as (_, (axis,)):
-        for number, name in enumerate(names):
-            own = [row for row in rows if row["row"] == name]
-            rho, points = [row["rho"] for row in own], [100 * row["minus_serial"] for row in own]
-            scatter = [100 * (row["accuracy_std"] or 0.0) for row in own]
-            axis.errorbar(rho, points, scatter, capsize=3, label=name, **plot.look(number))
-            for row, x, y in zip(own, rho, points, strict=True):
-                axis.annotate(f"K = {row['stages']}", (x, y), textcoords="offset points", xytext=(4, 5), fontsize=8)
+    by_name: dict[str, list[Json]] = {}
+    for row in published(made["rows"]):
+        by_name.setdefault(row["row"], []).append(row)
+    with plot.figure(path, figsize=(6.5, 4)) as (_, axis):
+        for number, (name, rows) in enumerate((name, rows) for name, rows in by_name.items() if name != "serial"):
+            rho, points = [row["rho"] for row in rows], [100 * row["minus_serial"] for row in rows]
+            scatter = [100 * (row["accuracy_std"] or 0.0) for row in rows]
+            axis.errorbar(rho, points, scatter, capsize=3, label=name, marker="osD^vPX*<>"[number % 10])
+            for row, *at in zip(rows, rho, points, strict=True):
+                axis.annotate(f"K = {row['stages']}", at, textcoords="offset points", xytext=(4, 5), fontsize=8)
         axis.axhline(0, color="gray", lw=1, ls=":")
-        speed, accuracy = "rho, speed-up over backprop on one device (cost model)", "accuracy minus backprop's, points"
-        axis.set(xlabel=speed, ylabel=accuracy)
+        axis.set(xlabel="rho, speed-up over backprop on one device (cost model)")
+        axis.set(ylabel="accuracy minus backprop's, points")
         axis.legend(fontsize=8)
 
 
@@ -152,5 +149,5 @@ EXPERIMENT = Experiment(
     out="tradeoff",
     show=in_full,
     tables={"tradeoff_all": Table(in_full, ("tradeoff_all",))},
-    pictures={"tradeoff_all": Picture(draw, ("tradeoff_all",))},
+    pictures={"tradeoff_all": (draw, ("tradeoff_all",))},
 )

@@ -4,7 +4,7 @@ import contextlib
 import statistics
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from experiments.harness.experiment import Json
 from experiments.harness.rows import fields_of
@@ -38,19 +38,16 @@ def measured_row(answers: list[Json], serial: list[Json]) -> Json:
     }
 
 
-class Workers(NamedTuple):
-    """Processes to time in: one with all devices, and two with one (on CPUs a core) each."""
-
-    many: Process
-    one: Process
-    apart: Process
+Workers = tuple[Process, Process, Process]
+"""To time in: one with all devices, and two with one (on CPUs a core) each, the last for programs that take turns."""
 
 
-class Settings(NamedTuple):
-    """Of `speedup`: configuration, numbers of stages, and how often what is measured; even: cuts by FLOPs."""
+@dataclass
+class Bench:
+    """What is measured, how often, and where; even: cuts by FLOPs."""
 
     config: str
-    fields: Json
+    own_fields: Json
     stages: list[int]
     rounds: int
     steps: int
@@ -58,57 +55,54 @@ class Settings(NamedTuple):
     processes: int
     even: bool
 
-
-class Bench:
-    """What is measured, and where."""
-
-    def __init__(self, settings: Settings) -> None:
+    def __post_init__(self) -> None:
         """Look at this machine's devices."""
-        self.settings, self.cuts = settings, dict[tuple[str, int], list[int]]()
-        probe = Process(max(settings.stages), RECOMMENDED, WORKER)
-        self.where = probe.ask("hello")
+        probe = Process(max(self.stages), RECOMMENDED, WORKER)
+        self.where, self.cuts = probe.ask("hello"), dict[tuple[str, int], list[int]]()
         self.cpu = self.where["platform"] == "cpu"  # where a device is a core
         self.available = self.where["cores"] if self.cpu else self.where["devices"]
-        self.processes = settings.processes if self.cpu else 1
+        self.processes = self.processes if self.cpu else 1
         self.one_core = RECOMMENDED | ({"NPROC": "1"} if self.cpu else {})
-        self.apart = self.one_core | INTERLEAVED
+        self.apart, self.kept = self.one_core | INTERLEAVED, probe
         if self.cpu:
             probe.close()
-            probe = Process(1, self.apart, WORKER)
-        self.kept = probe
+            self.kept = Process(1, self.apart, WORKER)
 
     @contextlib.contextmanager
     def workers(self) -> Iterator[Workers]:
         """On CPUs new processes, elsewhere the one that is kept, which has all devices."""
         if not self.cpu:
-            yield Workers(self.kept, self.kept, self.kept)
+            yield self.kept, self.kept, self.kept
             return
-        many = min(max(self.settings.stages), self.available)
-        asked = (many, RECOMMENDED), (1, self.one_core), (1, self.apart)
-        with contextlib.ExitStack() as stack:
-            made = [Process(count, environment, WORKER) for count, environment in asked]
-            yield Workers(*(stack.enter_context(contextlib.closing(process)) for process in made))
+        count = min(max(self.stages), self.available)
+        asked = (count, RECOMMENDED), (1, self.one_core), (1, self.apart)
+        many, one, apart = (Process(count, environment, WORKER) for count, environment in asked)
+        try:
+            yield many, one, apart
+        finally:
+            for process in (many, one, apart):
+                process.close()
 
     def fields(self, row: str, num_stages: int) -> Json:
         """Of a row's configuration, with its cuts, which are measured once; a device that holds all needs none."""
-        fields = {**fields_of(row), **self.settings.fields, "num_stages": num_stages}
-        if self.settings.even or not METHODS[fields["method"]].staged:
+        fields = {**fields_of(row), **self.own_fields, "num_stages": num_stages}
+        if self.even or not METHODS[fields["method"]].staged:
             return fields
         if (row, num_stages) not in self.cuts:
-            asked = {"config": self.settings.config, "fields": {**fields, "mesh.stage": 1}}
-            self.cuts[row, num_stages] = self.kept.ask("cuts", **asked, repeats=self.settings.repeats)["cuts"]
+            asked = {"config": self.config, "fields": {**fields, "mesh.stage": 1}}
+            self.cuts[row, num_stages] = self.kept.ask("cuts", **asked, repeats=self.repeats)["cuts"]
         return fields | {"cuts": self.cuts[row, num_stages]}
 
     def prepared(self, workers: Workers, row: str, num_stages: int) -> tuple[Process, Json]:
         """A row ready to be timed: where, and what the JSON says of it."""
-        process, fields = workers.one if row == "serial" else workers.many, self.fields(row, num_stages)
-        found = process.ask("prepare", name=row, config=self.settings.config, fields=fields)
+        process, fields = workers[row == "serial"], self.fields(row, num_stages)  # the first or the second
+        found = process.ask("prepare", name=row, config=self.config, fields=fields)
         return process, {"row": row, "stages": num_stages, "fields": fields, **found}
 
     def timed(self, ready: dict[str, tuple[Process, Json]]) -> dict[str, list[Json]]:
         """The answers of each row that is ready, timed in turns, and dropped."""
         turns = {name: (process, name) for name, (process, _) in ready.items()}
-        answers = interleaved(turns, self.settings.rounds, self.settings.steps)
+        answers = interleaved(turns, self.rounds, self.steps)
         for process in {process for process, _ in ready.values()}:
             process.ask("drop")
         return answers
@@ -116,17 +110,16 @@ class Bench:
     def parts(self, fields: Json, num_stages: int) -> tuple[Json, Json]:
         """`prediction.schedule_of` a step, and seconds of its parts, of serial's step, and, where there are devices for
         them, of all stages at the same time (together)."""
-        config, repeats = self.settings.config, self.settings.repeats
-        single: Json = {"config": config, "fields": {**fields, "mesh.stage": 1}}
-        with self.workers() as workers:
-            parts = workers.apart.ask("parts", **single, devices=num_stages)
-            workers.one.ask("prepare", name="serial", config=config, fields=self.fields("serial", 1))
-            seconds = workers.apart.ask("parts_seconds", repeats=repeats)
-            parts["serial"] = statistics.median(workers.one.ask("step", name="serial", steps=repeats)["seconds"])
-            for process in (workers.apart, workers.one):
+        single: Json = {"config": self.config, "fields": {**fields, "mesh.stage": 1}}
+        with self.workers() as (many, one, apart):
+            parts = apart.ask("parts", **single, devices=num_stages)
+            one.ask("prepare", name="serial", config=self.config, fields=self.fields("serial", 1))
+            seconds = apart.ask("parts_seconds", repeats=self.repeats)
+            parts["serial"] = statistics.median(one.ask("step", name="serial", steps=self.repeats)["seconds"])
+            for process in (apart, one):
                 process.ask("drop")
             if num_stages <= self.available:
-                parts["together"] = workers.many.ask("together", **single, repeats=repeats)["seconds"]
+                parts["together"] = many.ask("together", **single, repeats=self.repeats)["seconds"]
         parts["stages"] = [seconds.pop(f"stage {k}") for k in range(num_stages)]
         return parts.pop("schedule"), parts | seconds
 
@@ -140,8 +133,6 @@ class Bench:
         if "together" in parts:
             made["contention"] = parts["together"] / max(parts["stages"])
             made["rho_contended"] = made["rho"] / max(1.0, made["contention"])
-        made["by_process"] = [
-            {name: own[name] for name in ("stages", "serial")} | {"rho": prediction(schedule, own, link)["rho"]}
-            for own in timed
-        ]
+        alone = [prediction(schedule, own, link)["rho"] for own in timed]
+        made["by_process"] = [{"rho": rho, "serial": own["serial"]} for own, rho in zip(timed, alone, strict=True)]
         return {"row": row, "stages": num_stages, "fields": fields, "parts": parts, **made}

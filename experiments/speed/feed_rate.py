@@ -23,9 +23,7 @@ from lpjax.data.feed import make_feed
 from lpjax.data.source import Dataset, Stream
 from lpjax.parallel.mesh import make_mesh
 
-BATCH = 128
-FASHION = "/usr/share/datasets/fashion-mnist"
-JPEGS = 512
+BATCH, JPEGS, FASHION = 128, 512, "/usr/share/datasets/fashion-mnist"
 
 
 def write_jpegs(folder: Path) -> float:
@@ -45,8 +43,7 @@ def write_jpegs(folder: Path) -> float:
 def images_per_second(data: Dataset | Stream, config: Config, seconds: float) -> float:
     """Rate of the feed over about so many seconds, after a warm-up."""
     batches = make_feed(data, config, make_mesh(1, 1)).train()
-    for _ in range(10):
-        jax.block_until_ready(next(batches).image)
+    jax.block_until_ready([next(batches).image for _ in range(10)])
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         jax.block_until_ready(next(batches).image)
@@ -64,10 +61,8 @@ def sources(folder: str, made: Path) -> Iterator[tuple[str, str, str, DataConfig
     images, labels = rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8), rng.integers(0, 10, 50_000).astype(np.int32)
     cifar = Dataset(images, labels, images[:10_000], labels[:10_000], np.full(3, 0.5), np.full(3, 0.25))
     yield "cifar10, cifar100", "32x32x3", resident, DataConfig(), cifar
-    files, data = (
-        f"JPEGs of 500x375, {write_jpegs(made) / 1e3:.0f} kB",
-        DataConfig(name="folder", dir=str(made), crop=0),
-    )
+    files = f"JPEGs of 500x375, {write_jpegs(made) / 1e3:.0f} kB"
+    data = DataConfig(name="folder", dir=str(made), crop=0)
     yield "imagenet2012, folder", files, "decoded, cropped to 224", data, SOURCES["folder"].load(data)
 
 
@@ -78,17 +73,18 @@ def run(call: Call, folder: str = FASHION, repeats: int = 5, seconds: float = 2.
         for source, shown, fed, data_config, data in sources(folder, Path(made)):
             config = Config(num_stages=1, batch_size=BATCH, data=data_config)
             rates = [images_per_second(data, config, seconds) for _ in range(repeats)]
-            told = {"source": source, "images": shown, "fed": fed, "images_per_second": statistics.median(rates)}
-            rows.append(told | {"runs": rates})
+            told = {"source": source, "images": shown, "fed": fed, "runs": rates}
+            rows.append(told | {"images_per_second": statistics.median(rates)})
             print(rows[-1], flush=True)
             yield {"repeats": repeats, "rows": rows}
 
 
 def by_source(made: Json) -> str:
     """A line a source."""
-    names = ("source", "images", "fed")
-    shown = [[*(row[name] for name in names), f"{row['images_per_second']:,.0f}"] for row in made["rows"]]
-    return markdown.table([*names, "images/s"], shown)
+    shown = [
+        [*(row[n] for n in ("source", "images", "fed")), f"{row['images_per_second']:,.0f}"] for row in made["rows"]
+    ]
+    return markdown.table(["source", "images", "fed", "images/s"], shown)
 
 
 EXPERIMENT = Experiment(run, out="feed_rate", show=by_source, tables={"feed": Table(by_source, ("feed_rate",))})

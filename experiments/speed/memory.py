@@ -35,16 +35,15 @@ def run(
 
 def over_serial(made: Json) -> str:
     """MB a device by K, held + needed, and in brackets their sum over serial's."""
-    rows = {(row["row"], row["stages"]): row for row in made["rows"]}
-    stages = sorted({K for name, K in rows if name != "serial"})
-
-    def cell(row: Json) -> str:
-        held, needed = row["held_bytes"] / 1e6, row["temporary_bytes"] / 1e6
-        whole = (rows["serial", 1]["held_bytes"] + rows["serial", 1]["temporary_bytes"]) / 1e6
-        return f"{held:.1f} + {needed:.0f} ({(held + needed) / whole:.2f})"
-
-    names = dict.fromkeys(name for name, _ in rows)
-    shown = [[name, *(cell(rows[name, 1 if name == "serial" else K]) for K in stages)] for name in names]
+    rows = {
+        (row["row"], row["stages"]): (row["held_bytes"] / 1e6, row["temporary_bytes"] / 1e6) for row in made["rows"]
+    }
+    stages, shown = sorted({K for name, K in rows if name != "serial"}), []
+    for name in dict.fromkeys(name for name, _ in rows):
+        found = [rows[name, 1 if name == "serial" else K] for K in stages]
+        ratios = [sum(own) / sum(rows["serial", 1]) for own in found]
+        cells = [f"{held:.1f} + {needed:.0f} ({r:.2f})" for (held, needed), r in zip(found, ratios, strict=True)]
+        shown.append([name, *cells])
     ideal = ["1/K", *(f"{1 / K:.2f}" for K in stages)]
     return markdown.table(["MB held + needed (over serial's)", *(f"K = {K}" for K in stages)], [*shown, ideal])
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -49,10 +48,14 @@ class Parts(StagePrograms):
 
         return self.program(part, batch), batch
 
-    def update(self, own: optax.GradientTransformation, params: PyTree, opt: PyTree, rows: bool) -> Program:
-        """The update of stages, which are rows, or of the AuxNet."""
-        update = optim.update_rows if rows else optim.update
-        return self.program(lambda params, opt: update(own, params, opt, params), params, opt)
+    def update(self, aux_net: bool) -> Program:
+        """The update of a device's stages, or of the AuxNet."""
+        state, inputs, slots = self.state, self.run.step_inputs, self.run.network.num_stages // self.S
+        if aux_net:
+            own = inputs.aux_optimizer
+            return self.program(lambda p, opt: optim.update(own, p, opt, p), state.aux_params, state.aux_opt)
+        rows = jax.tree.map(lambda row: row[:slots], (state.stage_params, state.stage_opt))
+        return self.program(lambda p, opt: optim.update_rows(inputs.optimizer, p, opt, p), *rows)
 
     def aux_net(self, size: int) -> dict[str, Program]:
         """Of `size` examples: data, aux_forward (with what finds the multipliers), aux_all (forward pass, correction,
@@ -93,17 +96,16 @@ class Parts(StagePrograms):
 
     def all(self) -> dict[str, Program]:
         """The parts of a device's step; serial_data and serial_aux_all: of one device that has the whole batch."""
-        network, B, state, inputs = self.run.network, self.run.config.batch_size, self.state, self.run.step_inputs
-        own, slots = B // (self.S * self.D), network.num_stages // self.S
-        rows = jax.tree.map(lambda row: row[:slots], (state.stage_params, state.stage_opt))
-        programs = {"optimizer": self.update(inputs.optimizer, *rows, True), "serial_data": self.augment(B)[0]}
-        if self.method.aux_net == "inputs":
+        B, kind = self.run.config.batch_size, self.method.aux_net
+        own = B // (self.S * self.D)
+        programs = {"optimizer": self.update(aux_net=False), "serial_data": self.augment(B)[0]}
+        if kind == "inputs":
             programs |= self.aux_net(own) | {"serial_aux_all": self.aux_net(B)["aux_all"]}
         else:
             programs["data"] = self.augment(own)[0]
-        if self.method.aux_net == "tails":
-            programs["aux_optimizer"] = self.update(inputs.aux_optimizer, state.aux_params, state.aux_opt, False)
-        return programs | {f"stage {k}": self.stage(k) for k in range(network.num_stages)}
+        if kind == "tails":
+            programs["aux_optimizer"] = self.update(aux_net=True)
+        return programs | {f"stage {k}": self.stage(k) for k in range(self.run.network.num_stages)}
 
 
 def link(count: int, repeats: int) -> dict[str, float]:

@@ -1,11 +1,11 @@
 """What a step should take: its method's schedule, with the measured seconds of its parts put on the entries.
 
 `experiments.speed.parts` times the parts, each a program alone on one device.  `lpjax.nn.schedule.place` puts the
-entries one after another, as it does for the cost model and for drawings.
+entries one after another, as it does for the cost model.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, cycle
 from statistics import mean
 from typing import Any
@@ -20,12 +20,8 @@ from lpjax.training.summary import item_flops
 
 Json = dict[str, Any]
 
-PARTS = {
-    "augment": ("data",),
-    "pack": ("send", "receive"),
-    "correct": ("correction",),
-    "update": ("optimizer", "aux_optimizer"),
-}
+PARTS = {"augment": ("data",), "pack": ("send", "receive"), "correct": ("correction",)}
+PARTS["update"] = ("optimizer", "aux_optimizer")
 """Of work without a chain by kind; where a device does it again they take turns."""
 
 MOMENTS = 2
@@ -33,13 +29,8 @@ MOMENTS = 2
 
 
 def schedule_of(network: Network, config: Config) -> Json:
-    """The schedule of a step, for another process.
-
-    Returns:
-      entries: `nn.schedule.to_json` of the schedule.  sent: of each entry the number of its collectives, batch norm's
-      too, and the bytes that a device sends in them; the arrays of one collective go together.  updated: accesses in
-      the update of a device's stages alone.
-    """
+    """The schedule of a step: entries; sent, of each the number of its collectives, batch norm's too, and the bytes
+    that a device sends in them; updated, accesses in the update of a device's stages alone."""
     items = METHODS[config.method].work(network, config)
     sizes = dict(zip(("stage", "data"), config.mesh_shape, strict=True))
 
@@ -47,11 +38,8 @@ def schedule_of(network: Network, config: Config) -> Json:
         traffic, together = scheduled([item], sizes), item.count if isinstance(item, Message) else MOMENTS
         return [sum(own.number for own in traffic.values()) // together, total_bytes(traffic)]
 
-    return {
-        "entries": to_json(items, list(map(item_flops, items))),
-        "sent": list(map(sent, items)),
-        "updated": UPDATE * stage_values(network, config),
-    }
+    told = {"entries": to_json(items, list(map(item_flops, items))), "sent": list(map(sent, items))}
+    return told | {"updated": UPDATE * stage_values(network, config)}
 
 
 def computing(rows: Sequence[Drawn], parts: Json, updated: int) -> list[float]:
@@ -105,34 +93,25 @@ def _programs(rows: Sequence[Drawn]) -> dict[int, tuple[int, str, Any]]:
     return found
 
 
-def sending(sent: Sequence[Sequence[float]], link: Json | None) -> list[float]:
-    """Seconds of the collectives of each entry; none without a link, where there is one device."""
-    return [link["latency"] * number + size / link["bandwidth"] if link else 0.0 for number, size in sent]
-
-
-def eq27(parts: Json, terms: dict[str, float], num_stages: int) -> tuple[float, float]:
+def eq27(parts: Json, terms: Mapping[str, float], num_stages: int) -> tuple[float, float]:
     """rho(K) by Eq. 27 of the paper, and its bound."""
     own, data = parts["serial"], parts["serial_data"]
-    rest = sum(terms.get(label, 0.0) for label in ("pack", "exchange", "update"))
-    waited = data + rest + parts["serial_aux_all"]
+    waited = data + parts["serial_aux_all"] + sum(terms.get(label, 0.0) for label in ("pack", "exchange", "update"))
     return own / (waited + (own - data) / num_stages), own / waited
 
 
 def prediction(schedule: Json, parts: Json, link: Json | None) -> Json:
-    """rho of a row by its schedule, and by Eq. 27 where the method has an AuxNet as the paper's.
+    """rho of a row by `schedule_of`, and by Eq. 27 where the method has an AuxNet as the paper's.
 
     Args:
       schedule: See `schedule_of`.
       parts: Seconds of the parts, see `computing`; those named serial.. are of the whole batch on one device.
       link: Seconds of a collective (latency), and bytes a second that a device sends (bandwidth).
-
-    Returns:
-      terms: Seconds on the critical path, by label, "batch norm" for its collectives.  seconds: Their sum.  rho,
-      rho_eq27, bound_eq27: Speed-ups.  not_stage: Share of the step that is no stage's own program.  imbalance.
     """
     rows = from_json(schedule["entries"])
     items = [row.item for row in rows]
-    computed, sent = computing(rows, parts, schedule["updated"]), sending(schedule["sent"], link)
+    computed = computing(rows, parts, schedule["updated"])
+    sent = [link["latency"] * n + size / link["bandwidth"] if link else 0.0 for n, size in schedule["sent"]]
     spans = place(items, [a + b for a, b in zip(computed, sent, strict=True)])
     terms: dict[str, float] = defaultdict(float)
     stage = 0.0
@@ -144,12 +123,6 @@ def prediction(schedule: Json, parts: Json, link: Json | None) -> Json:
             stage += computed[position]
     total = sum(terms.values())
     rho27, bound = eq27(parts, terms, len(parts["stages"])) if "serial_aux_all" in parts else (None, None)
-    return {
-        "terms": {label: seconds for label, seconds in terms.items() if seconds},
-        "seconds": total,
-        "rho": parts["serial"] / total,
-        "rho_eq27": rho27,
-        "bound_eq27": bound,
-        "not_stage": 1 - stage / total,
-        "imbalance": max(parts["stages"]) / mean(parts["stages"]) - 1,
-    }
+    told: Json = {"terms": {label: seconds for label, seconds in terms.items() if seconds}, "seconds": total}
+    told |= {"rho": parts["serial"] / total, "rho_eq27": rho27, "bound_eq27": bound, "not_stage": 1 - stage / total}
+    return told | {"imbalance": max(parts["stages"]) / mean(parts["stages"]) - 1}

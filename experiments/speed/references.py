@@ -1,7 +1,7 @@
 """Serial backprop beside the same network in flax.linen and in torch, on one core.
 
-Steps take turns; seconds of lpjax over theirs are paired by round.  The networks are the
-ResNets of configs/cifar10_*.py.  torch is looked for in the interpreter --torch, which need not have lpjax.
+Steps take turns; seconds of lpjax over theirs are paired by round.  The networks are ResNets of CIFAR.
+torch is that of the interpreter --torch, which need not have lpjax.
 """
 
 import statistics
@@ -14,35 +14,26 @@ from experiments.harness.runs import ONE_CORE
 from experiments.harness.stats import spread
 from experiments.harness.worker import Process, interleaved
 from experiments.speed.bench import RECOMMENDED, WORKER
-from lpjax.config.schema import Config
 from lpjax.errors import BadInput
 from lpjax.training import run as runs
 
-HERE = "experiments.speed"
-
-
-def described(config: Config) -> tuple[Json, int, list[int]]:
-    """A configuration's network for the reference workers, its batch size and image shape.
-
-    Raises:
-      BadInput: They do not have it.
-    """
-    if config.model.function != "resnet":
-        raise BadInput(f"model.function={config.model.function}: expected resnet, as the references have it")
-    spec = runs.prepare(config).spec
-    return {**config.model.arguments, "classes": spec.classes}, config.batch_size, list(spec.image_shape)
+HERE = "experiments.speed.reference"
 
 
 def run(call: Call, torch: str = "", rounds: int = 6, steps: int = 2) -> Iterator[Json]:
     """The JSON at the end."""
     fields, environment = {**call.fields, "method": "serial"}, RECOMMENDED | ONE_CORE
-    model, batch, image = described(load(call.config, {**fields, "dry_run": True}))
-    processes = {"lpjax": Process(1, environment, WORKER), "flax": Process(1, environment, f"{HERE}.reference_flax")}
-    if torch:
-        processes["torch"] = Process(1, environment, f"{HERE}.reference_torch", torch)
-    ready = {}
+    config = load(call.config, {**fields, "dry_run": True})
+    if config.model.function != "resnet":
+        raise BadInput(f"model.function={config.model.function}: expected resnet, as the references have it")
+    spec = runs.prepare(config).spec
+    model = {**config.model.arguments, "classes": spec.classes}
+    modules = {"lpjax": (WORKER, ""), "flax": (f"{HERE}_flax", "")} | (
+        {"torch": (f"{HERE}_torch", torch)} if torch else {}
+    )
+    processes, ready = {name: Process(1, environment, *own) for name, own in modules.items()}, {}
     for name, process in processes.items():
-        asked = {"model": model, "batch": batch, "image": image}
+        asked = {"model": model, "batch": config.batch_size, "image": spec.image_shape}
         asked = {"config": call.config, "fields": fields} if name == "lpjax" else asked
         ready[name] = process.ask("prepare", name=name, **asked)
         if ready[name]["parameters"] != ready["lpjax"]["parameters"]:

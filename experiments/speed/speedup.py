@@ -1,21 +1,18 @@
 """Speed-up of methods over backprop on one device: measured, and predicted from the parts of a step.
 
-Nothing is read or learnt: the images are noise.  The machine must have nothing else to do.
-
-Where there are devices for K stages each row's step is timed, the rows taking turns (`rounds` times `steps` steps
-each), and rho = seconds of serial on one device / its own, paired by round.  On CPUs a device is a core.
+The images are noise; the machine must have nothing else to do.  Where there are devices for K stages each row's step
+is timed, the rows taking turns (`rounds` times `steps` steps each), and rho = seconds of serial on one device / its
+own, paired by round.  On CPUs a device is a core.
 
 Where a method has a stage's program all parts of a step are timed alone on one device, for every K, and beside them the
 whole step of serial.  With what links take they predict rho:
 
     predicted  seconds of serial / end of the method's schedule
-    contended  the same where devices share memory and clock: all takes as much longer as the stages take when they run
-               at the same time; for as many K as there are devices
+    contended  where devices share memory and clock: all takes as much longer as the stages take at the same time
     Eq. 27     (T_d + T_f + T_b) / (T_d + t_psi + T_AuxNet + (T_f + T_b) / K)     of arXiv:2112.05387, a serial AuxNet;
                T of the whole network and batch
 
 not stages: what of the predicted step is something else.  imbalance: by how much the dearest stage is over the mean.
-
 On CPUs the same program takes more or less time in another process, by a fifth and more, so all is done `processes`
 times in new ones, and a part counts with its median over these; in brackets what one process alone predicts.
 """
@@ -29,7 +26,7 @@ from typing import Any
 from experiments.harness import markdown
 from experiments.harness.experiment import Call, Experiment, Json, Table
 from experiments.harness.rows import fields_of
-from experiments.speed.bench import RECOMMENDED, Bench, Settings, measured_row
+from experiments.speed.bench import RECOMMENDED, Bench, measured_row
 from lpjax.methods import METHODS
 
 
@@ -41,26 +38,15 @@ def run(
     names = list(dict.fromkeys(["serial", *rows.split(";")]))
     with_parts = [name for name in names if METHODS[fields_of(name)["method"]].stage_program is not None]
     every = list(map(int, stages.split(",")))
-    bench = Bench(Settings(call.config, call.fields, every, rounds, steps, repeats, processes, even))
-    made: Json = {
-        "where": bench.where,
-        "environment": RECOMMENDED,
-        "environment_of_parts": bench.apart,
-        "config": call.config,
-        "overrides": call.fields,
-        "rounds": rounds,
-        "steps": steps,
-        "processes": bench.processes,
-        "link": None,
-        "measured": [],
-        "predictions": [],
-        "failed": [],
-    }
+    bench = Bench(call.config, call.fields, every, rounds, steps, repeats, processes, even)
+    made: Json = {"config": call.config, "overrides": call.fields, "rounds": rounds, "steps": steps, "link": None}
+    made |= {"where": bench.where, "environment": RECOMMENDED, "environment_of_parts": bench.apart}
+    made |= {"processes": bench.processes, "measured": [], "predictions": [], "failed": []}
     for K in (K for K in every if bench.available >= K):
         yield from measured(bench, names, K, made)
     if with_parts and (count := min(max(every), bench.available)) > 1:
-        with bench.workers() as workers:
-            made["link"] = workers.many.ask("link", count=count, repeats=repeats)
+        with bench.workers() as (many, _, _):
+            made["link"] = many.ask("link", count=count, repeats=repeats)
     for row, K in itertools.product(with_parts, every):
         found = attempt(made, f"parts of {row}, K = {K}", partial(bench.predicted, row, K, made["link"]))
         made["predictions"] += [found] if found else []
@@ -132,9 +118,8 @@ def pieces(*files: Json) -> str:
     for cells in found.values():
         fields = next(iter(cells.values()))["fields"]
         sizes = [fields["aux.grid"], fields.get("aux.blocks_per_stage", 1), fields.get("aux.width", 1)]
-        shown.append(
-            [*(f"{size:g}" for size in sizes), *(predicted_rho(cells[K]) if K in cells else "" for K in (2, 4, 8))]
-        )
+        rho = [predicted_rho(cells[K]) if K in cells else "" for K in (2, 4, 8)]
+        shown.append([*(f"{size:g}" for size in sizes), *rho])
     names = ["`aux.grid`", "`aux.blocks_per_stage`", "`aux.width`"]
     return markdown.table([*names, *(f"rho, K = {K}" for K in (2, 4, 8))], shown)
 

@@ -27,10 +27,8 @@ class Worker:
     """Runs that are ready, by name, and timers of units."""
 
     def __init__(self) -> None:
-        self.ready: dict[str, tuple[Run, Any, Batch]] = {}
-        self.timers: dict[UnitTimer, UnitTimer] = {}
-        self.programs: dict[str, Program] = {}
-        self.compiled = 0
+        self.ready, self.compiled = dict[str, tuple[Run, Any, Batch]](), 0
+        self.timers, self.programs = dict[UnitTimer, UnitTimer](), dict[str, Program]()
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
     def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
@@ -50,8 +48,7 @@ class Worker:
         """Balanced cuts, and the seconds that they are balanced by."""
         run = self.run(config, fields)
         timer = balance.make_timer(run.config, repeats)
-        cost = self.timers.setdefault(timer, timer)
-        cuts, seconds = balance.measured_cuts(run.config, cost, repeats)
+        cuts, seconds = balance.measured_cuts(run.config, self.timers.setdefault(timer, timer), repeats)
         return {"cuts": cuts, "stage_seconds": seconds}
 
     def prepare(self, name: str, config: str, fields: Json) -> Json:
