@@ -8,7 +8,9 @@ import jax
 import pytest
 
 from experiments.__main__ import EXPERIMENTS
+from experiments.docs import schedule_picture
 from experiments.harness.command import chosen
+from experiments.harness.experiment import result
 from experiments.harness.worker import Process
 from experiments.speed import bench, memory, speedup
 from experiments.speed.parts import Parts
@@ -17,7 +19,7 @@ from lpjax.errors import BadInput
 from lpjax.methods.local import classifiers
 from lpjax.nn.count import chain_flops, chain_layers, chain_size, unit_flops
 from lpjax.nn.losses import features
-from lpjax.nn.schedule import Drawn, Message, Plan
+from lpjax.nn.schedule import Drawn, Message, Plan, to_json
 from lpjax.training import run as runs
 from tests.helpers import small_config
 
@@ -337,3 +339,36 @@ def test_stages_hold_less_than_the_whole(tmp_path):
     assert list(rows) == [("serial", 1), ("local", 2), ("local", 4)]
     needed = [r["temporary_bytes"] for r in rows.values()]
     assert needed[0] > needed[1] > needed[2] > 0
+
+
+# the drawn schedule ---------------------------------------------------------------------------------------------------
+
+
+def test_the_drawn_steps_are_as_long_as_their_parts():
+    """Backprop is what was timed; the layer-parallel step is the prediction, and what it sends beside packets."""
+    made = result("speedup")
+    (row,) = [p for p in made["predictions"] if (p["row"], p["stages"]) == ("coarse_tail", schedule_picture.STAGES)]
+    drawn = schedule_picture.steps(made).values()
+    serial, pipeline, own = (max(block[1] for device in step for block in device) for step in drawn)
+    assert serial == pytest.approx(row["parts"]["serial"], rel=1e-9)
+    assert row["seconds"] < own < 1.1 * row["seconds"]
+    assert pipeline > serial * (4 + 4 - 1) / (4 * 4), "the bubble, by four stages and micro-batches, cut by no time"
+
+
+def test_what_a_device_does_without_a_break_is_drawn_as_one():
+    """Two pieces of the AuxNet are one block, on each device; a message is on all; what has a name stays apart."""
+    plan = Plan()
+    for d in range(2):
+        plan.work(d, "aux", stage=0)
+        plan.work(d, "aux", stage=1)
+    plan.message("all_to_all", "stage", 8, "exchange")
+    for k in range(2):
+        plan.work(0, "stage", stage=k)
+        plan.work(1, "tail", stage=k)
+    schedule = {"entries": to_json(plan.items, [0.0] * 9), "sent": [[0, 0]] * 4 + [[1, 20]] + [[0, 0]] * 4}
+    step = schedule_picture.placed(schedule, [1.0] * 4 + [0.0] + [2.0] * 4, {"latency": 1.0, "bandwidth": 10.0})
+    first = [(0, 2, "AuxNet", ""), (2, 5, "exchange", "")]
+    assert step == [
+        [*first, (5, 7, "forward pass", "F0"), (7, 9, "forward pass", "F1")],
+        [*first, (5, 9, "coarse tail", "")],
+    ]

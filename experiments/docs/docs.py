@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from experiments.docs import method_picture, pair
+from experiments.docs import method_picture, pair, schedule_picture
 from experiments.harness.experiment import Call, Experiment, Json, Table, result
 from experiments.registry import MEASURED
 from lpjax.errors import BadInput
 
 TABLES: dict[str, Table] = {name: made for e in MEASURED for name, made in e.tables.items()} | pair.TABLES
 PICTURES = {name: made for e in MEASURED for name, made in e.pictures.items()} | method_picture.PICTURES
+PICTURES |= schedule_picture.PICTURES
 
 
 def filled(page: Path, text: str, tables: Mapping[str, Table] = TABLES) -> str:

@@ -93,6 +93,11 @@ def _programs(rows: Sequence[Drawn]) -> dict[int, tuple[int, str, Any]]:
     return found
 
 
+def sending(sent: Sequence[Sequence[float]], link: Json | None) -> list[float]:
+    """Seconds of the collectives of each entry; none without a link, where there is one device."""
+    return [link["latency"] * number + size / link["bandwidth"] if link else 0.0 for number, size in sent]
+
+
 def eq27(parts: Json, terms: Mapping[str, float], num_stages: int) -> tuple[float, float]:
     """rho(K) by Eq. 27 of the paper, and its bound."""
     own, data = parts["serial"], parts["serial_data"]
@@ -111,7 +116,7 @@ def prediction(schedule: Json, parts: Json, link: Json | None) -> Json:
     rows = from_json(schedule["entries"])
     items = [row.item for row in rows]
     computed = computing(rows, parts, schedule["updated"])
-    sent = [link["latency"] * n + size / link["bandwidth"] if link else 0.0 for n, size in schedule["sent"]]
+    sent = sending(schedule["sent"], link)
     spans = place(items, [a + b for a, b in zip(computed, sent, strict=True)])
     terms: dict[str, float] = defaultdict(float)
     stage = 0.0
