@@ -102,9 +102,9 @@ def parse(module, words, monkeypatch):
     """As the command would, without running it."""
     if module == "experiments":
         if words and words[0] != "NAME":
-            options = arguments(EXPERIMENTS[words[0]], words[1:])
-            if "config" in options:
-                load(options.config, options.fields)
+            call, _ = arguments(EXPERIMENTS[words[0]], words[1:])
+            if call.config:
+                load(call.config, call.fields)
         return
     if module not in ("lpjax.main", "lpjax.balance", "lpjax.export"):
 
