@@ -1,24 +1,32 @@
-"""Classify image files by an exported model.
+"""Classify images by an exported model.
 
-    python -m lpjax.predict --model=DIR [--top=5] [--json] IMAGES...
+    python -m lpjax.predict --model=DIR [--top=5] [--json | --csv] IMAGES...
 
-Classes and probabilities of image files by a model that `lpjax.export` wrote, on one device.  With --json a line is
-{"image": .., "classes": [{"class": .., "probability": ..}, ..]}, or {"image": .., "error": ..}.
+Classes and probabilities of images by a model that `lpjax.export` wrote, on one device.  IMAGES are image files,
+folders (all image files in them, however deep, hidden ones left out), patterns in quotes ("photos/*.jpg"), and - for
+one image on stdin.  With --json a line is {"image": .., "classes": [{"class": .., "probability": ..}, ..]}, or
+{"image": .., "error": ..}; with --csv there is a line image,class,probability,error a class, the likeliest first,
+below a heading.
 
 Exit codes: 0 done; 1 a fault of lpjax or of the system; 2 bad arguments or model, or an image that could not be read
 (it is said which, and the others are done); 130 interrupted.
 """
 
 import argparse
+import csv
+import glob
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from lpjax import cli
+from lpjax.config.command_line import local_path
 from lpjax.errors import BadInput, bad_input, extra_packages
 from lpjax.export import model_file
 from lpjax.export.model_file import Description, Model
@@ -31,60 +39,121 @@ Ranking = list[tuple[str, float]]
 """Classes and their probabilities, the likeliest first."""
 
 
-def read_image(path: Path, description: Description) -> UInt8[np.ndarray, "H W C"]:
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to classify.
+
+    Attributes:
+      name: As output shows it.
+      path: Of the file; None for stdin.
+      listed: It was found in a folder, where files that are no images are left out.
+      error: Why there is none.
+    """
+
+    name: str
+    path: Path | None = None
+    listed: bool = False
+    error: Exception | None = None
+
+
+class NoImageError(BadInput):
+    """A file that is no image that can be read."""
+
+
+def find_images(argument: str) -> list[ImageFile]:
+    """Find what an argument of the command stands for.
+
+    Args:
+      argument: A file, a folder, a pattern, or "-" for stdin.
+
+    Returns:
+      The images in the order of their names; one with an error where the argument stands for none.
+    """
+    if argument == "-":
+        return [ImageFile(argument)]
+    try:
+        path = local_path(argument)
+        if path.is_dir():
+            return _in_folder(path)
+        if glob.has_magic(argument) and not path.exists():
+            names = sorted(glob.glob(str(path), recursive=True))
+            if not names:
+                raise BadInput(f"{argument}: no file matches this pattern; correct it")
+            return [image for name in names for image in find_images(name)]
+    except (ValueError, OSError) as error:
+        return [ImageFile(argument, error=error)]
+    return [ImageFile(argument, path)]
+
+
+def _in_folder(folder: Path) -> list[ImageFile]:
+    inside = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+    found = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not found:
+        raise BadInput(f"{folder}: no files in this folder: expected image files")
+    return [ImageFile(str(path), path, listed=True) for path in found]
+
+
+def read_image(image: ImageFile, description: Description) -> UInt8[np.ndarray, "H W C"]:
     """An image file as the model takes it.
 
     Args:
-      path: of the file.
+      image: the file.
       description: of the model.
 
     Raises:
-      BadInput: naming the file, where it is no image, or too large.
+      BadInput: naming the file, where it is no image (NoImageError), or too large.
       OSError: where it cannot be read.
     """
     with extra_packages("reading image files", "export"):
         from lpjax.data import images
     if description.image_shape[-1] not in (1, 3):
         raise BadInput(f"the model takes {description.image_shape[-1]} channels: image files have 1 or 3")
-    if path.exists() and not path.is_file():
-        raise BadInput(f"{path}: not a file: expected an image file")
-    content = model_file.read(path, MAX_BYTES, "use a smaller image")
+    if image.error:
+        raise image.error
+    if image.path is None:
+        content = sys.stdin.buffer.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise BadInput(f"stdin: more than {MAX_BYTES:,} bytes; use a smaller image")
+    else:
+        if image.path.exists() and not image.path.is_file():
+            raise NoImageError(f"{image.name}: not a file: expected an image file")
+        content = model_file.read(image.path, MAX_BYTES, "use a smaller image")
     try:
         shape, share = description.image_shape, description.crop
         return images.decode_foreign(content, shape, share=share, max_pixels=MAX_PIXELS)
     except images.DECODING_ERRORS as error:
-        raise BadInput(
-            f"{path}: {error}: expected a whole file in one of the formats {', '.join(images.FORMATS)} of at most "
-            f"{MAX_PIXELS:,} pixels; convert or scale it"
+        raise NoImageError(
+            f"{image.name}: {error}: expected a whole file in one of the formats {', '.join(images.FORMATS)} of at "
+            f"most {MAX_PIXELS:,} pixels; convert or scale it"
         ) from error
 
 
-def predict(model: Model, paths: Sequence[Path], top: int) -> Iterator[tuple[Path, Ranking | Exception]]:
-    """The likeliest classes of image files.
+def predict(model: Model, files: Sequence[ImageFile], top: int) -> Iterator[tuple[ImageFile, Ranking | Exception]]:
+    """The likeliest classes of images.
 
     Args:
       model: that predicts.
-      paths: of the files.
+      files: the images.
       top: how many classes.
 
     Yields:
-      Each path, in order, with its classes, or with why there are none.
+      Each image, in order, with its classes, or with why there are none.
     """
-    size = min(BATCH, len(paths))  # of every batch, so that the model is compiled once
-    for start in range(0, len(paths), size):
-        chunk = paths[start : start + size]
+    size = min(BATCH, len(files))  # of every batch, so that the model is compiled once
+    for start in range(0, len(files), size):
+        chunk = files[start : start + size]
         batch = np.zeros((size, *model.description.image_shape), np.uint8)
         failed: dict[int, Exception] = {}
-        for i, path in enumerate(chunk):
+        for i, file in enumerate(chunk):
             try:
-                batch[i] = read_image(path, model.description)
+                batch[i] = read_image(file, model.description)
             except (ValueError, OSError) as error:
                 failed[i] = error
         logits = np.asarray(model.logits(batch), np.float64)
-        for i, path in enumerate(chunk):
+        for i, file in enumerate(chunk):
             if i not in failed and not np.isfinite(logits[i]).all():
-                failed[i] = BadInput(f"{path}: the model's output is not finite; use another image or model")
-            yield path, failed.get(i) or _ranking(logits[i], model.description.class_names, top)
+                failed[i] = BadInput(f"{file.name}: the model's output is not finite; use another image or model")
+            yield file, failed.get(i) or _ranking(logits[i], model.description.class_names, top)
 
 
 def _ranking(logits: Float[np.ndarray, " classes"], names: Sequence[str], top: int) -> Ranking:
@@ -102,22 +171,32 @@ def main(argv: list[str]) -> int:
     Args:
       argv: the command line without the program.
     """
-    parser = argparse.ArgumentParser(prog="python -m lpjax.predict", description="Classes of image files.")
+    parser = argparse.ArgumentParser(prog="python -m lpjax.predict", description="Classes of images.")
     parser.add_argument("--model", type=Path, required=True, help="folder that python -m lpjax.export wrote")
     parser.add_argument("--top", type=_positive, default=5, metavar="N", help="how many classes, 1 or more (5)")
-    parser.add_argument("--json", action="store_true", help="a line of JSON an image")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a line of JSON an image")
+    form.add_argument("--csv", action="store_true", help="a line image,class,probability,error a class, and a heading")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, patterns, - for stdin")
     options = parser.parse_args(argv)
-    code = 0
-    model = model_file.load(options.model)
-    for path, result in predict(model, options.images, options.top):
+    show = _as_csv if options.csv else _as_json if options.json else _as_text
+    if options.csv:
+        print("image,class,probability,error")
+    code, left_out = 0, []
+    model = model_file.load(local_path(str(options.model)))
+    files = [file for argument in options.images for file in find_images(argument)]
+    for file, result in predict(model, files, options.top):
+        if file.listed and isinstance(result, NoImageError):
+            left_out.append(file.name)
+            continue
         if isinstance(result, Exception):
             code = BadInput.exit_code
             print(f"lpjax: {cli.printable(result)}", file=sys.stderr)
-        if options.json:
-            print(_as_json(path, result))
-        elif not isinstance(result, Exception):
-            print(_as_text(path, result))
+        if text := show(file.name, result):
+            print(text)
+    if left_out:
+        some = ", ".join(left_out[:3]) + (", .." if len(left_out) > 3 else "")
+        print(f"lpjax: left out, as no images: {cli.printable(some)} ({len(left_out)})", file=sys.stderr)
     return code
 
 
@@ -127,16 +206,25 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _as_text(path: Path, result: Ranking) -> str:
-    width = max(len(name) for name, _ in result)
-    return "\n".join([cli.printable(path), *(f"  {name:{width}}  {probability:.4f}" for name, probability in result)])
-
-
-def _as_json(path: Path, result: Ranking | Exception) -> str:
+def _as_text(name: str, result: Ranking | Exception) -> str:
     if isinstance(result, Exception):
-        return json.dumps({"image": str(path), "error": str(result)})
-    classes = [{"class": name, "probability": probability} for name, probability in result]
-    return json.dumps({"image": str(path), "classes": classes})
+        return ""
+    width = max(len(label) for label, _ in result)
+    return "\n".join([cli.printable(name), *(f"  {label:{width}}  {probability:.4f}" for label, probability in result)])
+
+
+def _as_json(name: str, result: Ranking | Exception) -> str:
+    if isinstance(result, Exception):
+        return json.dumps({"image": name, "error": str(result)})
+    classes = [{"class": label, "probability": probability} for label, probability in result]
+    return json.dumps({"image": name, "classes": classes})
+
+
+def _as_csv(name: str, result: Ranking | Exception) -> str:
+    rows = [("", "", result)] if isinstance(result, Exception) else [(*row, "") for row in result]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([cli.printable(name), *map(cli.printable, row)] for row in rows)
+    return text.getvalue().rstrip("\n")
 
 
 if __name__ == "__main__":

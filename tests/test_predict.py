@@ -1,5 +1,6 @@
 """Predictions for image files: the model's own, and nothing but a message for files that are not what they seem."""
 
+import csv
 import dataclasses
 import io
 import json
@@ -147,10 +148,10 @@ def test_files_that_are_too_large_or_no_files(folder, digits, tmp_path, capsys):
     with large.open("wb") as file:
         file.truncate(2**26 + 1)  # a hole: it takes no room
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for a writer
-    code, lines, err = call(capsys, folder, "--top=1", large, tmp_path / "pipe.png", "/dev/zero", tmp_path, good)
+    code, lines, err = call(capsys, folder, "--top=1", large, tmp_path / "pipe.png", "/dev/zero", good)
     assert (code, len(lines)) == (2, 2)
     assert "large.png: 67,108,865 bytes: expected at most 67,108,864; use a smaller image" in err
-    for name in ("pipe.png", "/dev/zero", str(tmp_path)):
+    for name in ("pipe.png", "/dev/zero"):
         assert f"{name}: not a file: expected an image file" in err
 
 
@@ -164,6 +165,57 @@ def test_names_that_are_commands_to_a_terminal(folder, digits, tmp_path, capsys)
     assert "\x1b" not in err
     _, lines, _ = call(capsys, folder, "--json", named)
     assert json.loads(lines[0])["image"] == str(named)
+
+
+def test_folders_patterns_and_stdin(folder, digits, tmp_path, capsys, monkeypatch):
+    paths, pixels = digits
+    best = [str(p.argmax()) for p in expected(folder, pixels)]
+    inside = tmp_path / "photos" / "of may [1]"
+    (inside / ".cache").mkdir(parents=True)
+    for i in (3, 5):
+        shutil.copy(paths[i], inside / f"{i}.PNG")
+    shutil.copy(paths[0], inside / ".cache" / "0.png")
+    (inside / "labels.txt").write_text("3")
+    shutil.copy(paths[7], tmp_path / "photos" / "picture")  # an image whatever its name
+    code, lines, err = call(capsys, folder, "--top=1", tmp_path / "photos")
+    assert code == 0
+    assert lines[::2] == [str(path) for path in (inside / "3.PNG", inside / "5.PNG", tmp_path / "photos/picture")]
+    assert [line.split()[0] for line in lines[1::2]] == [best[i] for i in (3, 5, 7)]
+    assert err == f"lpjax: left out, as no images: {inside / 'labels.txt'} (1)\n"
+    code, lines, err = call(capsys, folder, "--top=1", f"{tmp_path}/1?.png", f"{tmp_path}/*.PNG", "gs://a/b.png")
+    assert code == 2
+    assert lines[::2] == [f"{tmp_path}/1{i}.png" for i in range(10)]
+    assert err.splitlines() == [
+        f"lpjax: {tmp_path}/*.PNG: no file matches this pattern; correct it",
+        "lpjax: gs://a/b.png: expected a path of this machine; mount what the address names, or copy it there",
+    ]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(paths[4].read_bytes())))
+    code, lines, err = call(capsys, folder, "--top=1", "-")
+    assert (code, err, lines[0], lines[1].split()[0]) == (0, "", "-", best[4])
+    (tmp_path / "empty").mkdir()
+    code, lines, err = call(capsys, folder, tmp_path / "empty")
+    assert (code, lines) == (2, [])
+    assert "empty: no files in this folder" in err
+
+
+def test_csv(folder, digits, tmp_path, capsys):
+    paths, pixels = digits
+    named = tmp_path / 'a, "b"\n.png'
+    shutil.copy(paths[1], named)
+    (tmp_path / "bad.png").write_bytes(b"text")
+    code, lines, _ = call(capsys, folder, "--csv", "--top=2", paths[0], named, tmp_path / "bad.png")
+    rows = list(csv.DictReader(lines))
+    assert code == 2
+    assert [row["image"] for row in rows] == [str(paths[0])] * 2 + [str(named).replace("\n", "\ufffd")] * 2 + [
+        str(tmp_path / "bad.png")
+    ]
+    for (first, second), p in zip((rows[:2], rows[2:4]), expected(folder, pixels[:2]), strict=True):
+        best = np.argsort(-p)[:2]
+        assert [first["class"], second["class"]] == [str(i) for i in best]
+        np.testing.assert_allclose([float(first["probability"]), float(second["probability"])], p[best], rtol=1e-4)
+        assert first["error"] == ""
+    assert (rows[4]["class"], rows[4]["probability"]) == ("", "")
+    assert "not an image file" in rows[4]["error"]
 
 
 def test_output_that_is_not_finite(folder, digits, capsys, monkeypatch):
@@ -242,4 +294,4 @@ def test_a_model_of_other_than_images(folder, digits):
     model = model_file.load(folder)
     description = dataclasses.replace(model.description, image_shape=(8, 8, 2))
     with pytest.raises(ValueError, match="the model takes 2 channels: image files have 1 or 3"):
-        command.read_image(digits[0][0], description)
+        command.read_image(command.ImageFile("0.png", digits[0][0]), description)

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lpjax import cli, errors
+from lpjax.config.command_line import local_path
 from lpjax.data.archives import ARCHIVES, Examples, download_again, splits
 from lpjax.data.tfds_sets import allow_open_files, import_tfds, is_prepared, open_set, set_folder
 from lpjax.errors import BadInput
@@ -181,11 +182,6 @@ def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ())
     )
 
 
-def expanded_path(text: str) -> Path:
-    """The path with ~ expanded, which the shell does not do in --source=~/x."""
-    return Path(os.path.expanduser(text))
-
-
 @cli.command("interrupted; nothing was prepared")
 @errors.bad_input()
 def main(argv: list[str]) -> int:
@@ -201,14 +197,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", choices=sorted(ARCHIVES), help="the data set")
     parser.add_argument(
         "--source",
-        type=expanded_path,
+        type=local_path,
         required=True,
         help="the archive, or the folder of the archives under their official names: "
         + "; ".join(f"{name}: {', '.join(files)}" for name, files in ARCHIVES.items()),
     )
-    parser.add_argument(
-        "--data_dir", type=expanded_path, required=True, help="where to write: config.data.dir of a run"
-    )
+    parser.add_argument("--data_dir", type=local_path, required=True, help="where to write: config.data.dir of a run")
     parser.add_argument(
         "--sha256",
         action="append",

@@ -11,7 +11,6 @@ interrupted.
 
 import math
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -38,7 +37,7 @@ def main(argv: list[str]) -> int:
         raise errors.BadInput("--output is missing: expected a folder for the model, e.g. --output=model")
     if config.dry_run:
         raise errors.BadInput("dry_run=True: the batch-norm statistics are found on training data; leave it out")
-    output = Path(_OUTPUT.value)
+    output = command_line.local_path(_OUTPUT.value)
     model_file.check_free(output)
     platform.provide_devices(math.prod(methods.resolve(config).mesh_shape))
     run = prepare(config)

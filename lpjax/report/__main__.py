@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lpjax import cli, errors
+from lpjax.config.command_line import local_path
 from lpjax.errors import BadInput, extra_packages
 
 
@@ -53,11 +54,12 @@ def main(argv: list[str]) -> int:
       argv: The command line without the program.
     """
     parser = argparse.ArgumentParser(prog="python -m lpjax.report", description="A page of charts of runs.")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run")
+    parser.add_argument("--out", default="report.html", help="the page (report.html)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a run")
     options = parser.parse_args(argv)
-    write(options.runs, options.out)
-    print(options.out)
+    out = local_path(options.out)
+    write([local_path(run) for run in options.runs], out)
+    print(out)
     return 0
 
 

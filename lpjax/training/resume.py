@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from lpjax.config.command_line import local_path
 from lpjax.methods import METHODS
 from lpjax.parallel import platform, processes
 from lpjax.state import canonical
@@ -150,7 +151,7 @@ def from_other(run: Run, say: Say) -> Start:
       WorkdirError: There is no such checkpoint, it is damaged, or of another network.
     """
     config = run.config.start
-    workdir = Path(config.workdir or "")
+    workdir = local_path(config.workdir or "")
     saved = _read(workdir, config.step, "start.workdir")
     kept = saved.arrays if config.optimizer else {n: a for n, a in saved.arrays.items() if _is_weight(n)}
     state, fresh, left = restore(run, kept)
