@@ -30,6 +30,12 @@ class Interrupted(Error):  # noqa: N818
     exit_code = 130
 
 
+def require(ok: object, message: str) -> None:
+    """Raises BadInput with the message unless ok."""
+    if not ok:
+        raise BadInput(message)
+
+
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
     """Around work on what the user gave: ValueErrors and OSErrors of the libraries that do it become BadInput.

@@ -9,7 +9,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from lpjax.models.resnet import ConvBlock, resnet
-from lpjax.nn import conv_cpu, layers, winograd
+from lpjax.nn import conv as conv_forms
+from lpjax.nn import layers, winograd
 from lpjax.nn.chain import Mode, make_chain
 from lpjax.nn.conv import conv
 from lpjax.nn.count import unit_flops
@@ -21,22 +22,22 @@ pytestmark = pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (4, 9)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (7, 5)])
-@pytest.mark.parametrize("chunk_bytes", [conv_cpu.CHUNK_BYTES, 0])
+@pytest.mark.parametrize("chunk_bytes", [conv_forms.CHUNK_BYTES, 0])
 def test_gradients_are_autodiffs(size, stride, kernel, chunk_bytes, monkeypatch):
     """All examples of the kernel's gradient at once, and one at a time."""
-    monkeypatch.setattr(conv_cpu, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(conv_forms, "CHUNK_BYTES", chunk_bytes)
     assert_is_a_convolution(size, stride, kernel)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 6), (4, 9)])
-@pytest.mark.parametrize("chunk_bytes", [conv_cpu.CHUNK_BYTES, 0])
+@pytest.mark.parametrize("chunk_bytes", [conv_forms.CHUNK_BYTES, 0])
 @pytest.mark.parametrize("winograd_channels, features", [(1, 0), (64, 0), (64, 8), (64, 32)])
 def test_every_form_for_cpus_is_a_convolution(size, chunk_bytes, winograd_channels, features, monkeypatch):
     """Winograd's, the direct one, two columns at once and four; all images at once, and one at a time."""
-    monkeypatch.setattr(conv_cpu, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(conv_cpu, "FEATURES", features)
-    monkeypatch.setattr(conv_cpu, "WINOGRAD_CHANNELS", winograd_channels)
-    monkeypatch.setattr(conv_cpu, "WINOGRAD_GRADIENT_CHANNELS", winograd_channels)
+    monkeypatch.setattr(conv_forms, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(conv_forms, "FEATURES", features)
+    monkeypatch.setattr(conv_forms, "WINOGRAD_CHANNELS", winograd_channels)
+    monkeypatch.setattr(conv_forms, "WINOGRAD_GRADIENT_CHANNELS", winograd_channels)
     assert_is_a_convolution(size, 1, (3, 3))
 
 
@@ -73,7 +74,7 @@ def test_which_convolutions_are_winograds(shape, dtype, direct):
 
 def test_a_network_is_cut_at_the_same_places_on_every_platform(monkeypatch):
     """Operations are counted in the direct form."""
-    monkeypatch.setattr(conv_cpu, "_training_conv", None)
+    monkeypatch.setattr(conv_forms, "_training_conv", None)
     unit_flops.__wrapped__(ConvBlock(64, 1, 3), (8, 8, 64))
     with pytest.raises(TypeError, match="NoneType"):
         jax.vjp(lambda x: conv(x, jnp.zeros((3, 3, 2, 2)), 1), jnp.zeros((1, 4, 4, 2)))
@@ -84,7 +85,7 @@ def test_columns_at_once_are_features():
     for width, features in ((8, 32), (6, 16), (5, 8)):
         x, kernel = jnp.zeros((2, 8, width, 4)), jnp.zeros((3, 3, 4, 8))
         convolutions = [
-            eqn for eqn in jax.make_jaxpr(lambda x, k: conv_cpu._training_conv.__wrapped__(x, k, 1))(x, kernel).eqns
+            eqn for eqn in jax.make_jaxpr(lambda x, k: conv_forms._training_conv.__wrapped__(x, k, 1))(x, kernel).eqns
             if eqn.primitive is lax.conv_general_dilated_p
         ]  # fmt: skip
         assert [eqn.outvars[0].aval.shape[-1] for eqn in convolutions] == [features]
@@ -95,13 +96,13 @@ def test_a_winograd_convolution_is_as_exact_as_the_direct_one():
     keys = jax.random.split(jax.random.key(0), 2)
     x, kernel = jax.random.normal(keys[0], (2, 8, 8, 256)), jax.random.normal(keys[1], (3, 3, 256, 64))
     x32, kernel32 = x.astype(jnp.float32), kernel.astype(jnp.float32)
-    exact = conv_cpu.direct(x32.astype(x.dtype), kernel32.astype(x.dtype), 1)
+    exact = conv_forms.direct(x32.astype(x.dtype), kernel32.astype(x.dtype), 1)
 
     def error(y):
         assert y.dtype == jnp.float32
         return float(jnp.abs(y.astype(exact.dtype) - exact).max() / jnp.abs(exact).max())
 
-    assert error(winograd.convolution(x32, kernel32, 1)) < 4 * max(error(conv_cpu.direct(x32, kernel32, 1)), 2**-24)
+    assert error(winograd.convolution(x32, kernel32, 1)) < 4 * max(error(conv_forms.direct(x32, kernel32, 1)), 2**-24)
 
 
 def test_standardise_gives_mean_zero_and_variance_one():

@@ -246,7 +246,7 @@ def test_a_folder_of_images(test_name, pictures, tmp_path):
 
 
 def test_few_of_many_files_are_looked_at(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("lpjax.data.folder"), "SAMPLED_FILES", 3)
+    monkeypatch.setattr(importlib.import_module("lpjax.data.images"), "SAMPLED_FILES", 3)
     make_folder(tmp_path, *pictures)
     data = SOURCES["folder"].load(at(tmp_path, "folder", **SMALL))
     crops = np.stack([crop(data.train[i][0]) for i in (0, 4, 8)]) / 255

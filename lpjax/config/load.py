@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ml_collections import config_dict
 
 from lpjax.config import named
+from lpjax.config.check import require_one_of
 from lpjax.config.schema import Config, ModelConfig
 from lpjax.errors import BadInput
 
@@ -126,12 +127,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     if origin is types.UnionType:
         return None if value is None else _typed(next(arg for arg in args if arg is not type(None)), value, name)
     if origin is Literal:
-        if value not in args:
-            close = difflib.get_close_matches(str(value), args, n=1)
-            raise BadInput(
-                f"{name}={value!r}: expected one of {', '.join(args)}"
-                + (f"; did you mean {close[0]}?" if close else "")
-            )
+        require_one_of(name, value, args)
         return value
     if origin is tuple:
         if not isinstance(value, tuple | list):

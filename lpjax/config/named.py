@@ -1,11 +1,11 @@
 """Import functions that a configuration names: "resnet", which comes with lpjax, or any "package.module:function"."""
 
-import difflib
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lpjax.config.check import require_one_of
 from lpjax.errors import BadInput
 
 PROVIDED: dict[str, dict[str, str]] = {
@@ -56,22 +56,16 @@ def load(name: str, field: str) -> Callable[..., Any]:
     Raises:
       ValueError: There is none of that name.
     """
-    module_name, colon, attribute = PROVIDED[field].get(name, name).partition(":")
-    if not colon:
-        close = difflib.get_close_matches(name, PROVIDED[field], n=1)
-        raise BadInput(
-            f"{field}={name!r}: expected one of {', '.join(PROVIDED[field])}, or 'package.module:function'"
-            + (f"; did you mean {close[0]}?" if close else "")
-        )
+    place = PROVIDED[field].get(name, name)
+    if ":" not in place:
+        require_one_of(field, name, PROVIDED[field], ", or 'package.module:function'")
     expected = f"{field}={name!r}: expected 'package.module:function', importable from the current folder"
-    if not (module_name and attribute):
-        raise BadInput(f"{expected}, such as {next(iter(PROVIDED[field].values()))}")
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        function = pkgutil.resolve_name(place)
+    except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(f"{expected}: {error}; correct the name, or start from the folder that holds it") from error
     if not callable(function):
-        raise BadInput(f"{expected}: {attribute} is a {type(function).__name__}; name a function")
+        raise BadInput(f"{expected}: {place.partition(':')[2]} is a {type(function).__name__}; name a function")
     return function
 
 

@@ -6,11 +6,9 @@ An archive that is damaged, or another one, raises BadInput, which names it.
 import contextlib
 import gzip
 import io
-import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,42 +29,14 @@ Examples = Iterator[tuple[int | str, dict[str, Any]]]
 """Keys and examples as the stock builder has them; the keys decide the order of the shuffled examples."""
 
 
-@dataclass(frozen=True)
-class CifarLayout:
-    """Files in an archive of CIFAR.
-
-    Attributes:
-      folder: That they are in.
-      train: Files of records of the training split.
-      test: Of the test split.
-      labels: A feature for each label byte of a record, in order, with the file of its classes' names.
-    """
-
-    folder: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    labels: dict[str, str]
-
-
-CIFAR = {
-    "cifar10": CifarLayout(
-        "cifar-10-batches-bin",
-        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-        ("test_batch.bin",),
-        {"label": "batches.meta.txt"},
-    ),
-    "cifar100": CifarLayout(
-        "cifar-100-binary",
-        ("train.bin",),
-        ("test.bin",),
-        {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
-    ),
-}
-
-
 def download_again(name: str) -> str:
     """What to do about a bad archive of a set, for messages."""
     return f"download {' and '.join(ARCHIVES[name])} again from {IMAGENET_URL if name == 'imagenet2012' else CIFAR_URL}"
+
+
+def bad(name: str, archive: Path, what: str) -> BadInput:
+    """The error that an archive of a set is damaged, or another one."""
+    return BadInput(f"{archive}: {what}; {download_again(name)}")
 
 
 @contextlib.contextmanager
@@ -81,7 +51,7 @@ def open_tar(name: str, archive: Path) -> Iterator[tarfile.TarFile]:
             yield tar
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = str(error).splitlines()[0].rstrip(":")
-        raise BadInput(f"{archive}: not a whole tar archive ({reason}); {download_again(name)}") from error
+        raise bad(name, archive, f"not a whole tar archive ({reason})") from error
 
 
 def files_in(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
@@ -96,57 +66,53 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def cifar_splits(name: str, archive: Path, features: Any) -> dict[str, Examples]:
+def cifar_splits(builder: Any, archive: Path) -> dict[str, Examples]:
     """Examples of each split of CIFAR-10 or CIFAR-100, from an archive that is checked before they are read.
 
     Args:
-      name: Of the set.
+      builder: The stock builder; its features are given the names of the classes.
       archive: The binary version.
-      features: The stock builder's; are given the names of the classes.
 
     Raises:
       BadInput: It is damaged, or another archive.
     """
-    layout = CIFAR[name]
-    wanted = [*layout.train, *layout.test, *layout.labels.values()]
+    name, features, layout = builder.name, builder.info.features, builder._cifar_info
+    wanted = [*layout.train_files, *layout.test_files, *layout.label_files]
     with open_tar(name, archive) as tar:
         # In one pass: going back in a compressed archive is to decompress it again.
         found = {file: content(tar, member) for file, member in files_in(tar) if file in wanted}
-    missing = [f"{layout.folder}/{file}" for file in wanted if file not in found]
+    missing = [f"{layout.prefix}{file}" for file in wanted if file not in found]
     if missing:
-        raise BadInput(f"{archive}: not the binary version of {name}: no {', '.join(missing)}; {download_again(name)}")
-    for key, file in layout.labels.items():
-        names = [line for line in found[file].decode().splitlines() if line]
-        if len(names) != features[key].num_classes:
-            raise BadInput(
-                f"{archive}: {file} has {len(names)} names of classes: expected {features[key].num_classes}; "
-                f"{download_again(name)}"
-            )
+        raise bad(name, archive, f"not the binary version of {name}: no {', '.join(missing)}")
+    for key, file in zip(layout.label_keys, layout.label_files, strict=True):
+        names, count = [line for line in found[file].decode().splitlines() if line], features[key].num_classes
+        if len(names) != count:
+            raise bad(name, archive, f"{file} has {len(names)} names of classes: expected {count}")
         features[key].names = names
 
-    def records(files: tuple[str, ...]) -> np.ndarray:
-        length = len(layout.labels) + 3072
+    def records(files: list[str]) -> np.ndarray:
+        bytes_of_labels = len(layout.label_keys)
+        length = bytes_of_labels + 3072
         for file in files:
             if not found[file] or len(found[file]) % length:
-                raise BadInput(
-                    f"{archive}: {file} has {len(found[file])} bytes: expected a multiple of {length} (a record: "
-                    f"{len(layout.labels)} of labels, 3072 of pixels); {download_again(name)}"
-                )
-            for byte, key in enumerate(layout.labels):
+                expected = f"a multiple of {length} (a record: {bytes_of_labels} of labels, 3072 of pixels)"
+                raise bad(name, archive, f"{file} has {len(found[file])} bytes: expected {expected}")
+            for byte, key in enumerate(layout.label_keys):
                 labels = np.frombuffer(found[file], np.uint8)[byte::length]
                 check_labels(labels, features[key].num_classes, f"{archive}: {file}, {key}")
-        return np.concatenate([np.frombuffer(found[file], np.uint8).reshape(-1, length) for file in files])
+        return np.frombuffer(b"".join(found[file] for file in files), np.uint8).reshape(-1, length)
 
     def examples(split: str, records: np.ndarray) -> Examples:
         from PIL import Image
 
         for index, record in enumerate(records):
-            pixels = record[len(layout.labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
-            labels = dict(zip(layout.labels, record.tolist(), strict=False))
+            pixels = record[-3072:].reshape(3, 32, 32).transpose(1, 2, 0)
+            labels = dict(zip(layout.label_keys, record.tolist(), strict=False))
             image = Image.fromarray(np.ascontiguousarray(pixels))
             yield index, {"id": f"{split}_{index:05d}", "image": image, **labels}
 
-    return {split: examples(split, records(getattr(layout, split))) for split in ("train", "test")}
+    files = {"train": layout.train_files, "test": layout.test_files}
+    return {split: examples(split, records(files[split])) for split in files}
 
 
 def rgb_jpeg(image: bytes) -> bytes:
@@ -174,20 +140,18 @@ def imagenet_train(archive: Path, synsets: Sequence[str]) -> Examples:
         members = list(files_in(tar))
         unknown = [file for file, _ in members if file.removesuffix(".tar") not in synsets]
         if unknown or not members:
-            raise BadInput(
-                f"{archive}: holds {', '.join(unknown[:3]) or 'no files'}: expected one tar per synset, n01440764.tar "
-                f"and so on; {download_again('imagenet2012')}"
-            )
+            found = ", ".join(unknown[:3]) or "no files"
+            raise bad("imagenet2012", archive, f"holds {found}: expected one tar per synset, n01440764.tar and so on")
         for file, member in members:
             with tarfile.open(fileobj=tar.extractfile(member)) as images:
-                empty = True
+                image_name = None
                 for image_name, image in files_in(images):
-                    data, empty = content(images, image), False
+                    data = content(images, image)
                     if image_name in CMYK_IMAGES or image_name in PNG_IMAGES:  # as the stock builder does
                         data = rgb_jpeg(data)
                     yield image_name, {"file_name": image_name, "image": data, "label": file.removesuffix(".tar")}
-                if empty:
-                    raise BadInput(f"{archive}: {file} holds no images; {download_again('imagenet2012')}")
+                if image_name is None:
+                    raise bad("imagenet2012", archive, f"{file} holds no images")
 
 
 def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
@@ -200,34 +164,30 @@ def imagenet_validation(archive: Path, labels: Sequence[str]) -> Examples:
     Raises:
       BadInput: It is damaged, or another archive.
     """
+    label_of = {f"ILSVRC2012_val_{n:08d}.JPEG": label for n, label in enumerate(labels, 1)}
     with open_tar("imagenet2012", archive) as tar:
-        empty = True
+        file = None
         for file, member in files_in(tar):
-            match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", file)
-            if not match or not 1 <= int(match[1]) <= len(labels):
-                raise BadInput(
-                    f"{archive}: holds {file}: expected ILSVRC2012_val_00000001.JPEG to "
-                    f"ILSVRC2012_val_{len(labels):08d}.JPEG; {download_again('imagenet2012')}"
-                )
-            empty = False
-            yield file, {"file_name": file, "image": content(tar, member), "label": labels[int(match[1]) - 1]}
-        if empty:
-            raise BadInput(f"{archive}: holds no images; {download_again('imagenet2012')}")
+            if file not in label_of:
+                expected = f"expected {next(iter(label_of))} to {next(reversed(label_of))}"
+                raise bad("imagenet2012", archive, f"holds {file}: {expected}")
+            yield file, {"file_name": file, "image": content(tar, member), "label": label_of[file]}
+        if file is None:
+            raise bad("imagenet2012", archive, "holds no images")
 
 
-def splits(name: str, paths: Sequence[Path], features: Any) -> dict[str, Examples]:
+def splits(builder: Any, paths: Sequence[Path]) -> dict[str, Examples]:
     """Examples of each split of a set.
 
     Args:
-      name: Of the set.
-      paths: Its archives, in the order of `ARCHIVES`.
-      features: The stock builder's.
+      builder: The stock builder.
+      paths: The set's archives, in the order of `ARCHIVES`.
 
     Returns:
       Generators, which raise BadInput for an archive that is damaged, or another one.
     """
-    if name != "imagenet2012":
-        return cifar_splits(name, paths[0], features)
+    if builder.name != "imagenet2012":
+        return cifar_splits(builder, paths[0])
     labels = import_tfds().core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-    train, validation = imagenet_train(paths[0], features["label"].names), imagenet_validation(paths[1], labels)
-    return {"train": train, "validation": validation}
+    synsets = builder.info.features["label"].names
+    return {"train": imagenet_train(paths[0], synsets), "validation": imagenet_validation(paths[1], labels)}

@@ -1,5 +1,6 @@
 """A batch of examples, what gives batches, and the order of examples in them."""
 
+import abc
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,6 +9,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from lpjax.config.schema import Config
 from lpjax.errors import BadInput
 
 
@@ -51,21 +53,34 @@ class TrainBatches(Protocol):
         ...
 
 
-@runtime_checkable
-class Feed(Protocol):
-    """Batches of one data set on one mesh, B = `config.batch_size` examples each."""
+class Feed(abc.ABC):
+    """Batches of one data set on one mesh, B = `config.batch_size` examples each.
 
+    Args:
+      num_train: Examples of the training split.
+      num_test: Examples of the test split.
+      config: The run's.
+      mesh: What a batch is sharded over.
+    """
+
+    def __init__(self, num_train: int, num_test: int, config: Config, mesh: Mesh) -> None:
+        self._num_train, self._num_test, self._config, self._mesh = num_train, num_test, config, mesh
+
+    @abc.abstractmethod
     def train(self) -> TrainBatches:
         """Training batches; each epoch is in a new order, from (seed, epoch)."""
-        ...
+
+    @abc.abstractmethod
+    def in_order(self, split: str, order: list[np.ndarray]) -> Iterator[Batch]:
+        """Batches of a split, "train" or "test", of the examples at the positions `order[batch][example]`."""
 
     def sample(self, count: int) -> Iterator[Batch]:
         """At most `count` batches of training images as a training step gets them, the same ones each time."""
-        ...
+        return self.in_order("train", sample_order(self._num_train, self._config.batch_size, self._mesh, count))
 
     def test(self) -> Iterator[Batch]:
         """The whole test split; the last batch is padded."""
-        ...
+        return self.in_order("test", padded_order(self._num_test, self._config.batch_size))
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

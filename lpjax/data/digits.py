@@ -3,7 +3,7 @@
 import numpy as np
 
 from lpjax.config.schema import DataConfig
-from lpjax.data.source import Dataset, Source, Spec, channel_moments
+from lpjax.data.source import Dataset, Source, Spec
 
 NUM_TEST = 360
 SPLIT_SEED = 0
@@ -20,7 +20,7 @@ def _load(config: DataConfig) -> Dataset:
     train_x, test_x, train_y, test_y = train_test_split(
         images, labels.astype(np.int32), test_size=NUM_TEST, random_state=SPLIT_SEED, stratify=labels
     )
-    return Dataset(train_x, train_y, test_x, test_y, *channel_moments(train_x))
+    return Dataset.of((train_x, train_y), (test_x, test_y))
 
 
 def _spec(config: DataConfig) -> Spec:

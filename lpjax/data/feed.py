@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lpjax.config.schema import Config
-from lpjax.data.batch import Batch, Feed, epoch_order, padded_order, sample_order, steps_per_epoch
+from lpjax.data.batch import Batch, Feed, epoch_order, steps_per_epoch
 from lpjax.data.source import Dataset, Stream
 from lpjax.errors import extra_packages
 from lpjax.parallel.mesh import EXAMPLES, REPLICATED
@@ -30,26 +30,21 @@ def make_feed(data: Dataset | Stream, config: Config, mesh: Mesh) -> Feed:
     return Resident(data, config, mesh)
 
 
-class Resident:
+class Resident(Feed):
     """`Feed` of a set in memory, replicated over the devices."""
 
-    def __init__(self, dataset: Dataset, config: Config, mesh: Mesh) -> None:
-        self._config, self._mesh = config, mesh
-        self._train = make_gather(dataset.train_images, dataset.train_labels, mesh)
-        self._test = make_gather(dataset.test_images, dataset.test_labels, mesh)
-        self._num_train, self._num_test = len(dataset.train_labels), len(dataset.test_labels)
+    def __init__(self, data: Dataset, config: Config, mesh: Mesh) -> None:
+        super().__init__(len(data.train_labels), len(data.test_labels), config, mesh)
+        splits = {"train": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
+        self._gather = {split: make_gather(*arrays, mesh) for split, arrays in splits.items()}
 
     def train(self) -> "ResidentBatches":
         """See `Feed`."""
-        return ResidentBatches(self._train, self._num_train, self._config)
+        return ResidentBatches(self._gather["train"], self._num_train, self._config)
 
-    def sample(self, count: int) -> Iterator[Batch]:
+    def in_order(self, split: str, order: list[np.ndarray]) -> Iterator[Batch]:
         """See `Feed`."""
-        return map(self._train, sample_order(self._num_train, self._config.batch_size, self._mesh, count))
-
-    def test(self) -> Iterator[Batch]:
-        """See `Feed`."""
-        return map(self._test, padded_order(self._num_test, self._config.batch_size))
+        return map(self._gather[split], order)
 
 
 class ResidentBatches:

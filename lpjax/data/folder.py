@@ -6,17 +6,13 @@ Classes are the names of the sub-folders of train, in alphabetical order.  Hidde
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lpjax.config.schema import DataConfig
-from lpjax.data.source import Source, Spec, Stream, channel_moments, data_folder
+from lpjax.data.source import Source, Spec, Stream, data_folder
 from lpjax.errors import BadInput, extra_packages
 
 CONTENT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 TEST_NAMES = ("test", "val", "validation")
-SAMPLED_FILES = 1000
-"""Training images that mean and standard deviation are estimated from, and whether the set is in colour."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,31 +87,9 @@ def _describe(config: DataConfig) -> Spec:
 
 def _load(config: DataConfig) -> Stream:
     with extra_packages():
-        from lpjax.data import images
+        from lpjax.data.images import sampled_moments
     _, train, test = _splits(config)
-    moments, grey = [], []
-    for i in np.unique(np.linspace(0, len(train) - 1, SAMPLED_FILES).astype(int)).tolist():
-        file = train[i][0]
-        try:
-            pixels = images.decode(file, size=config.image_size, channels=config.channels, rng=None)
-        except images.DECODING_ERRORS as error:  # a damaged file is for training to count
-            damage = error
-            continue
-        moments.append(channel_moments(pixels[None]))
-        grey.append(images.is_grey(file))
-    if not moments:
-        raise BadInput(
-            f"{train.name(i)}: {damage}; nor can any other of the files looked at be decoded: expected image files; "
-            f"replace them"
-        ) from damage
-    if config.channels == 3 and all(grey):
-        raise BadInput(
-            f"{train.name(0)}: grey, as all files looked at: expected colour for data.channels=3; set "
-            f"data.channels=1, or use colour images"
-        )
-    means, stds = np.moveaxis(np.array(moments), 1, 0)
-    mean = means.mean(0)
-    return Stream(train, test, mean, np.sqrt((stds**2 + (means - mean) ** 2).mean(0)))
+    return Stream(train, test, *sampled_moments(train, config))
 
 
 folder = Source("folder", _describe, _load)

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from lpjax.config.schema import DataConfig
-from lpjax.data.source import Dataset, Source, Spec, channel_moments, check_labels, data_folder
-from lpjax.errors import BadInput
+from lpjax.data.source import Dataset, Source, Spec, check_labels, data_folder
+from lpjax.errors import BadInput, require
 from lpjax.nn.chain import Shape
 
 _NAME = re.compile(r"(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx\d-ubyte(\.gz)?")
@@ -43,8 +43,8 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Shape]]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             zeros, kind, num_axes = struct.unpack(">HBB", file.read(4))
-            if zeros or kind != _UNSIGNED_BYTE or not num_axes:
-                raise BadInput(f"{path}: expected the header of an IDX file of unsigned bytes; {remedy}")
+            is_idx = not zeros and kind == _UNSIGNED_BYTE and num_axes
+            require(is_idx, f"{path}: expected the header of an IDX file of unsigned bytes; {remedy}")
             yield file, struct.unpack(f">{num_axes}I", file.read(4 * num_axes))
     except (struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadInput(f"{path}: damaged or truncated ({error}); {remedy}") from error
@@ -68,10 +68,10 @@ def read(path: Path) -> np.ndarray:
     """
     with _open(path) as (file, shape):
         values = np.frombuffer(file.read(), np.uint8)
-    if len(values) != math.prod(shape):
-        raise BadInput(
-            f"{path}: {len(values)} values: expected {math.prod(shape)} for axes {shape}; copy or download it again"
-        )
+    require(
+        len(values) == math.prod(shape),
+        f"{path}: {len(values)} values: expected {math.prod(shape)} for axes {shape}; copy or download it again",
+    )
     return values.reshape(shape)
 
 
@@ -89,24 +89,9 @@ def _files(config: DataConfig) -> dict[tuple[str, str], Path]:
             found.setdefault((split, match["kind"]), path)
     for split, name in (("train", "train"), ("test", "t10k")):
         for kind, rank in (("images", 3), ("labels", 1)):
-            if (split, kind) not in found:
-                raise BadInput(f"{folder}: no {name}-{kind}-idx{rank}-ubyte[.gz]; put it there, or correct data.dir")
+            message = f"{folder}: no {name}-{kind}-idx{rank}-ubyte[.gz]; put it there, or correct data.dir"
+            require((split, kind) in found, message)
     return found
-
-
-def _image_shape(path: Path, shape: Shape) -> Shape:
-    """[H, W, C] of the images in a file.
-
-    Args:
-      path: Of the file.
-      shape: Its axes, [N, H, W] or [N, H, W, C].
-
-    Raises:
-      BadInput: It has others.
-    """
-    if len(shape) not in (3, 4):
-        raise BadInput(f"{path}: axes {shape}: expected [N, H, W] or [N, H, W, C], images; is it a file of labels?")
-    return (*shape[1:], 1)[:3]
 
 
 def _describe(published: Spec | None, config: DataConfig) -> Spec:
@@ -114,28 +99,31 @@ def _describe(published: Spec | None, config: DataConfig) -> Spec:
     shapes, counts = {}, {}
     for split in ("train", "test"):
         images, labels = files[split, "images"], files[split, "labels"]
-        counts[split], *_ = axes(images)
-        if axes(labels) != (counts[split],):
-            raise BadInput(
-                f"{labels}: axes {axes(labels)}: expected one label for each of the {counts[split]} images of "
-                f"{images.name}; use files of one set"
-            )
-        if not counts[split]:
-            raise BadInput(f"{images}: the {split} split is empty: expected at least one image; use another file")
-        shapes[split] = _image_shape(images, axes(images))
-    if shapes["train"] != shapes["test"]:
-        raise BadInput(
-            f"{files['test', 'images']}: images of {shapes['test']}: expected {shapes['train']} as in the training "
-            f"set; use files of one set"
+        shape = axes(images)
+        require(
+            len(shape) in (3, 4),
+            f"{images}: axes {shape}: expected [N, H, W] or [N, H, W, C], images; is it a file of labels?",
         )
-    if published and shapes["train"] != published.image_shape:
-        raise BadInput(
-            f"{files['train', 'images']}: images of {shapes['train']}: expected {published.image_shape}; choose "
-            f"data.name=idx for another set"
+        shapes[split], counts[split] = (*shape[1:], 1)[:3], shape[0]
+        require(
+            axes(labels) == shape[:1],
+            f"{labels}: axes {axes(labels)}: expected one label for each of the {shape[0]} images of {images.name}; "
+            f"use files of one set",
         )
-    classes = published.classes if published else int(read(files["train", "labels"]).max()) + 1
-    names = published.class_names if published else None
-    return Spec(shapes["train"], classes, counts["train"], counts["test"], names)
+        require(shape[0], f"{images}: the {split} split is empty: expected at least one image; use another file")
+    require(
+        shapes["train"] == shapes["test"],
+        f"{files['test', 'images']}: images of {shapes['test']}: expected {shapes['train']} as in the training set; "
+        f"use files of one set",
+    )
+    if published is None:
+        return Spec(shapes["train"], int(read(files["train", "labels"]).max()) + 1, counts["train"], counts["test"])
+    require(
+        shapes["train"] == published.image_shape,
+        f"{files['train', 'images']}: images of {shapes['train']}: expected {published.image_shape}; choose "
+        f"data.name=idx for another set",
+    )
+    return replace(published, num_train=counts["train"], num_test=counts["test"])
 
 
 def _load(published: Spec | None, config: DataConfig) -> Dataset:
@@ -146,8 +134,7 @@ def _load(published: Spec | None, config: DataConfig) -> Dataset:
         check_labels(labels, spec.classes, str(files[split, "labels"]))
         return read(files[split, "images"]).reshape(-1, *spec.image_shape), labels
 
-    train_images, train_labels = arrays("train")
-    return Dataset(train_images, train_labels, *arrays("test"), *channel_moments(train_images))
+    return Dataset.of(arrays("train"), arrays("test"))
 
 
 def _source(name: str, published: Spec | None) -> Source:

@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from lpjax.config.schema import DataConfig
+from lpjax.data.source import ImageFiles, channel_moments
 from lpjax.errors import BadInput
 from lpjax.nn.chain import Shape
 
@@ -18,6 +20,9 @@ CENTRE_SHARE = 224 / 256
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded.  Pillow knows more, some of which it hands to other programs, such as EPS to Ghostscript."""
+
+SAMPLED_FILES = 1000
+"""Training images that mean and standard deviation are estimated from, and whether the set is in colour."""
 
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a file that is not an image, damaged, or absurdly large."""
@@ -115,6 +120,44 @@ def is_grey(file: bytes) -> bool:
     """
     with _open(file) as image:
         return Image.getmodebase(image.mode) == "L"
+
+
+def sampled_moments(files: ImageFiles, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate mean and standard deviation of each channel from `SAMPLED_FILES` training images.
+
+    Args:
+      files: Of the training split.
+      config: Size and channels of the images.
+
+    Returns:
+      Two arrays [C], of images scaled to 0..1.
+
+    Raises:
+      BadInput: No image can be decoded, or all are grey where colour is wanted.
+    """
+    moments, grey = [], []
+    for i in np.unique(np.linspace(0, len(files) - 1, SAMPLED_FILES).astype(int)).tolist():
+        file, _ = files[i]
+        try:
+            pixels = decode(file, size=config.image_size, channels=config.channels, rng=None)
+        except DECODING_ERRORS as error:  # a damaged file is for training to count
+            damage = error
+            continue
+        moments.append(channel_moments(pixels[None]))
+        grey.append(is_grey(file))
+    if not moments:
+        raise BadInput(
+            f"{files.name(i)}: {damage}; nor can any other of the files looked at be decoded: expected image files; "
+            f"replace them"
+        ) from damage
+    if config.channels == 3 and all(grey):
+        raise BadInput(
+            f"{files.name(0)}: grey, as all files looked at: expected colour for data.channels=3; set "
+            f"data.channels=1, or use colour images"
+        )
+    means, stds = np.moveaxis(np.array(moments), 1, 0)
+    mean = means.mean(0)
+    return mean, np.sqrt((stds**2 + (means - mean) ** 2).mean(0))
 
 
 def _open(file: bytes) -> Image.Image:

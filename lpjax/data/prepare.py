@@ -175,7 +175,7 @@ def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ())
         check_sha256(name, archive, digest)
     remove_unfinished(folder)
     check_space(data_dir, archives)
-    write(builder, splits(name, archives, builder.info.features), folder)
+    write(builder, splits(builder, archives), folder)
     counts = ", ".join(f"{split.num_examples} {name}" for name, split in builder.info.splits.items())
     return (
         f"{name} is prepared in {folder} ({counts}); train with --config.data.name={name} --config.data.dir={data_dir}"
@@ -195,21 +195,13 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m lpjax.data.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=sorted(ARCHIVES), help="the data set")
-    parser.add_argument(
-        "--source",
-        type=local_path,
-        required=True,
-        help="the archive, or the folder of the archives under their official names: "
-        + "; ".join(f"{name}: {', '.join(files)}" for name, files in ARCHIVES.items()),
-    )
-    parser.add_argument("--data_dir", type=local_path, required=True, help="where to write: config.data.dir of a run")
-    parser.add_argument(
-        "--sha256",
-        action="append",
-        default=[],
-        metavar="HEX",
-        help="the archive's sha256 where it is not the official one; once per archive, in the order above",
-    )
+    names = "; ".join(f"{name}: {', '.join(files)}" for name, files in ARCHIVES.items())
+    archives = f"the archive, or the folder of the archives under their official names: {names}"
+    data_dir = "where to write: config.data.dir of a run"
+    sums = "the archive's sha256 where it is not the official one; once per archive, in the order above"
+    parser.add_argument("--source", type=local_path, required=True, help=archives)
+    parser.add_argument("--data_dir", type=local_path, required=True, help=data_dir)
+    parser.add_argument("--sha256", action="append", default=[], metavar="HEX", help=sums)
     arguments = parser.parse_args(argv[1:])
     print(prepare(arguments.name, arguments.source, arguments.data_dir, arguments.sha256))
     return 0

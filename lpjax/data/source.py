@@ -1,7 +1,12 @@
 """The interface of a data source: a description that needs no data, and the data, in memory or as a stream.
 
 A set that fits stays on the devices (`Dataset`: arrays).  A larger one is read and decoded as it is needed (`Stream`:
-image files by position).  `feed` makes batches of either.
+image files by position).  The way from files to pixels is the same for every source:
+
+1. Its own: find the files of each split and the classes.  `describe` stops here.
+2. Its own: the arrays of each split, with `check_labels`, or its `ImageFiles`.
+3. Shared: mean and standard deviation, `Dataset.of` or `images.sampled_moments`.
+4. Shared: `reduced`, then `feed` makes batches, of image files by `images.decode`.
 """
 
 import os
@@ -57,6 +62,11 @@ class Dataset:
     test_labels: np.ndarray
     mean: np.ndarray
     std: np.ndarray
+
+    @classmethod
+    def of(cls, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> "Dataset":
+        """The set of two splits (images, labels), with the moments of its training images."""
+        return cls(*train, *test, *channel_moments(train[0]))
 
 
 @runtime_checkable
@@ -187,13 +197,12 @@ def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
             f"data.name={config.name}: expected 1 and unset, as its image files are read while training; set "
             f"data.image_size for smaller images"
         )
-    test = data.test_images, data.test_labels
+    train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
     if held_out:
-        test = data.train_images[-held_out:], data.train_labels[-held_out:]
-    stop = len(data.train_images) - (held_out or 0) if count is None else count
-    train = _downsampled(data.train_images[:stop], config.shrink)
-    tested = _downsampled(test[0], config.shrink)
-    return Dataset(train, data.train_labels[:stop], tested, test[1], *channel_moments(train))
+        test = train[0][-held_out:], train[1][-held_out:]
+    stop = len(train[0]) - (held_out or 0) if count is None else count
+    splits = (train[0][:stop], train[1][:stop]), test
+    return Dataset.of(*((_downsampled(images, config.shrink), labels) for images, labels in splits))
 
 
 def _downsampled(images: np.ndarray, factor: int) -> np.ndarray:

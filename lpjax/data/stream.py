@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from lpjax.config.schema import Config
 from lpjax.data import images
-from lpjax.data.batch import Batch, padded_order, sample_order
+from lpjax.data.batch import Batch, Feed
 from lpjax.data.source import ImageFiles, Stream
 from lpjax.errors import CorruptDataError
 from lpjax.parallel.mesh import EXAMPLES, own_examples
@@ -73,36 +73,22 @@ class _Decoder:
         return {"image": np.zeros(shape, np.uint8), "label": np.array(0, np.int32), "index": np.array(-1, np.int32)}
 
 
-class Streamed:
+class Streamed(Feed):
     """`Feed` of a `Stream`."""
 
     def __init__(self, stream: Stream, config: Config, mesh: Mesh) -> None:
-        self._stream, self._config, self._mesh = stream, config, mesh
+        super().__init__(len(stream.train), len(stream.test), config, mesh)
+        self._files = {"train": stream.train, "test": stream.test}
 
     def train(self) -> "StreamedBatches":
         """See `Feed`."""
-        return StreamedBatches(self._stream.train, self._config, self._mesh)
+        return StreamedBatches(self._files["train"], self._config, self._mesh)
 
-    def sample(self, count: int) -> Iterator[Batch]:
-        """See `Feed`."""
-        order = sample_order(len(self._stream.train), self._config.batch_size, self._mesh, count)
-        return self._in_order(self._stream.train, order, cropped=True)
-
-    def test(self) -> Iterator[Batch]:
-        """See `Feed`."""
-        return self._in_order(self._stream.test, padded_order(len(self._stream.test), self._config.batch_size))
-
-    def _in_order(self, files: ImageFiles, order: list[np.ndarray], cropped: bool = False) -> Iterator[Batch]:
-        """Batches of the examples at the positions `order[batch][example]`.
-
-        Args:
-          files: The split.
-          order: Batches of one size.
-          cropped: At random, as in training.
-        """
-        decoder = _Decoder(files, self._config, [])
+    def in_order(self, split: str, order: list[np.ndarray]) -> Iterator[Batch]:
+        """See `Feed`: batches of one size; training images are cropped at random."""
+        decoder = _Decoder(self._files[split], self._config, [])
         examples = grain.MapDataset.source(np.concatenate(order)).seed(0)
-        examples = examples.random_map(lambda i, rng: decoder.padded(int(i), rng if cropped else None))
+        examples = examples.random_map(lambda i, rng: decoder.padded(int(i), rng if split == "train" else None))
         starts = np.cumsum([0] + [len(positions) for positions in order])
         local = [start + own_examples(self._mesh, len(batch)) for start, batch in zip(starts, order, strict=False)]
         share = grain.MapDataset.source(np.concatenate(local)).map(lambda i: examples[int(i)])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lpjax.config.schema import DataConfig
-from lpjax.data.source import Dataset, Source, Spec, Stream, channel_moments, check_labels
+from lpjax.data.source import Dataset, Source, Spec, Stream, check_labels
 from lpjax.errors import BadInput, extra_packages
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -127,8 +127,7 @@ def _in_memory(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _load_cifar(name: str, config: DataConfig) -> Dataset:
     builder = open_set(name, config.dir)
-    train_images, train_labels = _in_memory(builder, "train")
-    return Dataset(train_images, train_labels, *_in_memory(builder, "test"), *channel_moments(train_images))
+    return Dataset.of(_in_memory(builder, "train"), _in_memory(builder, "test"))
 
 
 class _TfdsFiles:
@@ -140,21 +139,21 @@ class _TfdsFiles:
     def __len__(self) -> int:
         return len(self._source)
 
-    def _read(self, position: int) -> tuple[bytes, int, str]:
+    def _read(self, position: int) -> dict[str, Any]:
         try:
-            example = self._source[position]
-            return example["image"], int(example["label"]), example["file_name"].decode()
+            return self._source[position]
         except Exception as error:  # each library on the way has its own
             raise OSError(
                 f"{self._where}: example {position} cannot be read ({error}); remove that folder, prepare again"
             ) from error
 
     def __getitem__(self, position: int) -> tuple[bytes, int]:
-        return self._read(position)[:2]
+        example = self._read(position)
+        return example["image"], int(example["label"])
 
     def name(self, position: int) -> str:
         try:
-            return self._read(position)[2]
+            return self._read(position)["file_name"].decode()
         except OSError:  # a name is asked for when something is wrong
             return f"{self._where}, example {position}"
 

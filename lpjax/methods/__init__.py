@@ -4,12 +4,11 @@ Each is one file or one folder here, and says itself what it is (`base.Method`):
 and what it checks.  All share chain, cut, data, optimisers, tests, checkpoints and the training loop.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lpjax.config.check import check, require
+from lpjax.config.check import check, require_one_of
 from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.methods.backprop import DataParallel, Serial
@@ -65,7 +64,7 @@ def filled_in(config: Config) -> Config:
     """
     for field, names in (("method", (config.method,)), ("phases.methods", config.phases.methods)):
         for name in names:
-            _check_name(field, name)
+            require_one_of(field, name, METHODS)
     methods = [METHODS[name] for name in config.all_methods]
     stage, standardise = config.mesh.stage, config.standardise
     if stage is None:
@@ -78,9 +77,3 @@ def filled_in(config: Config) -> Config:
     for method in methods:
         config = method.resolve(config)
     return config
-
-
-def _check_name(field: str, name: str) -> None:
-    close = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    require(name in METHODS, f"{field}={name!r}: expected one of {', '.join(METHODS)}{hint}")

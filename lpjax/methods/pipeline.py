@@ -35,10 +35,10 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from lpjax.config.check import require
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
+from lpjax.errors import require
 from lpjax.methods import moving
 from lpjax.methods.base import WIDTH, Age, Method, StepFunction, stage_values
 from lpjax.network.network import Network

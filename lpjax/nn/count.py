@@ -14,11 +14,7 @@ from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, apply, init
 @functools.cache
 def unit_flops(unit: UnitLike, in_shape: Shape) -> float:
     """Floating-point operations of one unit's forward pass on one example, as XLA counts them before optimising."""
-
-    def initialise(key: jax.Array) -> object:
-        return unit.init(key, in_shape)
-
-    params, stats = jax.eval_shape(initialise, jax.random.key(0))
+    params, stats = jax.eval_shape(lambda key: unit.init(key, in_shape), jax.random.key(0))
     x = jax.ShapeDtypeStruct((1, *in_shape), jnp.result_type(float))
     traced = jax.jit(lambda p, s, x: unit.apply(p, s, x, Mode(train=True))[0]).trace(params, stats, x)
     return float(traced.lower(lowering_platforms=("cpu",)).cost_analysis()["flops"])

@@ -136,7 +136,7 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
-def _per_channel(values: Float[Array, " c"], x: Float[Array, "*b c"]) -> Array:
+def _per_channel(values: Float[Array, " c"], x: Array) -> Array:
     """values, to be broadcast against x."""
     return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -243,8 +243,7 @@ def init_linear(key: PRNGKeyArray, channels: int, features: int) -> dict[str, Ar
 
 def linear(params: dict[str, Array], x: Float[Array, "*b c"]) -> Float[Array, "*b f"]:
     """x @ kernel + bias."""
-    bias = params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
-    return x @ params["kernel"].astype(x.dtype) + bias.astype(x.dtype)
+    return x @ params["kernel"].astype(x.dtype) + _per_channel(params["bias"], x).astype(x.dtype)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ earlier steps at hand; devices along 'data' do the same as each other.  What is 
 column: the examples that share a 'data' index.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
@@ -165,15 +165,22 @@ def place(items: Sequence[Item], seconds: Sequence[float]) -> list[tuple[float, 
     Returns:
       (start, end) of each entry, in the same unit.
     """
-    ready: dict[int, float] = {}
     spans: list[tuple[float, float]] = []
-    for item, own in zip(items, seconds, strict=True):
-        start = max((spans[i][1] for i in item.after), default=0.0)
-        if isinstance(item, Work):
-            start = max(start, ready.get(item.device, 0.0))
-            ready[item.device] = start + own
+    for before, own in zip(_before(items), seconds, strict=True):
+        start = max((spans[i][1] for i in before), default=0.0)
         spans.append((start, start + own))
     return spans
+
+
+def _before(items: Sequence[Item]) -> Iterator[tuple[int, ...]]:
+    """For each entry the positions of what it waits for, what its device did before among them."""
+    last: dict[int, int] = {}
+    for position, item in enumerate(items):
+        if isinstance(item, Message):
+            yield item.after
+        else:
+            yield (*item.after, last[item.device]) if item.device in last else item.after
+            last[item.device] = position
 
 
 def critical(items: Sequence[Item], spans: Sequence[tuple[float, float]]) -> list[int]:
@@ -185,13 +192,7 @@ def critical(items: Sequence[Item], spans: Sequence[tuple[float, float]]) -> lis
     """
     if not items:
         return []
-    before: list[tuple[int, ...]] = []
-    last: dict[int, int] = {}
-    for position, item in enumerate(items):
-        own = (last[item.device],) if isinstance(item, Work) and item.device in last else ()
-        before.append((*item.after, *own))
-        if isinstance(item, Work):
-            last[item.device] = position
+    before = list(_before(items))
     path = [max(range(len(items)), key=lambda i: spans[i][1])]
     while earlier := before[path[-1]]:
         path.append(max(earlier, key=lambda i: spans[i][1]))

@@ -17,6 +17,7 @@ many channels; in float32 its error is about that of the direct form.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -73,9 +74,18 @@ def input_matrices(x: Float[Array, "b h w c"]) -> Float[Array, "16 t c"]:
     return as_matrices(both_axes(input_transform, tiled(x, 4)))
 
 
-def in_chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
+def in_chunks(x: Array, chunk: int) -> Array:
     """[b, ..] -> [b / chunk, chunk, ..]."""
-    return tuple(a.reshape(-1, chunk, *a.shape[1:]) for a in arrays)
+    return x.reshape(-1, chunk, *x.shape[1:])
+
+
+def sum_of_chunks(product: Callable[[Array, Array], Array], x: Array, g: Array, chunk: int) -> Array:
+    """A function of two arrays [b, ..] that is a sum over their examples, `chunk` of them at a time."""
+    if chunk == len(x):
+        return product(x, g)
+    start = jnp.zeros_like(jax.eval_shape(product, x[:chunk], g[:chunk]))
+    chunks = in_chunks(x, chunk), in_chunks(g, chunk)
+    return lax.scan(lambda total, both: (total + product(*both), None), start, chunks)[0]
 
 
 def convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"], chunk: int) -> Float[Array, "b h w f"]:
@@ -102,7 +112,7 @@ def convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"], chu
 
     if chunk == batch:
         return of_chunk(x)
-    return lax.map(of_chunk, *in_chunks((x,), chunk)).reshape(batch, height, width, features)
+    return lax.map(of_chunk, in_chunks(x, chunk)).reshape(batch, height, width, features)
 
 
 def kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h w f"], chunk: int) -> Float[Array, "3 3 c f"]:
@@ -122,10 +132,6 @@ def kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h w f"], chun
         tiles = as_matrices(both_axes(gradient_transform, tiled(g, 2)))
         return lax.dot_general(input_matrices(x), tiles, (((1,), (1,)), ((0,), (0,))))
 
-    if chunk == x.shape[0]:
-        total = of_chunk(x, g)
-    else:
-        start = jnp.zeros((16, x.shape[-1], g.shape[-1]), x.dtype)
-        total, _ = lax.scan(lambda total, both: (total + of_chunk(*both), None), start, in_chunks((x, g), chunk))
+    total = sum_of_chunks(of_chunk, x, g, chunk)
     places = [list(row) for row in total.reshape(4, 4, *total.shape[1:])]
     return jnp.stack([jnp.stack(row) for row in both_axes(transposed_kernel_transform, places)])

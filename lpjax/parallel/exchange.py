@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
@@ -135,12 +136,9 @@ def pack(parts: Sequence[Float[Array, "b ..."]], batch: int, length: int) -> Flo
 
 def unpack(packet: Float[Array, "b l"], shapes: Sequence[Shape]) -> list[Float[Array, "b ..."]]:
     """The arrays of a packet, given their per-example shapes."""
-    parts, position = [], 0
-    for shape in shapes:
-        size = math.prod(shape)
-        parts.append(packet[:, position : position + size].reshape(-1, *shape))
-        position += size
-    return parts
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    parts = jnp.split(packet, ends, axis=1)[:-1]  # less the padding
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def to_stages(packets: Float[Array, "k b l"], num_devices: int) -> Float[Array, "slots column l"]:

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from lpjax.errors import BadInput
+from lpjax.errors import require
 
 EXAMPLES = P(("data", "stage"))
 """Examples of a batch over the whole mesh: a column of stage devices (one 'data' index) owns consecutive ones."""
@@ -34,21 +34,19 @@ def make_mesh(stage: int, data: int) -> Mesh:
     Raises:
       BadInput: There are fewer, or more with several processes; says what is there.
     """
-    devices = jax.devices()
-    if len(devices) < stage * data:
-        raise BadInput(
-            f"mesh.stage={stage} * mesh.data={data} = {stage * data} devices: {len(devices)} found "
-            f"({devices[0].platform}, {devices[0].device_kind}); choose a smaller mesh: mesh.stage may be any divisor "
-            f"of num_stages, down to 1"
-        )
-    if jax.process_count() > 1 and len(devices) > stage * data:
-        raise BadInput(
-            f"mesh.stage={stage} * mesh.data={data} = {stage * data} devices: {jax.process_count()} processes have "
-            f"{len(devices)}: expected a mesh of all of them; choose a larger one (mesh.data), or fewer processes"
-        )
-    return jax.make_mesh(
-        (stage, data), ALL_AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[: stage * data]
+    devices, size = jax.devices(), stage * data
+    wanted = f"mesh.stage={stage} * mesh.data={data} = {size} devices"
+    require(
+        len(devices) >= size,
+        f"{wanted}: {len(devices)} found ({devices[0].platform}, {devices[0].device_kind}); choose a smaller mesh: "
+        f"mesh.stage may be any divisor of num_stages, down to 1",
     )
+    require(
+        jax.process_count() == 1 or len(devices) == size,
+        f"{wanted}: {jax.process_count()} processes have {len(devices)}: expected a mesh of all of them; choose a "
+        f"larger one (mesh.data), or fewer processes",
+    )
+    return jax.make_mesh((stage, data), ALL_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[:size])
 
 
 def own_examples(mesh: Mesh, batch_size: int) -> np.ndarray:

@@ -1,12 +1,13 @@
 """The devices and packages of this process."""
 
 import importlib.metadata
+import math
 import os
 import platform
 
 import jax
 
-from lpjax.errors import BadInput
+from lpjax.errors import require
 
 
 def provide_devices(count: int) -> None:
@@ -38,12 +39,12 @@ def devices_of_a_process(mesh_shape: tuple[int, int], processes: int) -> int:
     Raises:
       BadInput: They cannot have equally many.
     """
-    devices = mesh_shape[0] * mesh_shape[1]
-    if devices % processes:
-        raise BadInput(
-            f"mesh.stage={mesh_shape[0]} * mesh.data={mesh_shape[1]} = {devices} devices on {processes} processes: "
-            f"expected a multiple, so that each has equally many; change the mesh or the number of processes"
-        )
+    (stage, data), devices = mesh_shape, math.prod(mesh_shape)
+    require(
+        devices % processes == 0,
+        f"mesh.stage={stage} * mesh.data={data} = {devices} devices on {processes} processes: expected a multiple, so "
+        f"that each has equally many; change the mesh or the number of processes",
+    )
     return devices // processes
 
 

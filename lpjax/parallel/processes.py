@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from lpjax.errors import BadInput
+from lpjax.errors import BadInput, require
 
 EXIT_LOST_PROCESS = 4
 HEARTBEAT_SECONDS = 30
@@ -109,8 +109,7 @@ def _check(
     explicit = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     given = [f"--{name}={value}" for name, value in explicit.items() if value is not None]
     missing = [f"--{name}" for name, value in explicit.items() if value is None]
-    if heartbeat_seconds < 2:
-        raise BadInput(f"--heartbeat_seconds={heartbeat_seconds}: expected at least 2")
+    require(heartbeat_seconds >= 2, f"--heartbeat_seconds={heartbeat_seconds}: expected at least 2")
     if detect and given:
         raise BadInput(f"--distributed with {given[0]}: expected one or the other; leave out --distributed")
     if coordinator is None or num_processes is None or process_id is None:
@@ -120,10 +119,9 @@ def _check(
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise BadInput(f"--coordinator={coordinator}: expected HOST:PORT of process 0, such as node1:12345")
-    if num_processes < 1:
-        raise BadInput(f"--num_processes={num_processes}: expected at least 1")
-    if not 0 <= process_id < num_processes:
-        raise BadInput(f"--process_id={process_id}: expected 0 to {num_processes - 1} (--num_processes less one)")
+    require(num_processes >= 1, f"--num_processes={num_processes}: expected at least 1")
+    of_all = f"expected 0 to {num_processes - 1} (--num_processes less one)"
+    require(0 <= process_id < num_processes, f"--process_id={process_id}: {of_all}")
     if process_id == 0:
         try:  # JAX crashes on a port that is taken
             with socket.create_server(("", int(port))):
@@ -235,16 +233,13 @@ def to_host(array: jax.Array) -> np.ndarray:
     if array.is_fully_replicated:
         return np.array(array.addressable_data(0))
     out = np.empty(array.shape, array.dtype)
-    local = {_bounds(shard.index, array.shape): shard.data for shard in array.addressable_shards}
-    owner: dict[tuple[tuple[int, int], ...], int] = {}
     for shard in array.global_shards:
-        bounds, process = _bounds(shard.index, array.shape), shard.device.process_index
-        owner[bounds] = min(process, owner.get(bounds, process))
-    for bounds, process in sorted(owner.items()):
-        mine = process == jax.process_index()
-        region = out[tuple(slice(*pair) for pair in bounds)]
+        if shard.replica_id > 0:  # a copy
+            continue
+        mine = shard.device.process_index == jax.process_index()
+        region = out[shard.index]
         if mine:
-            region[...] = local[bounds]
+            region[...] = shard.data
         rows = max(1, BLOCK_BYTES // max(1, region[:1].nbytes))
         for start in range(0, len(region), rows):
             # As bytes, so that every type comes as it is: JAX sums the processes' parts, all but one of them zero.
@@ -253,11 +248,6 @@ def to_host(array: jax.Array) -> np.ndarray:
             received = multihost_utils.broadcast_one_to_all(sent, is_source=mine)
             region[start : start + rows] = np.asarray(received).view(block.dtype).reshape(block.shape)
     return out
-
-
-def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """First and one past the last position along each axis."""
-    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
 def from_host(value: np.ndarray, sharding: Sharding) -> jax.Array:

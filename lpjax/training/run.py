@@ -14,12 +14,12 @@ from jaxtyping import Array
 
 from lpjax import methods
 from lpjax.config import named
+from lpjax.config.check import require_one_of
 from lpjax.config.schema import Config, OptimizerConfig
 from lpjax.data import SOURCES
 from lpjax.data.batch import Batch, Feed, steps_per_epoch
 from lpjax.data.feed import make_feed
 from lpjax.data.source import Spec, Stream, reduced, reduced_spec
-from lpjax.errors import BadInput
 from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
 from lpjax.state.step_inputs import StepInputs, make_step_inputs
@@ -114,8 +114,7 @@ def prepare(config: Config) -> Run:
       BadInput, OSError: Naming the setting or the file at fault.
     """
     given, config = config, methods.resolve(config)
-    if config.data.name not in SOURCES:
-        raise BadInput(f"data.name={config.data.name!r}: expected one of {', '.join(SOURCES)}")
+    require_one_of("data.name", config.data.name, SOURCES)
     source = SOURCES[config.data.name]
     spec = source.published(config.data) if config.dry_run and source.published else source.describe(config.data)
     spec = reduced_spec(spec, config.data)

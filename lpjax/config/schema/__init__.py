@@ -1,4 +1,4 @@
-"""What a user can write, as plain data: a file a section.
+"""What a user can write, as plain data.
 
 These dataclasses are the only thing lpjax itself reads; `lpjax.config.load` makes them from a config file and the
 command line, and `lpjax.methods.resolve` fills in the defaults that depend on the method.
@@ -8,18 +8,15 @@ from dataclasses import dataclass, field
 
 from lpjax.config.schema.aux import AuxConfig
 from lpjax.config.schema.data import DataConfig
-from lpjax.config.schema.delayed import DelayedConfig
-from lpjax.config.schema.exchange import ExchangeConfig
 from lpjax.config.schema.limits import at_least
-from lpjax.config.schema.local import LocalConfig
-from lpjax.config.schema.mesh import MeshConfig
+from lpjax.config.schema.methods import DelayedConfig, ExchangeConfig, LocalConfig, PipelineConfig
 from lpjax.config.schema.model import ModelConfig
 from lpjax.config.schema.optimizer import OptimizerConfig
 from lpjax.config.schema.penalty import PenaltyConfig, Policy
-from lpjax.config.schema.pipeline import PipelineConfig
 from lpjax.config.schema.run import (
     CheckpointConfig,
     EvalConfig,
+    MeshConfig,
     PhasesConfig,
     RecoveryConfig,
     StartConfig,
@@ -73,7 +70,7 @@ class Config:
     multiplier: Policy = "coarse_tail"
     bfloat16: bool = False
     remat: bool = False
-    seed: int = 0
+    seed: int = at_least(0, 0)
     num_epochs: int = at_least(1, 30)
     num_steps: int | None = at_least(1, None)
     batch_size: int = at_least(1, 64)

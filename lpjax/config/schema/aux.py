@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lpjax.config.schema.limits import at_least
+from lpjax.config.schema.limits import at_least, bounded
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AuxConfig:
     function: str = "convolutions"
     blocks_per_stage: int = 1
     width: float = 1.0
-    share: float | None = None
+    share: float | None = bounded(None, above=0, remedy="leave it unset to choose aux.width yourself")
     grid: int | None = at_least(1, None)
     tail: int | None = at_least(0, None)
     tied: bool = False

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lpjax.config.schema.limits import at_least, bounded
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -23,12 +25,12 @@ class OptimizerConfig:
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.1
-    momentum: float = 0.9
+    learning_rate: float = bounded(0.1, above=0)
+    momentum: float = bounded(0.9, at_least=0, below=1)
     nesterov: bool = True
-    weight_decay: float = 5e-4
-    clip_norm: float | None = None
+    weight_decay: float = at_least(0, 5e-4)
+    clip_norm: float | None = bounded(None, above=0, remedy="leave it unset not to clip")
     schedule: Literal["constant", "step", "cosine"] = "cosine"
-    warmup_epochs: float = 1.0
+    warmup_epochs: float = at_least(0, 1.0)
     step_epochs: tuple[int, ...] = ()
     step_factor: float = 0.1

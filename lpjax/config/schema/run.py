@@ -1,9 +1,23 @@
-"""How a run goes on: phases, tests, checkpoints, recovery, its start, and what it says of itself."""
+"""How a run goes on: its devices, phases, tests, checkpoints, recovery, its start, and what it says of itself."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from lpjax.config.schema.limits import at_least
+from lpjax.config.schema.limits import at_least, bounded
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The mesh of devices.
+
+    Attributes:
+      stage: Devices along 'stage'.  Unset: as many as there are stages, or 1 where every method holds the whole network
+        on one device.  It must divide num_stages where each device holds its own stages.
+      data: Devices along 'data'; each stage column trains on batch_size / data examples.
+    """
+
+    stage: int | None = at_least(1, None)
+    data: int = at_least(1, 1)
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class RecoveryConfig:
     """
 
     policy: Literal["stop", "reduce"] = "stop"
-    factor: float = 0.5
+    factor: float = bounded(0.5, above=0, below=1, remedy="it makes the step size smaller")
     times: int = at_least(1, 5)
 
 

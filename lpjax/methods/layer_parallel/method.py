@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray, PyTree
 
-from lpjax.config.check import require
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
+from lpjax.errors import require
 from lpjax.methods.base import WIDTH, Age, Method, StageProgram, StepFunction
 from lpjax.methods.layer_parallel.plan import plan_step
 from lpjax.methods.layer_parallel.step import Carry, Step, make_exchange

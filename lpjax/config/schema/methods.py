@@ -1,0 +1,54 @@
+"""Settings that one method alone reads."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lpjax.config.schema.limits import at_least, bounded
+
+
+@dataclass(frozen=True)
+class ExchangeConfig:
+    """What owners and stages send each other in layer_parallel.
+
+    Attributes:
+      bfloat16: Rounded to bfloat16, half the bytes.
+      stale: The stages work on what was sent in the step before, so that the exchange can be under way meanwhile.
+    """
+
+    bfloat16: bool = False
+    stale: bool = False
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Pipelined backprop.
+
+    Attributes:
+      micro_batches: M, that a stage column's batch is cut into.
+    """
+
+    micro_batches: int = at_least(1, 4)
+
+
+@dataclass(frozen=True)
+class DelayedConfig:
+    """Delayed gradients.
+
+    Attributes:
+      variant: "fdg", where neither forward nor backward passes wait, or "ddg", where only the backward passes do not.
+      shrink: Factor on a gradient each time it goes to the stage before, in (0, 1]; 1 for none.
+    """
+
+    variant: Literal["fdg", "ddg"] = "fdg"
+    shrink: float = bounded(1.0, above=0, at_most=1, remedy="1 is none")
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """Local losses.
+
+    Attributes:
+      blocks: Of the stage's own units in each local classifier, before the network's head.
+    """
+
+    blocks: int = at_least(0, 1)
