@@ -100,9 +100,8 @@ def sample_order(num_examples: int, batch_size: int, mesh: Mesh, count: int) -> 
 
 def padded_order(num_examples: int, batch_size: int) -> list[np.ndarray]:
     """Positions 0 .. num_examples-1 in batches of one size; the last is padded with -1."""
-    index = np.full(-(-num_examples // batch_size) * batch_size, -1, np.int32)
-    index[:num_examples] = np.arange(num_examples)
-    return np.split(index, len(index) // batch_size)
+    index = np.pad(np.arange(num_examples, dtype=np.int32), (0, -num_examples % batch_size), constant_values=-1)
+    return list(index.reshape(-1, batch_size))
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

@@ -6,7 +6,7 @@ larger sets.  A step cannot tell them apart.
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -55,19 +55,16 @@ class ResidentBatches:
 
     def __init__(self, gather: Callable[[np.ndarray], Batch], num_examples: int, config: Config) -> None:
         self.corrupt: list[str] = []
-        self._gather, self._num_examples, self._config = gather, num_examples, config
+        self._gather, self._size = gather, config.batch_size
         self._per_epoch = steps_per_epoch(num_examples, config.batch_size)
-        self._order, self._order_epoch = np.empty(0, np.int32), -1
+        self._order = lru_cache(maxsize=1)(lambda epoch: epoch_order(config.seed, epoch, num_examples))
         self._step, self.waited = 0, 0.0
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
         epoch, position = divmod(self._step, self._per_epoch)
-        if epoch != self._order_epoch:
-            self._order, self._order_epoch = epoch_order(self._config.seed, epoch, self._num_examples), epoch
         self._step += 1
-        size = self._config.batch_size
-        index = self._order[position * size : (position + 1) * size]
+        index = self._order(epoch)[position * self._size : (position + 1) * self._size]
         self.waited = time.perf_counter() - began
         return self._gather(index)
 

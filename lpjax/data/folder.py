@@ -44,7 +44,7 @@ def _splits(config: DataConfig) -> tuple[list[str], Files, Files]:
     Raises:
       BadInput, FileNotFoundError: The folder is not laid out as it should be.
     """
-    parent = data_folder(config, CONTENT)
+    parent = data_folder(config.dir, f"set data.dir to the folder with {CONTENT}")
     train = parent / "train"
     tests = [parent / name for name in TEST_NAMES if (parent / name).is_dir()]
     if not train.is_dir() or not tests:

@@ -81,7 +81,8 @@ def _files(config: DataConfig) -> dict[tuple[str, str], Path]:
     Raises:
       BadInput, FileNotFoundError: One is missing.
     """
-    folder = data_folder(config, "train-images-idx3-ubyte.gz and the other three IDX files of the set")
+    content = "train-images-idx3-ubyte.gz and the other three IDX files of the set"
+    folder = data_folder(config.dir, f"set data.dir to the folder with {content}")
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(folder.iterdir()):
         if match := _NAME.fullmatch(path.name):

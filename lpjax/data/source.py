@@ -120,21 +120,21 @@ class Source:
     published: Callable[[DataConfig], Spec] | None = None
 
 
-def data_folder(config: DataConfig, content: str) -> Path:
-    """The folder `config.dir`.
+def data_folder(path: str | os.PathLike[str] | None, remedy: str) -> Path:
+    """The folder of the data.
 
     Args:
-      config: Where the data is.
-      content: What the folder should hold, for messages.
+      path: `data.dir`.
+      remedy: What to do where it is unset or not there, for messages.
 
     Raises:
       BadInput, FileNotFoundError: It is unset or not there.
     """
-    if config.dir is None:
-        raise BadInput(f"data.dir is unset: data.name={config.name} needs the folder with {content}; set data.dir")
-    folder = Path(os.path.expanduser(config.dir))
+    if path is None:
+        raise BadInput(f"data.dir is unset: expected a folder; {remedy}")
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
-        raise FileNotFoundError(f"data.dir={config.dir}: no such folder: expected one with {content}; correct data.dir")
+        raise FileNotFoundError(f"data.dir={path}: no such folder; {remedy}")
     return folder
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lpjax.config.schema import DataConfig
-from lpjax.data.source import Dataset, Source, Spec, Stream, check_labels
+from lpjax.data.source import Dataset, Source, Spec, Stream, check_labels, data_folder
 from lpjax.errors import BadInput, extra_packages
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,11 +68,7 @@ def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         prepare it.
     """
     remedy = f"python -m lpjax.data.prepare {name} --source=ARCHIVE --data_dir={data_dir or 'DIR'}"
-    if data_dir is None:
-        raise BadInput(f"data.dir is unset: expected the folder where {name} is prepared; prepare it with: {remedy}")
-    data_dir = os.path.expanduser(data_dir)
-    if not Path(data_dir).is_dir():
-        raise FileNotFoundError(f"data.dir={data_dir}: no such folder; prepare {name} with: {remedy}")
+    data_dir = data_folder(data_dir, f"prepare {name} with: {remedy}")
     tfds = import_tfds()
     folder = set_folder(name, data_dir)
     if not is_prepared(folder):

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from lpjax.errors import BadInput
+from lpjax.models.imagenet_resnet import PARTS
 from lpjax.nn.chain import Chain, init
 
 Names = Callable[[Chain], list[dict[str, str]]]
@@ -91,29 +92,20 @@ def _some(keys: Mapping[str, Any]) -> str:
 
 def torchvision_resnet_names(chain: Chain) -> list[dict[str, str]]:
     """Names of torchvision's `resnet18` .. `resnet152`, for an `imagenet_resnet`."""
-    block = {
-        "first/conv": "conv1",
-        "first/norm": "bn1",
-        "second/conv": "conv2",
-        "second/norm": "bn2",
-        "third/conv": "conv3",
-        "third/norm": "bn3",
-        "shortcut/conv": "downsample.0",
-        "shortcut/norm": "downsample.1",
-    }
+    block = _layers(3) | {"shortcut/conv": "downsample.0", "shortcut/norm": "downsample.1"}
     return [{"conv": "conv1", "norm": "bn1"}, {}, *_blocks(chain, 2, "layer{}.{}", block), {"": "fc"}]
 
 
 def wide_resnet_names(chain: Chain) -> list[dict[str, str]]:
     """Names of github.com/xternalz/WideResNet-pytorch and the many that follow it, for a `wide_resnet`."""
-    block = {
-        "first/norm": "bn1",
-        "first/conv": "conv1",
-        "second/norm": "bn2",
-        "second/conv": "conv2",
-        "shortcut/conv": "convShortcut",
-    }
+    block = _layers(2) | {"shortcut/conv": "convShortcut"}
     return [{"": "conv1"}, *_blocks(chain, 1, "block{}.layer.{}", block), {"norm": "bn1", "linear": "fc"}]
+
+
+def _layers(count: int) -> dict[str, str]:
+    """Names of a block's convolutions and batch norms, which both number: "first/conv" is conv1, "first/norm" bn1."""
+    numbered = list(enumerate(PARTS[:count], 1))
+    return {f"{part}/conv": f"conv{i}" for i, part in numbered} | {f"{part}/norm": f"bn{i}" for i, part in numbered}
 
 
 def _blocks(chain: Chain, first: int, place: str, parts: dict[str, str]) -> list[dict[str, str]]:
