@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_close
 
 from lpjax.config.schema import AuxConfig
-from lpjax.models.resnet import BasicBlock, Classifier, ConvBlock, resnet
+from lpjax.models.resnet import Classifier, ConvBlock, basic_block, resnet
 from lpjax.network import aux_net
 from lpjax.network.coarse_tails import as_tails, check_tail
 from lpjax.network.grid_block import GridBlock
@@ -190,7 +190,7 @@ def test_bad_sizes(blocks, width):
 
 def test_a_map_no_strided_convolution_makes():
     crop = chain.Unit("crop", lambda key, shape: ({}, {}), lambda params, stats, x, mode: (x[:, :5, :8], stats))
-    network = make_chain([ConvBlock(4, 1, 3), crop, BasicBlock(4, 1), Classifier(2)], (8, 8, 1))
+    network = make_chain([ConvBlock(4, 1, 3), crop, basic_block(4, 1), Classifier(2)], (8, 8, 1))
     with pytest.raises(ValueError, match=r"beside stage 0: from \(8, 8, 1\) to \(5, 8, 4\)"):
         aux_net.make_aux_net(split(network, num_stages=2, cuts=(2,)), AuxConfig())
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import pytest
 from helpers import assert_close
 
-from lpjax.models.imagenet_resnet import PostActivationBlock
 from lpjax.models.preact_resnet import PreActivationBlock, PreActivationHead, Stem, wide_resnet
-from lpjax.models.resnet import BasicBlock, Classifier, ConvBlock, resnet
+from lpjax.models.resnet import Classifier, ConvBlock, PostActivationBlock, basic_block, resnet
 from lpjax.network.grid_block import GridBlock
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, Unit, make_chain
@@ -27,14 +26,14 @@ def test_resnet_110_is_seven_repeats():
 
 
 def test_equal_units_that_change_the_shape_are_not_one_repeat():
-    down = BasicBlock(8, 2)
-    network = make_chain([ConvBlock(8, 1, 3), down, down, BasicBlock(8, 1)], (8, 8, 1))
+    down = basic_block(8, 2)
+    network = make_chain([ConvBlock(8, 1, 3), down, down, basic_block(8, 1)], (8, 8, 1))
     assert [repeat.count for repeat in network.repeats] == [1, 1, 1, 1]
 
 
 UNITS = {
     "conv": (ConvBlock, (4, 1, 3), (4, 1, 1)),
-    "block": (BasicBlock, (4, 1), (8, 1)),
+    "block": (basic_block, (4, 1), (8, 1)),
     "classifier": (Classifier, (4,), (5,)),
     "post-activation": (PostActivationBlock, ("basic", 4, 1, False), ("basic", 4, 1, True)),
     "pre-activation": (PreActivationBlock, ("basic", 4, 1, 0.0), ("bottleneck", 4, 1, 0.0)),
@@ -52,7 +51,7 @@ def test_units_are_equal_when_their_class_and_settings_are(kind, settings, other
 
 
 MADE = {
-    "block": lambda: BasicBlock(4, 1),
+    "block": lambda: basic_block(4, 1),
     "grid": lambda: GridBlock(4, 4, (8, 8), 4, 1),
     "standardise": Standardise,
     "functions": lambda: Unit("same", no_parameters, identity),
@@ -90,7 +89,7 @@ def test_what_is_counted_of_a_unit_is_counted_once():
 @pytest.mark.parametrize("train", [True, False])
 def test_a_scanned_repeat_equals_its_units_one_by_one(train):
     """Values and gradients: the same parameters in a chain whose equal units are told apart."""
-    block = BasicBlock(4, 1)
+    block = basic_block(4, 1)
     scanned = make_chain([block] * 3, (6, 6, 4))
     different = [Unit(f"{block.name}-{i}", block.init, block.apply) for i in range(3)]
     unrolled = make_chain(different, (6, 6, 4))
@@ -135,15 +134,15 @@ def test_statistics_are_the_batchs_in_training_and_the_given_ones_otherwise():
 
 
 def test_a_unit_that_does_not_fit_is_named():
-    units = [ConvBlock(8, 1, 3), BasicBlock(4, 1)]
+    units = [ConvBlock(8, 1, 3), basic_block(4, 1)]
     with pytest.raises(ValueError, match=r"unit 1 \(block-4\).*\(8, 8, 8\).*features=4 after 8 channels"):
         make_chain(units, (8, 8, 1))
 
 
 def test_then_continues_a_chain():
     first = make_chain([ConvBlock(4, 1, 3)], (8, 8, 1))
-    both = first.then(BasicBlock(8, 2))
-    assert both == make_chain([ConvBlock(4, 1, 3), BasicBlock(8, 2)], (8, 8, 1))
+    both = first.then(basic_block(8, 2))
+    assert both == make_chain([ConvBlock(4, 1, 3), basic_block(8, 2)], (8, 8, 1))
 
 
 @pytest.mark.slow

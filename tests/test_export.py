@@ -23,7 +23,7 @@ from lpjax.data import SOURCES, prepare
 from lpjax.data.source import Spec
 from lpjax.export import fold, from_run, model_file
 from lpjax.export import program as programs
-from lpjax.models import imagenet_resnet, preact_resnet, resnet
+from lpjax.models import preact_resnet, resnet
 from lpjax.network.network import composed
 from lpjax.nn import layers
 from lpjax.nn.chain import Mode
@@ -272,9 +272,9 @@ def between(first, second):
     "unit, shape, expected",
     [
         (resnet.ConvBlock(6, 1, 3), (8, 8, 6), {(("conv", "kernel"), ("norm",), ())}),
-        (resnet.BasicBlock(6, 1), (8, 8, 6), convs("first", "second")),
+        (resnet.basic_block(6, 1), (8, 8, 6), convs("first", "second")),
         (
-            imagenet_resnet.PostActivationBlock("bottleneck", 6, 2, True),
+            resnet.PostActivationBlock("bottleneck", 6, 2, True),
             (8, 8, 24),
             convs("first", "second", "third", "shortcut"),
         ),

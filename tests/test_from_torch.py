@@ -9,8 +9,8 @@ import pytest
 from helpers import assert_close
 
 from lpjax.models.from_torch import from_torch, torchvision_resnet_names, wide_resnet_names
-from lpjax.models.imagenet_resnet import imagenet_resnet
 from lpjax.models.preact_resnet import wide_resnet
+from lpjax.models.resnet import imagenet_resnet
 from lpjax.nn import chain
 from lpjax.nn.chain import Mode, make_chain
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
-from lpjax.models.imagenet_resnet import imagenet_resnet
 from lpjax.models.preact_resnet import PreActivationBlock, preact_resnet, wide_resnet
-from lpjax.models.resnet import resnet
+from lpjax.models.resnet import imagenet_resnet, resnet
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, make_chain
 from lpjax.nn.count import chain_size

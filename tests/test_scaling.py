@@ -11,7 +11,7 @@ from lpjax.cost.machine import Group, Link, Machine, collective_seconds, kept_by
 from lpjax.cost.model import device_bytes, step_seconds
 from lpjax.cost.traffic import exchanged_bytes
 from lpjax.methods.local import classifiers
-from lpjax.models.resnet import BasicBlock, ConvBlock, resnet
+from lpjax.models.resnet import ConvBlock, basic_block, resnet
 from lpjax.nn.count import activation_bytes, layers, unit_flops
 from lpjax.nn.layers import STANDARDISE
 from lpjax.training import run as runs
@@ -85,7 +85,7 @@ def test_groups_in_and_between_nodes():
 
 
 def test_layers_of_a_block():
-    found = layers(BasicBlock(16, 2), (8, 8, 8))
+    found = layers(basic_block(16, 2), (8, 8, 8))
     assert (found.kernels, found.params, found.norms) == (2, 9 * 16 * (8 + 16) + 4 * 16, (16, 16))
 
 
@@ -296,11 +296,11 @@ def test_memory_with_recomputation_is_of_the_units_inputs():
 def test_memory_of_classifiers():
     """A block and the head: their parameters, momentum and gradients, and what they keep beside the stage."""
     head = UNITS[-1]
-    params = layers(BasicBlock(16, 1), (2, 2, 16)).params + layers(head, (2, 2, 16)).params
+    params = layers(basic_block(16, 1), (2, 2, 16)).params + layers(head, (2, 2, 16)).params
     found, bare = memory("local"), memory("pipeline")
     assert found["parameters"] - bare["parameters"] == 4 * params == found["gradients"] - bare["gradients"]
     own = classifiers(STAGES, 1).chains
-    assert own[0].units == (BasicBlock(4, 1), head)
+    assert own[0].units == (basic_block(4, 1), head)
     kept = [sum(activation_bytes(chain, 7 * B) for chain in both) for both in zip(STAGES.stages, own, strict=True)]
     assert found["activations"] == max(kept)
 
@@ -310,7 +310,7 @@ def test_memory_of_tails():
         memory("layer_parallel", aux__tail=tail, multiplier=policy)["activations"]
         for tail, policy in ((None, "coarse_tail"), (1, "coarse_tail"), (None, "none"))
     )
-    pieces = [BasicBlock(4, 1), ConvBlock(8, 2, 3), BasicBlock(8, 1), BasicBlock(8, 1)]  # behind stage 0, of two
+    pieces = [basic_block(4, 1), ConvBlock(8, 2, 3), basic_block(8, 1), basic_block(8, 1)]  # behind stage 0, of two
     shapes = [(8, 8, 4), (8, 8, 4), (4, 4, 8), (4, 4, 8)]
     assert full > short > none
     assert full - none > 7 * B * sum(kept_bytes(unit, shape, None) for unit, shape in zip(pieces, shapes, strict=True))

@@ -17,9 +17,8 @@ from lpjax.config.schema import AuxConfig, Config, MeshConfig, PipelineConfig
 from lpjax.cost.machine import Link, Machine, roofline
 from lpjax.cost.model import device_bytes, step_seconds
 from lpjax.methods import resolve
-from lpjax.models.imagenet_resnet import imagenet_resnet
 from lpjax.models.preact_resnet import wide_resnet
-from lpjax.models.resnet import resnet
+from lpjax.models.resnet import imagenet_resnet, resnet
 from lpjax.network import network
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts

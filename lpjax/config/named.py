@@ -13,7 +13,7 @@ PROVIDED: dict[str, dict[str, str]] = {
         "resnet": "lpjax.models.resnet:resnet",
         "preact_resnet": "lpjax.models.preact_resnet:preact_resnet",
         "wide_resnet": "lpjax.models.preact_resnet:wide_resnet",
-        "imagenet_resnet": "lpjax.models.imagenet_resnet:imagenet_resnet",
+        "imagenet_resnet": "lpjax.models.resnet:imagenet_resnet",
     },
     "aux.function": {
         "convolutions": "lpjax.network.aux_net:convolutions",
@@ -24,6 +24,7 @@ PROVIDED: dict[str, dict[str, str]] = {
 
 _DOTTED = {place: name for names in PROVIDED.values() for name, place in names.items()}
 # checkpoints of older runs have these
+_DOTTED |= {"lpjax.models.imagenet_resnet:imagenet_resnet": "imagenet_resnet"}
 _DOTTED |= {f"lpjax.aux_net:{name}": name for name in PROVIDED["aux.function"]}
 _DOTTED |= {
     f"configs.{place}": f"lpjax.configs.{place}"

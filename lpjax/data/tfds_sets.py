@@ -135,21 +135,21 @@ class _TfdsFiles:
     def __len__(self) -> int:
         return len(self._source)
 
-    def _read(self, position: int) -> dict[str, Any]:
+    def _read(self, position: int) -> tuple[bytes, int, str]:
         try:
-            return self._source[position]
+            example = self._source[position]
+            return example["image"], int(example["label"]), example["file_name"].decode()
         except Exception as error:  # each library on the way has its own
             raise OSError(
                 f"{self._where}: example {position} cannot be read ({error}); remove that folder, prepare again"
             ) from error
 
     def __getitem__(self, position: int) -> tuple[bytes, int]:
-        example = self._read(position)
-        return example["image"], int(example["label"])
+        return self._read(position)[:2]
 
     def name(self, position: int) -> str:
         try:
-            return self._read(position)["file_name"].decode()
+            return self._read(position)[2]
         except OSError:  # a name is asked for when something is wrong
             return f"{self._where}, example {position}"
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from lpjax.errors import BadInput
-from lpjax.models.imagenet_resnet import PARTS
+from lpjax.models.resnet import PARTS
 from lpjax.nn.chain import Chain, init
 
 Names = Callable[[Chain], list[dict[str, str]]]

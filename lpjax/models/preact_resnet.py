@@ -13,8 +13,7 @@ from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
 from lpjax.errors import BadInput
-from lpjax.models.imagenet_resnet import PARTS, Kind, convolutions
-from lpjax.models.resnet import Classifier, blocks_per_group, check_sizes, groups, with_stride
+from lpjax.models import resnet
 from lpjax.nn import layers
 from lpjax.nn.chain import Mode, Shape, UnitLike
 from lpjax.nn.conv import conv
@@ -44,25 +43,25 @@ class PreActivationBlock:
     """Residual block with batch norm and ReLU before each convolution, and dropout before each but the first.
 
     Attributes:
-      kind: See `imagenet_resnet.convolutions`.
+      kind: See `resnet.convolutions`.
       features: Likewise.
       stride: Likewise.
       dropout: Probability that a value is set to 0, in training.
     """
 
-    kind: Kind
+    kind: resnet.Kind
     features: int
     stride: int
     dropout: float
-    name = property(lambda self: with_stride(f"preact-{self.kind}-{self.features}", self.stride))
+    name = property(lambda self: resnet.with_stride(f"preact-{self.kind}-{self.features}", self.stride))
 
     def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[dict, dict]:
         """A "norm" and a "conv" for each of `PARTS`, and a 1x1 "shortcut" where the shape changes."""
         layers.check_stride(in_shape, self.stride)
-        convs = convolutions(self.kind, self.features, self.stride)
+        convs = resnet.convolutions(self.kind, self.features, self.stride)
         *keys, shortcut = jax.random.split(key, len(convs) + 1)
         params, stats, channels = {}, {}, in_shape[-1]
-        for part, part_key, (size, filters, _) in zip(PARTS, keys, convs, strict=False):
+        for part, part_key, (size, filters, _) in zip(resnet.PARTS, keys, convs, strict=False):
             norm, stats[part] = layers.init_batch_norm(channels)
             params[part] = {"norm": norm, "conv": layers.init_conv(part_key, size, channels, filters)}
             channels = filters
@@ -73,8 +72,8 @@ class PreActivationBlock:
     def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
         """shortcut + conv(relu(bn(... conv(relu(bn(x))))))."""
         y, new = x, {}
-        convs = convolutions(self.kind, self.features, self.stride)
-        for layer, (part, (_, _, stride)) in enumerate(zip(PARTS, convs, strict=False)):
+        convs = resnet.convolutions(self.kind, self.features, self.stride)
+        for layer, (part, (_, _, stride)) in enumerate(zip(resnet.PARTS, convs, strict=False)):
             y, new[part] = layers.batch_norm(params[part]["norm"], stats[part], y, mode)
             y = nn.relu(y)
             if layer > 0:
@@ -100,7 +99,7 @@ class PreActivationHead:
     def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
         """Logits of relu(bn(x))."""
         x, stats = layers.batch_norm(params["norm"], stats, x, mode)
-        return Classifier(self.classes).apply(params["linear"], {}, nn.relu(x), mode)[0], stats
+        return resnet.Classifier(self.classes).apply(params["linear"], {}, nn.relu(x), mode)[0], stats
 
 
 def preact_resnet(*, depth: int, classes: int, width: int = 16) -> tuple[UnitLike, ...]:
@@ -117,11 +116,11 @@ def preact_resnet(*, depth: int, classes: int, width: int = 16) -> tuple[UnitLik
     Raises:
       BadInput: Another depth, or a width or number of classes below 1.
     """
-    kind: Kind = "bottleneck" if depth >= BOTTLENECKS_FROM else "basic"
-    blocks = blocks_per_group(depth, 9 if kind == "bottleneck" else 6, 2)
-    check_sizes("width", width, classes)
+    kind: resnet.Kind = "bottleneck" if depth >= BOTTLENECKS_FROM else "basic"
+    blocks = resnet.blocks_per_group(depth, 9 if kind == "bottleneck" else 6, 2)
+    resnet.check_sizes("width", width, classes)
     block = partial(PreActivationBlock, kind, dropout=0.0)
-    return (Stem(width), *groups(block, width, [blocks] * 3), PreActivationHead(classes))
+    return (Stem(width), *resnet.groups(block, width, [blocks] * 3), PreActivationHead(classes))
 
 
 def wide_resnet(*, depth: int, widen: int, classes: int, dropout: float = 0.0) -> tuple[UnitLike, ...]:
@@ -139,9 +138,9 @@ def wide_resnet(*, depth: int, widen: int, classes: int, dropout: float = 0.0) -
     Raises:
       BadInput: Another depth, a widen or number of classes below 1, or a dropout outside [0, 1).
     """
-    blocks = blocks_per_group(depth, 6, 4)
-    check_sizes("widen", widen, classes)
+    blocks = resnet.blocks_per_group(depth, 6, 4)
+    resnet.check_sizes("widen", widen, classes)
     if not 0 <= dropout < 1:
         raise BadInput(f"model.dropout={dropout}: expected a probability 0 <= dropout < 1; the paper uses 0 or 0.3")
     block = partial(PreActivationBlock, "basic", dropout=dropout)
-    return (Stem(16), *groups(block, 16 * widen, [blocks] * 3), PreActivationHead(classes))
+    return (Stem(16), *resnet.groups(block, 16 * widen, [blocks] * 3), PreActivationHead(classes))

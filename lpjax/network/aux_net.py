@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from lpjax.config import named
 from lpjax.config.schema import AuxConfig
 from lpjax.errors import BadInput
-from lpjax.models.resnet import BasicBlock, ConvBlock
+from lpjax.models.resnet import ConvBlock, basic_block
 from lpjax.network.grid_block import GridBlock
 from lpjax.nn import chain, layers
 from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
@@ -69,7 +69,7 @@ def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = 
         image = [ConvBlock(channels, stride, 3)] if stage.offset == 0 else []
         return [*image, GridBlock(channels, features, out_shape[:2], grid, blocks), *head]
     units: list[UnitLike] = [] if (stage.in_shape[-1], stride) == (features, 1) else [ConvBlock(features, stride, 3)]
-    units += [BasicBlock(features, 1)] * blocks
+    units += [basic_block(features, 1)] * blocks
     if features != channels:
         units.append(ConvBlock(channels, 1, 1))
     return [*units, *head]

@@ -9,7 +9,7 @@ import jax
 from jax import nn
 from jaxtyping import Array, PRNGKeyArray
 
-from lpjax.models.resnet import BasicBlock, ConvBlock, check_channels
+from lpjax.models.resnet import ConvBlock, basic_block, check_channels
 from lpjax.nn import chain, layers
 from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
 
@@ -48,7 +48,7 @@ class GridBlock:
     def _inside(self, in_shape: Shape) -> Chain:
         """C without its last convolution."""
         deep = self.blocks > 0 or self.inner != self.features
-        blocks = [BasicBlock(self.inner, 1)] * self.blocks
+        blocks = [basic_block(self.inner, 1)] * self.blocks
         units: list[UnitLike] = [ConvBlock(self.inner, 1, 3), *blocks] if deep else []
         small = *(min(have, want) for have, want in zip(in_shape, self.size, strict=False)), in_shape[-1]
         return make_chain(units, on_grid(small, self.grid))

@@ -233,9 +233,8 @@ def to_host(array: jax.Array) -> np.ndarray:
     if array.is_fully_replicated:
         return np.array(array.addressable_data(0))
     out = np.empty(array.shape, array.dtype)
-    for shard in array.global_shards:
-        if shard.replica_id > 0:  # a copy
-            continue
+    shards = [shard for shard in array.global_shards if shard.replica_id == 0]  # no copies
+    for shard in sorted(shards, key=lambda shard: shard.device.id):  # all processes come to them in this order
         mine = shard.device.process_index == jax.process_index()
         region = out[shard.index]
         if mine:
