@@ -48,9 +48,10 @@ def test_rows_of_a_table_divide_over_the_devices():
     assert [train_state.table_rows(n, 8) for n in (1, 8, 9)] == [8, 8, 16]
 
 
-@pytest.mark.parametrize("sweeps", [0, 1, 2])
-def test_two_exchanges_and_two_more_a_sweep(sweeps):
-    assert lowered(small_run(penalty__sweeps=sweeps)).count("stablehlo.all_to_all") == 2 + 2 * sweeps
+@pytest.mark.parametrize("sweeps, multiplier", [(0, "coarse_tail"), (1, "adjoint"), (2, "coarse_tail")])
+def test_two_exchanges_and_two_more_a_sweep(sweeps, multiplier):
+    run = small_run(penalty__sweeps=sweeps, multiplier=multiplier)
+    assert lowered(run).count("stablehlo.all_to_all") == 2 + 2 * sweeps
 
 
 @pytest.mark.parametrize("stage, switches", [(1, 0), (2, 2), (4, 1)])

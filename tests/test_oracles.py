@@ -164,7 +164,7 @@ def test_true_inputs_and_swept_multipliers_give_backprop(beta):
                 penalty_coef=beta,
                 config=config,
             )
-            kappa = -done.adjoint
+            kappa = -done.output[0]
             grads.insert(0, done.grads)
         return tuple(grads)
 
@@ -274,7 +274,7 @@ def test_adjoint_matching_is_the_gradient_of_the_mismatch(stage, data):
             stage_pass(
                 network, k, params=params[k], stats=stats[k], lam=inputs[k], target=inputs[k + 1], multiplier=None,
                 labels=labels, aux=(omega, aux_stats), penalty_coef=0.1, config=run.config,
-            ).adjoint
+            ).output[0]
             for k in range(4)
         ]  # fmt: skip
 

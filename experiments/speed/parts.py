@@ -73,12 +73,13 @@ class Parts(StagePrograms):
             return done.lam, done.loss, done.stats, multiplier.current(config, state, batch, done)
 
         def everything(state: PyTree, x: Array, adjoints: list[Array], outputs: list[Array]) -> PyTree:
-            done = aux_step.forward(run.network, config, state.aux_params, state.aux_stats, x, batch.label)
+            aux = partial(aux_step.forward, run.network, config, stats=state.aux_stats, x=x, labels=batch.label)
+            done = aux(state.aux_params)
             kappa = multiplier.current(config, state, batch, done)
             corrected = aux_step.corrected_inputs(config, state, done, kappa, adjoints, outputs)
             tails = jax.tree.map(lambda p: p[None], state.aux_params)
-            inputs = x, batch.label, done, corrected, adjoints, tails
-            return done.lam, aux_step.fit(run.network, config, state, run.step_inputs.aux_optimizer, *inputs)
+            optimizer = run.step_inputs.aux_optimizer
+            return done.lam, aux_step.fit(config, state, optimizer, aux, done, corrected, adjoints, tails)
 
         def correction(lam: list[Array], adjoints: list[Array], outputs: list[Array]) -> PyTree:
             done = aux_step.AuxPass(tuple(lam), jnp.zeros(()), lambda *_: ((), ()), ())

@@ -204,7 +204,7 @@ class StagePrograms:
         if make is None:
             raise ValueError(f"method={self.method.name}: a stage of it is no program of its own: expected another one")
         made = make(k, self.run.network, self.config, self.run.step_inputs, self.state, batch)
-        return self.program(made.run, *made.args)
+        return self.program(made.func, *made.args)
 
 
 def stage_seconds(run: Run, repeats: int) -> list[float]:

@@ -13,7 +13,7 @@ from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.methods.backprop import DataParallel, Serial
 from lpjax.methods.base import Method
-from lpjax.methods.coarse_adjoint.method import CoarseAdjoint
+from lpjax.methods.coarse_adjoint import CoarseAdjoint
 from lpjax.methods.delayed import Delayed
 from lpjax.methods.layer_parallel.method import LayerParallel
 from lpjax.methods.local import Local

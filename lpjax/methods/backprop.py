@@ -17,30 +17,29 @@ numbers of one.  Every device holds all parameters and optimiser state.  The bat
 Collectives of a step: psum over the mesh of the gradients, loss and count; batch norm's pmeans.
 """
 
-from dataclasses import replace
-
 import jax
 from jax import lax
-from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.methods.base import UPDATE, WIDTH, Method, StepFunction
+from lpjax.methods import base
+from lpjax.methods.base import UPDATE, WIDTH, Metrics
+from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network, composed
 from lpjax.network.packing import Row
 from lpjax.nn import losses
 from lpjax.nn.chain import Mode
-from lpjax.nn.schedule import Item, Plan
+from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
-from lpjax.state import optim, train_state
+from lpjax.state import optim
 from lpjax.state.step_inputs import StepInputs, example_keys
 from lpjax.state.train_state import TrainState
 
 
 def backprop(
     network: Network, config: Config, step_inputs: StepInputs, params: Row, stats: Row, keys: Array, batch: Batch
-) -> tuple[Row, Row, dict[str, Array]]:
+) -> tuple[Row, Row, Metrics]:
     """Backprop's gradient of the mean loss, as a device sees it.
 
     Collectives over the mesh: psum of gradients and metrics, batch norm's pmeans.
@@ -73,38 +72,33 @@ def backprop(
     return rows, network.stats.pack_all(batch_stats), metrics
 
 
-class DataParallel(Method):
+class Step(base.Step):
+    """One step of one device."""
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Backprop's gradient, and the update by it."""
+        keys = example_keys(state.key, state.step, batch.index)
+        rows = state.stage_params, state.stage_stats
+        grads, stats, metrics = backprop(self.network, self.config, self.step_inputs, *rows, keys, batch)
+        return self.updated(state, grads, stats), metrics | {"gradient_norm": optim.row_norms(grads)}
+
+
+class DataParallel(base.Method):
     """Synchronous data-parallel backprop: the whole network on every device, each with its part of the batch."""
 
     name = "data_parallel"
     title = "data-parallel backprop"
     staged = False
-
-    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
-        """The jitted step (state, batch) -> (state, metrics)."""
-
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-            keys = example_keys(state.key, state.step, batch.index)
-            params, opt = state.stage_params, state.stage_opt
-            grads, stats, metrics = backprop(network, config, step_inputs, params, state.stage_stats, keys, batch)
-            params, opt = optim.update_rows(step_inputs.optimizer, grads, opt, params)
-            stats = train_state.running_average(state.stage_stats, stats)
-            state = replace(state, step=state.step + 1, stage_params=params, stage_opt=opt, stage_stats=stats)
-            return state, metrics | {"gradient_norm": optim.row_norms(grads)}
-
-        return self.jit(step, network, config, mesh)
+    step = Step
 
     def work(self, network: Network, config: Config) -> list[Item]:
         """The schedule of a step: both passes on each device's own examples, one all-reduce, the update."""
-        plan, (S, D) = Plan(), config.mesh_shape
-        own = config.batch_size // (S * D)
-        values = network.num_stages * sum(network.params.lengths.values())
-        for d in range(S):
-            plan.work(d, "augment", accesses=4 * own * losses.features(network.chain.in_shape))
-            plan.passes(d, network.parts(), "stage", examples=own, norm_axes=meshes.ALL_AXES)
+        plan, values = StagePlan(network, config), network.num_stages * network.params.length
+        plan.augment()
+        for d in plan.devices:
+            plan.passes(d, network.parts(), "stage", examples=plan.own, norm_axes=meshes.ALL_AXES)
         plan.message("psum", meshes.ALL_AXES, WIDTH * (values + 2), "gradients", count=len(network.params.lengths) + 2)
-        for d in range(S):
-            plan.work(d, "update", accesses=UPDATE * values)
+        plan.each("update", accesses=UPDATE * values)
         return plan.items
 
 

@@ -2,21 +2,28 @@
 
 import abc
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
+from lpjax.network import aux_net
 from lpjax.network.network import Network
+from lpjax.network.packing import PackedChains, Row
+from lpjax.nn.chain import Chain
 from lpjax.nn.count import chain_size
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
-from lpjax.state import train_state
+from lpjax.state import optim
 from lpjax.state.step_inputs import StepInputs
-from lpjax.state.train_state import Carried, Stored, TrainState
+from lpjax.state.train_state import Carried, Stored, TrainState, running_average
 
 Metrics = dict[str, Array]
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -40,16 +47,83 @@ class Age(NamedTuple):
     weights: int
 
 
-class StageProgram(NamedTuple):
-    """A stage's part of a step as a program of its own, to be timed alone on one device.
+class StageResult(NamedTuple):
+    """What a stage makes of a step, in shapes that are the same for all stages, so that `lax.switch` can return it.
 
     Attributes:
-      run: A function of arrays, to be run under `shard_map` on a mesh of one device.
-      args: The arrays.
+      shares: This device's shares of what is summed over the examples: "loss", "correct" and the like, scalars.
+      grads: Gradient with respect to the stage's parameters, packed.
+      stats: Its batch statistics, packed.
+      output: What it sends, packed.
+      real: Whether there was a batch; None where there always is one.
+      beside: Of what is run beside the stage or behind it, in a form of the method's own.
     """
 
-    run: Callable[..., Any]
-    args: tuple[PyTree, ...]
+    shares: dict[str, Float[Array, "..."]]
+    grads: Row
+    stats: Row
+    output: PyTree
+    real: Bool[Array, "..."] | None = None
+    beside: PyTree = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Step(abc.ABC):
+    """One step of one device, under `shard_map`, and what is the same in every step.
+
+    Attributes:
+      network: The network.
+      config: The configuration.
+      step_inputs: What a step is fed.
+    """
+
+    network: Network
+    config: Config
+    step_inputs: StepInputs
+
+    @abc.abstractmethod
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step as one device sees it: the new state, and the metrics."""
+
+    def on_stages(self, run: Callable[..., Any], state: TrainState, *operands: PyTree) -> Any:
+        """`mesh.on_stages` of (k, its rows of parameters and statistics, `operands` of stage k)."""
+        operands = state.stage_params, state.stage_stats, *operands
+        return meshes.on_stages(run, self.network.num_stages, self.config.mesh_shape[0], *operands)
+
+    def updated(
+        self, state: TrainState, grads: Row, stats: Row, real: Bool[Array, " slots"] | None = None
+    ) -> TrainState:
+        """The state after the step, as far as the stages are concerned.
+
+        Args:
+          state: Before it.
+          grads: Rows of gradients, summed over the devices that have the same stages.
+          stats: Rows of batch statistics, averaged over these.
+          real: Whether the stages had a batch; None where they always have one.
+        """
+        optimizer, old = self.step_inputs.optimizer, state.stage_stats
+        params, opt = optim.update_rows(optimizer, grads, state.stage_opt, state.stage_params)
+        stats = running_average(old, stats, real)
+        return replace(state, step=state.step + 1, stage_params=params, stage_opt=opt, stage_stats=stats)
+
+    def metrics(self, grads: Row, shares: dict[str, Float[Array, " slots"]]) -> tuple[Metrics, Metrics]:
+        """The metrics that all staged methods have: one psum over the mesh.
+
+        Args:
+          grads: As for `updated`.
+          shares: See `StageResult`; with "loss" and "correct".
+
+        Returns:
+          task_loss and accuracy of the last stage, and each stage's gradient_norm; and `shares` summed, [K] each.
+        """
+        squares = jnp.square(optim.row_norms(grads)) / self.config.mesh.data  # they are already summed over 'data'
+        *sums, squares = meshes.by_stage(jnp.stack([*shares.values(), squares]), self.network.num_stages)
+        by_stage = dict(zip(shares, sums, strict=True))
+        return {
+            "task_loss": by_stage["loss"][-1],
+            "accuracy": by_stage["correct"][-1] / self.config.batch_size,
+            "gradient_norm": jnp.sqrt(squares),
+        }, by_stage
 
 
 class Method(abc.ABC):
@@ -63,8 +137,10 @@ class Method(abc.ABC):
       devices: Along 'stage' where nothing is said: "stages" (K) or "one".
       aux_net: What the AuxNet's pieces are for: the stages' "inputs" (and tails), "tails" alone, or "none", where no
         AuxNet is made.  With "inputs" interfaces are standardised.
+      step: A step of one device.
       stage_program: (k, network, config, step_inputs, state, batch) -> forward and backward pass of stage k with what
-        is computed beside it, as the step runs it.  `config` is of a mesh of one device, its batch that of a stage
+        is computed beside it, as the step runs it, to be timed alone: a `partial` of a function to be run under
+        `shard_map` on a mesh of one device, and its arrays.  `config` is of such a mesh, its batch that of a stage
         column, `state` and `batch` are of such a run.  None where a stage has no such program.
       metrics: Of each metric of a step what a list of it runs over: "" (a number), "stage" or "interface".
     """
@@ -75,7 +151,8 @@ class Method(abc.ABC):
     staged: ClassVar[bool] = True
     devices: ClassVar[Literal["stages", "one"]] = "stages"
     aux_net: ClassVar[Literal["none", "tails", "inputs"]] = "none"
-    stage_program: ClassVar[Callable[..., StageProgram] | None] = None
+    step: ClassVar[type[Step]]
+    stage_program: ClassVar[Callable[..., partial[Any]] | None] = None
     metrics: ClassVar[dict[str, str]] = {"task_loss": "", "accuracy": "", "gradient_norm": "stage"}
 
     def resolve(self, config: Config) -> Config:
@@ -97,9 +174,9 @@ class Method(abc.ABC):
           BadInput: Its own settings contradict each other, or the data set.
         """
 
-    @abc.abstractmethod
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
         """The jitted step (state, batch) -> (state, metrics); the state is donated."""
+        return meshes.jit_step(self.step(network, config, step_inputs), mesh, self.specs(network, config))
 
     def carry(self, network: Network, config: Config) -> Carried | None:
         """What the method keeps from step to step in `TrainState.carry`; None for nothing."""
@@ -136,40 +213,55 @@ class Method(abc.ABC):
           `parameters` of its stages (or of all) and of the AuxNet's pieces that it trains; `optimizer`, their state,
             SGD's momentum or Adam's two.  A method adds what it carries.
         """
-        values = parameters(self, network, config)
+        values = sum(map(chain_size, self.pieces(network)))
+        values += stage_values(network, config) if self.staged else network.num_stages * network.params.length
         copies = 2 if config.optimizer.name == "adamw" else 1
         return {"parameters": WIDTH * values, "optimizer": copies * WIDTH * values}
+
+    def pieces(self, network: Network) -> tuple[Chain, ...]:
+        """The AuxNet's pieces that the method trains."""
+        return network.aux_own if self.aux_net != "none" else ()
 
     def specs(self, network: Network, config: Config) -> TrainState:
         """Partition specs of every field of the state (a prefix of its tree)."""
         carried, stored = self.carry(network, config), self.stores(network, config, 1)
-        return train_state.specs(staged=self.staged, carried=carried, stored=stored)
+        specs: dict[str, Any] = dict.fromkeys((field.name for field in fields(TrainState)), meshes.REPLICATED)
+        if self.staged:
+            specs |= dict.fromkeys(("stage_params", "stage_opt", "stage_stats"), meshes.STAGES)
+        if stored:
+            specs["multiplier"] = stored.spec
+        return TrainState(**specs | {"carry": carried.specs if carried else ()})
 
     def create(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> TrainState:
         """The state before the first step, made on the devices where it will live."""
-        return train_state.create(
-            network,
-            mesh,
-            step_inputs,
-            seed=config.seed,
-            staged=self.staged,
-            pieces=network.aux_own if self.aux_net != "none" else (),
-            carried=self.carry(network, config),
-            stored=self.stores(network, config, step_inputs.num_examples),
-        )
+        carried, stored = self.carry(network, config), self.stores(network, config, step_inputs.num_examples)
+        packed = PackedChains(network.stages, network.params, network.stats)
 
-    def jit(self, step: Callable[..., Any], network: Network, config: Config, mesh: Mesh) -> StepFunction:
-        """A device's step over the mesh, jitted."""
-        return meshes.jit_step(step, mesh, self.specs(network, config))
+        def init(key: PRNGKeyArray) -> TrainState:
+            keys = [jax.random.fold_in(key, i) for i in range(4)]
+            devices = mesh.shape["stage"] if self.staged else 1
+            params, stats = meshes.on_stages(partial(packed.init, key=keys[0]), network.num_stages, devices)
+            aux_params, aux_stats = aux_net.init(self.pieces(network), keys[1])
+            return TrainState(
+                step=jnp.zeros((), jnp.int32),
+                key=keys[2],
+                stage_params=params,
+                stage_opt=optim.init_rows(step_inputs.optimizer, params),
+                stage_stats=stats,
+                aux_params=aux_params,
+                aux_opt=step_inputs.aux_optimizer.init(aux_params),
+                aux_stats=aux_stats,
+                multiplier=stored.zeros(mesh.size) if stored else (),
+                penalty_coef=jnp.asarray(step_inputs.initial_penalty_coef, float),
+                carry=carried.init(step_inputs, keys[3]) if carried else (),
+            )
+
+        on_mesh = jax.shard_map(
+            init, mesh=mesh, in_specs=meshes.REPLICATED, out_specs=self.specs(network, config), check_vma=False
+        )
+        return jax.jit(on_mesh)(jax.random.key(config.seed))
 
 
 def stage_values(network: Network, config: Config) -> int:
     """Values of the packed parameters of a device's stages."""
-    return network.num_stages // config.mesh_shape[0] * sum(network.params.lengths.values())
-
-
-def parameters(method: Method, network: Network, config: Config) -> int:
-    """Values of the parameters that a device trains: of its stages, or all, and of the AuxNet."""
-    stages = sum(network.params.lengths.values()) * network.num_stages
-    aux = sum(map(chain_size, network.aux_own)) if method.aux_net != "none" else 0
-    return (stages // config.mesh_shape[0] if method.staged else stages) + aux
+    return network.num_stages // config.mesh_shape[0] * network.params.length

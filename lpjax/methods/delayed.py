@@ -30,30 +30,28 @@ gradients (DDG: K-1 of outputs); psum over 'data' of the stages' gradients, psum
 norm's over 'data'.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.methods import moving
-from lpjax.methods.base import WIDTH, Age, Method, StepFunction, stage_values
+from lpjax.methods import base, moving
+from lpjax.methods.base import WIDTH, Age, Metrics, StageResult, stage_values
+from lpjax.methods.stage_plan import StagePlan, packet_bytes
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
-from lpjax.nn import chain, losses
-from lpjax.nn.chain import Mode
+from lpjax.nn import chain
 from lpjax.nn.schedule import Item
 from lpjax.parallel import exchange
 from lpjax.parallel import mesh as meshes
-from lpjax.state import optim, train_state
 from lpjax.state.step_inputs import StepInputs
 from lpjax.state.train_state import Carried, TrainState
 
@@ -90,27 +88,12 @@ def _depth(config: Config) -> int:
     return max(staleness(config)) + 1
 
 
-class _Passes(NamedTuple):
-    """What a stage makes of a step, in shapes that are the same for all stages."""
+class Step(base.Step):
+    """One step of one device."""
 
-    loss: Float[Array, ""]
-    correct: Float[Array, ""]
-    real: Array
-    grads: Row
-    stats: Row
-    adjoint: Float[Array, "b l"]
-    output: Float[Array, "b l"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    network: Network
-    config: Config
-    step_inputs: StepInputs
-
-    def on_stages(self, run: Callable[..., Any], *operands: PyTree) -> Any:
-        """See `mesh.on_stages`."""
-        return meshes.on_stages(run, self.network.num_stages, self.config.mesh_shape[0], *operands)
+    def apply(self, k: int, stats: Row, mode: chain.Mode, params: PyTree, lam: Array) -> tuple[Array, PyTree]:
+        """X_k, and the stage's batch statistics."""
+        return chain.apply(self.network.stages[k], params, self.network.stats.unpack(k, stats), lam, mode)
 
     def forward(
         self, state: TrainState, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], tags: moving.Tags
@@ -119,10 +102,8 @@ class _Step:
         network = self.network
         if k == network.num_stages - 1:
             return jnp.zeros_like(packet)
-        mode = Mode(train=True, axes=("data",), keys=moving.tagged(state, tags).keys)
-        trees = network.params.unpack(k, params), network.stats.unpack(k, stats)
-        output, _ = chain.apply(network.stages[k], *trees, moving.unpack(packet, network.interfaces[k]), mode)
-        return moving.pack(network, output)
+        trees = network.params.unpack(k, params), moving.unpack(packet, network.interfaces[k])
+        return moving.pack(network, self.apply(k, stats, moving.tagged(state, tags).mode, *trees)[0])
 
     def sequential_forward(self, state: TrainState, x: Float[Array, "b l"], tags: Array) -> Array:
         """DDG's forward pass: every stage's input, one stage after the other."""
@@ -132,56 +113,44 @@ class _Step:
             def run(k: int, *args: Any, turn: int = turn) -> Array:
                 return self.forward(state, k, *args) if k == turn else jnp.zeros_like(args[2])
 
-            outputs = self.on_stages(run, state.stage_params, state.stage_stats, inputs, tags)
+            outputs = self.on_stages(run, state, inputs, tags)
             inputs = inputs + exchange.shift(outputs, self.config.mesh_shape[0], forward=True)
         return inputs
 
-    def backward(
-        self, state: TrainState, k: int, params: Row, stats: Row, packet: Array, tags: moving.Tags, gradient: Array
-    ) -> tuple[Array, Array, Array, Row, Row, Array]:
-        """Loss, correct, whether there was a batch, gradient, statistics and adjoint of a batch's backward pass."""
-        network, examples = self.network, moving.tagged(state, tags)
-        mode = Mode(train=True, axes=("data",), keys=examples.keys)
-        old, lam = network.stats.unpack(k, stats), moving.unpack(packet, network.interfaces[k])
-
-        def run(params: PyTree, lam: Array) -> tuple[Array, tuple[Array, PyTree]]:
-            output, new = chain.apply(network.stages[k], params, old, lam, mode)
-            if k < network.num_stages - 1:
-                return output, (jnp.zeros(()), new)
-            loss = jnp.where(examples.real, losses.task_loss(output, examples.labels).sum(), 0.0)
-            correct = losses.correct(output, examples.labels).astype(float).sum()
-            return loss / self.config.batch_size, (jnp.where(examples.real, correct, 0.0), new)
-
-        output, pullback, (correct, new) = jax.vjp(run, network.params.unpack(k, params), lam, has_aux=True)
-        last = k == network.num_stages - 1
-        grads, adjoint = pullback(jnp.ones_like(output) if last else moving.unpack(gradient, output.shape[1:]))
-        adjoint = moving.pack(network, self.config.delayed.shrink * adjoint) if k > 0 else jnp.zeros_like(packet)
-        rows = network.params.pack(grads), network.stats.pack(new)
-        return output if last else jnp.zeros(()), correct, examples.real, *rows, adjoint
-
     def run_stage(
         self, k: int, params: Row, stats: Row, packet: Array, tags: moving.Tags, carry: Carry, *, state: TrainState
-    ) -> _Passes:
-        """Stage k's passes of this step; `packet` and `tags` are its input's, already in the rings of `carry`."""
-        stale = staleness(self.config)[k]
-        output = jnp.zeros_like(packet)
-        if self.config.delayed.variant == "fdg":
-            output = self.forward(state, k, params, stats, packet, tags)
-        if stale > 0:
+    ) -> StageResult:
+        """Stage k's passes of this step; `packet` and `tags` are its input's, already in the rings of `carry`.
+
+        What it sends is zeros in DDG; `beside` is the adjoint, packed.
+        """
+        network, config, none, old = self.network, self.config, jnp.zeros_like(packet), (params, packet, tags)
+        output = self.forward(state, k, params, stats, packet, tags) if config.delayed.variant == "fdg" else none
+        if (stale := staleness(config)[k]) > 0:
             position = (state.step - stale) % carry.inputs.shape[0]
-            params, packet, tags = jax.tree.map(
+            old = jax.tree.map(
                 lambda ring: lax.dynamic_index_in_dim(ring, position, keepdims=False),
                 (carry.weights, carry.inputs, carry.input_tags),
             )
-        return _Passes(*self.backward(state, k, params, stats, packet, tags, carry.backward), output)
+        examples = moving.tagged(state, old[2])
+        run = partial(self.apply, k, stats, examples.mode)
+        trees = network.params.unpack(k, old[0]), moving.unpack(old[1], network.interfaces[k])
+        behind = carry.backward if k < network.num_stages - 1 else None
+        shares, new, grads, adjoint = moving.exact_passes(run, *trees, examples, behind, config.batch_size)
+        return StageResult(
+            shares=shares,
+            grads=network.params.pack(grads),
+            stats=network.stats.pack(new),
+            output=output,
+            real=examples.real,
+            beside=moving.pack(network, config.delayed.shrink * adjoint) if k > 0 else none,
+        )
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """One step as one device sees it."""
-        network, config, carry = self.network, self.config, state.carry
-        S = config.mesh_shape[0]
-        x, tags = moving.column_batch(self.step_inputs, state, batch)
-        x = moving.pack(network, x)
-        if config.delayed.variant == "fdg":
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step; its metrics are of the last stage's batch, 0 in FDG's first K-1 steps, where it has none."""
+        carry, S = state.carry, self.config.mesh_shape[0]
+        x, tags = moving.column_batch(self.network, self.step_inputs, state, batch)
+        if self.config.delayed.variant == "fdg":
             inputs, tags = moving.with_new_batch(x, carry.forward), moving.with_new_batch(tags, carry.tags)
         else:
             tags = jnp.repeat(tags[None], len(carry.forward), 0)
@@ -193,53 +162,33 @@ class _Step:
             (inputs, tags, state.stage_params),
         )
         carry = replace(carry, inputs=inputs_ring, input_tags=tags_ring, weights=weights)
-
-        def run(k: int, *args: Any) -> _Passes:
-            return self.run_stage(k, *args, state=state)
-
-        done: _Passes = self.on_stages(run, state.stage_params, state.stage_stats, inputs, tags, carry)
+        done: StageResult = self.on_stages(partial(self.run_stage, state=state), state, inputs, tags, carry)
         grads = lax.psum(done.grads, "data")
-        rows, optimizer = (state.stage_opt, state.stage_params), self.step_inputs.optimizer
-        stage_params, stage_opt = optim.update_rows(optimizer, grads, *rows)
-        stats = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
-        new_state = replace(
-            state,
-            step=state.step + 1,
-            stage_params=stage_params,
-            stage_opt=stage_opt,
-            stage_stats=moving.where_real(done.real, stats, state.stage_stats),
-            carry=replace(
-                carry,
-                forward=exchange.shift(done.output, S, forward=True),
-                tags=exchange.shift(tags, S, forward=True),
-                backward=exchange.shift(done.adjoint, S, forward=False),
-            ),
+        carry = replace(
+            carry,
+            forward=exchange.shift(done.output, S, forward=True),
+            tags=exchange.shift(tags, S, forward=True),
+            backward=exchange.shift(done.beside, S, forward=False),
         )
-        squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
-        loss, correct, squares = meshes.by_stage(jnp.stack([done.loss, done.correct, squares]), network.num_stages)
-        metrics = {"task_loss": loss[-1], "accuracy": correct[-1] / config.batch_size}
-        return new_state, metrics | {"gradient_norm": jnp.sqrt(squares)}
+        new_state = self.updated(state, grads, lax.pmean(done.stats, "data"), done.real)
+        return replace(new_state, carry=carry), self.metrics(grads, done.shares)[0]
 
 
-class Delayed(Method):
+class Delayed(base.Method):
     """Delayed gradients: backward passes that do not wait for the stages behind."""
 
     name = "delayed"
     title = "delayed gradients"
     paper = "arXiv:1804.10574, arXiv:1906.09108"
+    step = Step
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The variant, which tells its runs apart."""
         return {"variant": config.delayed.variant}
 
-    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
-        """The jitted step; its metrics are of the last stage's batch, 0 in FDG's first K-1 steps, where it has none."""
-        return self.jit(_Step(network, config, step_inputs), network, config, mesh)
-
     def carry(self, network: Network, config: Config) -> Carried:
         """What is under way between steps, see `Carry`."""
-        packets, rings = P("stage", "data"), P("stage", None, "data")
-        depth = _depth(config)
+        depth, packets, rings = _depth(config), moving.PACKETS, P("stage", None, "data")
 
         def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
             packets, tags = moving.empty(network, config)
@@ -257,35 +206,26 @@ class Delayed(Method):
 
     def work(self, network: Network, config: Config) -> list[Item]:
         """The schedule of a step; weights are copied to a ring and older ones are read from it: three accesses."""
-        (S, D), K = config.mesh_shape, network.num_stages
-        slots, column = K // S, config.batch_size // D
-        plan = moving.plan_start(network, config, slots * moving.packet_bytes(network, config))
-        what: dict[str, Any] = {"examples": column, "norm_axes": ("data",)}
-
-        def forward(k: int) -> int:
-            entered = -k if config.delayed.variant == "fdg" else 0
-            return plan.work(k // slots, "stage", stage=k, chain=network.stages[k], micro=entered, **what)
-
-        if config.delayed.variant == "ddg":
-            for k in range(K - 1):
-                forward(k)
-                moving.plan_shift(plan, network, config, column, next_step=False)
+        plan, K, fdg = StagePlan(network, config), network.num_stages, config.delayed.variant == "fdg"
+        plan.column_batch(plan.slots)
+        for k in range(0 if fdg else K - 1):
+            plan.forward(k)
+            plan.shift()
         for k, (age,) in enumerate(self.ages(config)):
-            if config.delayed.variant == "fdg" and k < K - 1:
-                forward(k)
-            again = "recompute" if k < K - 1 else ""
-            plan.passes(k // slots, [network.parts()[k]], "stage", again=again, micro=-age.entered, **what)
-        moving.plan_update(plan, network, config, more=3 * stage_values(network, config))
+            if fdg and k < K - 1:
+                plan.forward(k, micro=-k)
+            plan.backward(k // plan.slots, [k], again=k < K - 1, micro=-age.entered)
+        plan.update(more=3 * stage_values(network, config))
         for _ in range(2):  # outputs (DDG: zeros) and gradients
-            moving.plan_shift(plan, network, config, column)
-        moving.plan_tags(plan, config)
+            plan.shift()
+        plan.shift_tags()
         plan.message("psum", meshes.ALL_AXES, 3 * WIDTH * K, "metrics")
         return plan.items
 
     def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
         """Bytes between steps, with the packets on their way and the rings of inputs and of weights."""
         slots, depth = network.num_stages // config.mesh_shape[0], _depth(config)
-        packet = moving.packet_bytes(network, config)
+        packet = packet_bytes(network, config)
         return super().holds(network, config, num_examples) | {
             "packets": 2 * slots * packet,
             "rings of inputs": slots * depth * packet,

@@ -20,29 +20,25 @@ over 'data' of the gradients, psum over the mesh of the metrics; batch norm's ov
 """
 
 import functools
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.errors import BadInput
 from lpjax.methods import moving
-from lpjax.methods.base import WIDTH, Age, Method, StageProgram, StepFunction
+from lpjax.methods.base import WIDTH, Method, Metrics, StageResult
+from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network
-from lpjax.network.packing import Packing, Row
-from lpjax.nn import chain, losses
-from lpjax.nn.chain import Chain, Mode, make_chain
+from lpjax.network.packing import PackedChains, Row
+from lpjax.nn import chain
 from lpjax.nn.layers import STANDARDISE
 from lpjax.nn.schedule import Item, Part
-from lpjax.parallel import exchange
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim, train_state
 from lpjax.state.step_inputs import StepInputs
@@ -50,46 +46,30 @@ from lpjax.state.train_state import Carried, TrainState
 
 
 @struct.dataclass
-class Carry:
+class Carry(moving.Carry):
     """What is under way between steps, and the classifiers.
 
     Attributes:
-      inputs: [K, B, L], the stages' inputs of this step.
-      tags: [K, B, 3], whose they are.
       params: Of the classifiers, rows as the stages' (`{kind: [K, length]}`).
       opt: Their optimiser state, likewise.
       stats: Their statistics, likewise.
     """
 
-    inputs: PyTree
-    tags: PyTree
     params: PyTree
     opt: PyTree
     stats: PyTree
 
 
-@dataclass(frozen=True, eq=False)
-class Classifiers:
-    """The stages' classifiers, and how they are packed into rows.
-
-    Attributes:
-      chains: One a stage; one of no units for the last.
-      params: How their parameters are packed.
-      stats: How their statistics are packed.
-    """
-
-    chains: tuple[Chain, ...]
-    params: Packing
-    stats: Packing
-
-
 @functools.lru_cache(maxsize=32)
-def classifiers(network: Network, blocks: int) -> Classifiers:
+def classifiers(network: Network, blocks: int) -> PackedChains:
     """Make the classifiers of a network's stages.
 
     Args:
       network: The network.
       blocks: Units like the stage's own last one in each classifier, before the network's head.
+
+    Returns:
+      One a stage; one of no units for the last.
 
     Raises:
       BadInput: The network's head does not take what a stage puts out, or makes no logits of it.
@@ -100,7 +80,7 @@ def classifiers(network: Network, blocks: int) -> Classifiers:
         shapes = zip(stage.units, stage.shapes[:-1], stage.shapes[1:], strict=True)
         alike = [u for u, before, after in shapes if before == after == stage.out_shape and u != STANDARDISE]
         try:
-            made = make_chain([*alike[-1:] * blocks, head], stage.out_shape)
+            made = chain.make_chain([*alike[-1:] * blocks, head], stage.out_shape)
         except ValueError as error:
             raise BadInput(
                 f"method=local: the network's head does not fit behind stage {k}: {error}; choose other cuts"
@@ -111,190 +91,97 @@ def classifiers(network: Network, blocks: int) -> Classifiers:
                 f"{network.chain.out_shape}, logits; let the head pool its input, or choose other cuts"
             )
         chains.append(replace(made, dtype=stage.dtype, remat=stage.remat))
-    chains.append(make_chain([], network.chain.out_shape))
-    trees = [jax.eval_shape(lambda key, c=c: chain.init(c, key), jax.random.key(0)) for c in chains]
-    return Classifiers(tuple(chains), Packing.of([p for p, _ in trees]), Packing.of([s for _, s in trees]))
+    chains.append(chain.make_chain([], network.chain.out_shape))
+    return PackedChains.of(chains)
 
 
-class _Passes(NamedTuple):
-    """What a stage makes of a step, in shapes that are the same for all stages."""
+class Step(moving.Step):
+    """One step of one device."""
 
-    loss: Float[Array, ""]
-    correct: Float[Array, ""]
-    real: Array
-    grads: tuple[Row, Row]
-    stats: tuple[Row, Row]
-    output: Float[Array, "b l"]
+    @property
+    def own(self) -> PackedChains:
+        """The stages' classifiers."""
+        return classifiers(self.network, self.config.local.blocks)
 
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One step of one device, and what is the same in every step.
-
-    Attributes:
-      network: The network.
-      config: The configuration.
-      step_inputs: What a step is fed.
-      own: The stages' classifiers.
-    """
-
-    network: Network
-    config: Config
-    step_inputs: StepInputs
-    own: Classifiers
-
-    def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> _Passes:
+    def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
         """Forward and backward pass of stage k and its classifier on its input of this step."""
         network, own, examples = self.network, self.own, moving.tagged(state, carry.tags)
-        mode = Mode(train=True, axes=("data",), keys=examples.keys)
         old = network.stats.unpack(k, stats), own.stats.unpack(k, carry.stats)
         lam = moving.unpack(carry.inputs, network.interfaces[k])
 
-        def local_loss(params: PyTree, classifier: PyTree) -> tuple[Array, tuple[Array, Array, Any]]:
-            output, new = chain.apply(network.stages[k], params, old[0], lam, mode)
-            logits, new_classifier = chain.apply(own.chains[k], classifier, old[1], output, mode._replace(keys=None))
-            loss = jnp.where(examples.real, losses.task_loss(logits, examples.labels).sum(), 0.0)
-            correct = jnp.where(examples.real, losses.correct(logits, examples.labels).astype(float).sum(), 0.0)
-            return loss / self.config.batch_size, (output, correct, (new, new_classifier))
+        def local_loss(params: PyTree, classifier: PyTree) -> tuple[Array, tuple[Array, Array, PyTree, PyTree]]:
+            output, new = chain.apply(network.stages[k], params, old[0], lam, examples.mode)
+            mode = examples.mode._replace(keys=None)
+            logits, new_classifier = chain.apply(own.chains[k], classifier, old[1], output, mode)
+            loss, correct = examples.scores(logits)
+            return loss / self.config.batch_size, (output, correct, new, new_classifier)
 
         gradients = jax.value_and_grad(local_loss, argnums=(0, 1), has_aux=True)
         trees = network.params.unpack(k, params), own.params.unpack(k, carry.params)
-        (loss, (output, correct, new)), grads = gradients(*trees)
-        last = k == network.num_stages - 1
-        return _Passes(
-            loss=loss,
-            correct=correct,
+        (loss, (output, correct, new, new_classifier)), grads = gradients(*trees)
+        return StageResult(
+            shares={"loss": loss, "correct": correct},
+            grads=network.params.pack(grads[0]),
+            stats=network.stats.pack(new),
+            output=moving.sent(network, k, output),
             real=examples.real,
-            grads=(network.params.pack(grads[0]), own.params.pack(grads[1])),
-            stats=(network.stats.pack(new[0]), own.stats.pack(new[1])),
-            output=jnp.zeros_like(carry.inputs) if last else moving.pack(network, output),
+            beside=(own.params.pack(grads[1]), own.stats.pack(new_classifier)),
         )
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """One step as one device sees it."""
-        network, config, step_inputs, carry = self.network, self.config, self.step_inputs, state.carry
-        S, K = config.mesh_shape[0], network.num_stages
-        x, tags = moving.column_batch(step_inputs, state, batch)
-        carry = replace(
-            carry,
-            inputs=moving.with_new_batch(moving.pack(network, x), carry.inputs),
-            tags=moving.with_new_batch(tags, carry.tags),
-        )
-
-        def run(k: int, *args: Any) -> _Passes:
-            return self.run_stage(k, *args, state=state)
-
-        operands = state.stage_params, state.stage_stats, replace(carry, opt=())
-        done: _Passes = meshes.on_stages(run, K, S, *operands)
-        grads, classifier_grads = lax.psum(done.grads, "data")
-        stage_params, stage_opt = optim.update_rows(step_inputs.optimizer, grads, state.stage_opt, state.stage_params)
-        params, opt = optim.update_rows(step_inputs.aux_optimizer, classifier_grads, carry.opt, carry.params)
-        old = state.stage_stats, carry.stats
-        averaged = train_state.running_average(old, lax.pmean(done.stats, "data"))
-        stage_stats, stats = (moving.where_real(done.real, new, o) for o, new in zip(old, averaged, strict=True))
-        new_state = replace(
-            state,
-            step=state.step + 1,
-            stage_params=stage_params,
-            stage_opt=stage_opt,
-            stage_stats=stage_stats,
-            carry=Carry(
-                inputs=exchange.shift(done.output, S, forward=True),
-                tags=exchange.shift(carry.tags, S, forward=True),
-                params=params,
-                opt=opt,
-                stats=stats,
-            ),
-        )
-        squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
-        loss, correct, squares = meshes.by_stage(jnp.stack([done.loss, done.correct, squares]), K)
-        metrics = {
-            "task_loss": loss[-1],
-            "accuracy": correct[-1] / config.batch_size,
-            "stage_loss": loss,
-            "gradient_norm": jnp.sqrt(squares),
-        }
-        return new_state, metrics
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step; a stage that no batch has reached yet (stage k in the first k steps) has loss 0."""
+        carry, run = self.arrived(state, batch), partial(self.run_stage, state=state)
+        done = self.on_stages(run, state, replace(carry, opt=()))
+        grads, classifier_grads = lax.psum((done.grads, done.beside[0]), "data")
+        stats, classifier_stats = lax.pmean((done.stats, done.beside[1]), "data")
+        params, opt = optim.update_rows(self.step_inputs.aux_optimizer, classifier_grads, carry.opt, carry.params)
+        averaged = train_state.running_average(carry.stats, classifier_stats, done.real)
+        carry = replace(self.moved(carry, done.output), params=params, opt=opt, stats=averaged)
+        metrics, by_stage = self.metrics(grads, done.shares)
+        new_state = replace(self.updated(state, grads, stats, done.real), carry=carry)
+        return new_state, metrics | {"stage_loss": by_stage["loss"]}
 
 
-class Local(Method):
+class Local(moving.Moving):
     """Local losses: every stage learns by the cross entropy of a classifier of its own."""
 
     name = "local"
     title = "decoupled greedy learning"
     paper = "arXiv:1901.08164"
     metrics = Method.metrics | {"stage_loss": "stage"}
-
-    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
-        """The jitted step; a stage that no batch has reached yet (stage k in the first k steps) has loss 0."""
-        step = Step(network, config, step_inputs, classifiers(network, config.local.blocks))
-        return self.jit(step, network, config, mesh)
+    step = Step
 
     def carry(self, network: Network, config: Config) -> Carried:
         """What is under way between steps, and the classifiers, see `Carry`."""
         own = classifiers(network, config.local.blocks)
 
         def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
-            def of_stage(k: int) -> tuple[Row, Row]:
-                params, stats = chain.init(own.chains[k], jax.random.fold_in(key, k))
-                return own.params.pack(params), own.stats.pack(stats)
+            def init_stage(k: int) -> tuple[Row, Row]:
+                return own.init(k, jax.random.fold_in(key, k))
 
-            params, stats = meshes.on_stages(of_stage, network.num_stages, config.mesh_shape[0])
-            return Carry(
-                *moving.empty(network, config), params, optim.init_rows(step_inputs.aux_optimizer, params), stats
-            )
+            params, stats = meshes.on_stages(init_stage, network.num_stages, config.mesh_shape[0])
+            opt = optim.init_rows(step_inputs.aux_optimizer, params)
+            return Carry(*moving.empty(network, config), params, opt, stats)
 
-        packets = P("stage", "data")
-        return Carried(Carry(packets, packets, meshes.STAGES, meshes.STAGES, meshes.STAGES), init, ("opt",))
-
-    def ages(self, config: Config) -> list[list[Age]]:
-        """How old the gradients are: a batch reaches stage k after k steps."""
-        return [[Age(k, 0)] for k in range(config.num_stages)]
+        return Carried(Carry(moving.PACKETS, moving.PACKETS, *[meshes.STAGES] * 3), init, ("opt",))
 
     def work(self, network: Network, config: Config) -> list[Item]:
         """The schedule of a step, in which no gradient crosses an interface."""
-        own, (S, D), K = classifiers(network, config.local.blocks), config.mesh_shape, network.num_stages
-        slots, column = K // S, config.batch_size // D
-        plan = moving.plan_start(network, config, 2 * slots * moving.packet_bytes(network, config))
-        for k, stage in enumerate(network.stages):
-            plan.local(
-                k // slots,
-                Part(k, stage, ("weights",)),
-                [Part(k, own.chains[k])] if own.chains[k].units else [],
-                "classifier",
-                micro=-k,
-                examples=column,
-                norm_axes=("data",),
-            )
-        moving.plan_update(plan, network, config, beside=(own.params, own.stats))
-        moving.plan_shift(plan, network, config, column)
-        moving.plan_tags(plan, config)
-        plan.message("psum", meshes.ALL_AXES, 3 * WIDTH * K, "metrics")
+        plan, own = StagePlan(network, config), classifiers(network, config.local.blocks)
+        plan.column_batch(2 * plan.slots)
+        for k, ages in enumerate(self.ages(config)):
+            behind = [Part(k, own.chains[k])] if own.chains[k].units else []
+            plan.local_losses(k, ages, behind, "classifier")
+        plan.update(own)
+        plan.shift()
+        plan.shift_tags()
+        plan.message("psum", meshes.ALL_AXES, 3 * WIDTH * network.num_stages, "metrics")
         return plan.items
 
     def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
         """Bytes between steps, with the packets on their way and the classifiers with their optimiser's state."""
         slots, own = network.num_stages // config.mesh_shape[0], classifiers(network, config.local.blocks)
-        sizes = super().holds(network, config, num_examples)
-        copies, more = (
-            2 if config.aux_optimizer.name == "adamw" else 1,
-            WIDTH * slots * sum(own.params.lengths.values()),
-        )
-        return sizes | {
-            "parameters": sizes["parameters"] + more,
-            "optimizer": sizes["optimizer"] + copies * more,
-            "packets": slots * moving.packet_bytes(network, config),
-        }
-
-    def stage_program(
-        self, k: int, network: Network, config: Config, step_inputs: StepInputs, state: TrainState, batch: Batch
-    ) -> StageProgram:
-        """The passes of stage k and its classifier, as a program to be timed alone."""
-        step = Step(network, config, step_inputs, classifiers(network, config.local.blocks))
-        carry = moving.timed_packet(k, network, state, batch)
-        rows = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
-
-        def run(params: PyTree, stats: PyTree, carry: Carry, state: TrainState) -> PyTree:
-            return step.run_stage(k, params, stats, carry, state=state)
-
-        return StageProgram(run, (*rows, carry, state))
+        sizes, more = super().holds(network, config, num_examples), WIDTH * slots * own.params.length
+        sizes["parameters"] += more
+        sizes["optimizer"] += (2 if config.aux_optimizer.name == "adamw" else 1) * more
+        return sizes

@@ -5,27 +5,35 @@ the stage's column, and `tags` [b, 3]: label, position in the training set (-1 w
 step in which the batch entered the network.
 """
 
+import abc
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.methods.base import UPDATE, WIDTH
+from lpjax.methods import base
+from lpjax.methods.stage_plan import packet_bytes
 from lpjax.network.network import Network
-from lpjax.network.packing import Packing, Row
-from lpjax.nn.chain import Shape
-from lpjax.nn.losses import Interface, features
-from lpjax.nn.schedule import Plan
+from lpjax.network.packing import Row
+from lpjax.nn import losses
+from lpjax.nn.chain import Mode, Shape
+from lpjax.nn.losses import Interface, PerExample
 from lpjax.parallel import exchange
 from lpjax.state.step_inputs import StepInputs, example_keys
-from lpjax.state.train_state import TrainState
+from lpjax.state.train_state import Carried, TrainState
 
 Tags = Int[Array, "b 3"]
+PACKETS = P("stage", "data")
+"""How packets lie on the mesh, [K, B, ..]."""
 
 
 class Tagged(NamedTuple):
@@ -41,15 +49,24 @@ class Tagged(NamedTuple):
     keys: Key[Array, " b"]
     real: Array
 
+    @property
+    def mode(self) -> Mode:
+        """How a stage is applied to them."""
+        return Mode(train=True, axes=("data",), keys=self.keys)
 
-def length(network: Network) -> int:
-    """L, the number of values in an example's packet."""
-    return max(exchange.packet_length([shape]) for shape in network.interfaces)
+    def total(self, values: PerExample) -> Float[Array, ""]:
+        """Sum over the examples; 0 where there are none."""
+        return jnp.where(self.real, values.sum(), 0.0)
+
+    def scores(self, logits: Float[Array, "b classes"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The task loss and the number of examples that are classified rightly, sums over the examples."""
+        correct = losses.correct(logits, self.labels).astype(float)
+        return self.total(losses.task_loss(logits, self.labels)), self.total(correct)
 
 
 def pack(network: Network, x: Interface) -> Float[Array, "b l"]:
     """Make a packet of examples of an interface's shape."""
-    return exchange.pack([x], len(x), length(network))
+    return exchange.pack([x], len(x), network.packet_length)
 
 
 def unpack(packet: Float[Array, "b l"], shape: Shape) -> Interface:
@@ -57,19 +74,39 @@ def unpack(packet: Float[Array, "b l"], shape: Shape) -> Interface:
     return exchange.unpack(packet, [shape])[0]
 
 
-def column_batch(step_inputs: StepInputs, state: TrainState, batch: Batch) -> tuple[Interface, Tags]:
-    """The network's input, augmented, and the tags of all examples of a device's stage column.
+def sent(network: Network, k: int, output: Interface) -> Float[Array, "b l"]:
+    """The packet that stage k sends on: its output; zeros from the last stage."""
+    last = k == network.num_stages - 1
+    return jnp.zeros((len(output), network.packet_length)) if last else pack(network, output)
+
+
+def make_tags(batch: Batch, step: Array | int) -> Tags:
+    """The tags of a batch that enters the network in `step`."""
+    return jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, step)], axis=1)
+
+
+def tagged(state: TrainState, tags: Tags) -> Tagged:
+    """Find the examples behind tags: labels, random keys, and whether there are any."""
+    labels, index, step = tags.T
+    return Tagged(labels, example_keys(state.key, step[0], index), index[0] >= 0)
+
+
+def column_batch(
+    network: Network, step_inputs: StepInputs, state: TrainState, batch: Batch
+) -> tuple[Float[Array, "b l"], Tags]:
+    """A packet of the network's input, augmented, and the tags, of all examples of a device's stage column.
 
     Each device augments its own; two all_gathers over 'stage'.
 
     Args:
+      network: The network.
       step_inputs: What a step is fed.
       state: Of this step.
       batch: The device's own examples.
     """
     x = step_inputs.network_input(batch, example_keys(state.key, state.step, batch.index))
-    tags = jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, state.step)], axis=1)
-    return lax.all_gather(x, "stage", tiled=True), lax.all_gather(tags, "stage", tiled=True)
+    x, tags = (lax.all_gather(value, "stage", tiled=True) for value in (x, make_tags(batch, state.step)))
+    return pack(network, x), tags
 
 
 def with_new_batch(value: Array, arrived: Array) -> Array:
@@ -86,104 +123,123 @@ def with_new_batch(value: Array, arrived: Array) -> Array:
     return arrived.at[0].set(jnp.where(first, value, arrived[0]))
 
 
-def tagged(state: TrainState, tags: Tags) -> Tagged:
-    """Find the examples behind tags: labels, random keys, and whether there are any."""
-    labels, index, step = tags.T
-    return Tagged(labels, example_keys(state.key, step[0], index), index[0] >= 0)
-
-
 def empty(network: Network, config: Config) -> tuple[Float[Array, "k b l"], Int[Array, "k b 3"]]:
     """Packets and tags [slots, b, ...] of a device's stages before any batch has arrived."""
-    slots, column = network.num_stages // config.mesh_shape[0], config.batch_size // config.mesh.data
-    return jnp.zeros((slots, column, length(network))), jnp.full((slots, column, 3), -1, jnp.int32)
+    shape = network.num_stages // config.mesh_shape[0], config.batch_size // config.mesh.data
+    return jnp.zeros((*shape, network.packet_length)), jnp.full((*shape, 3), -1, jnp.int32)
 
 
-def where_real(real: Bool[Array, " slots"], new: Row, old: Row) -> Row:
-    """Take the new rows [slots, ...] where the stage had a batch, else the old ones."""
-    return jax.tree.map(lambda n, o: jnp.where(real[:, None], n, o), new, old)
-
-
-def timed_packet(k: int, network: Network, state: TrainState, batch: Batch) -> Any:
-    """Make the carry of stage k for `Method.stage_program`: a packet of noise with the tags of a batch.
-
-    Args:
-      k: The stage.
-      network: The network.
-      state: Its carry gives the other fields.
-      batch: The examples of the packet.
-    """
-    inputs = jax.random.normal(jax.random.key(0), (len(batch.label), length(network)), float)
-    tags = jnp.stack([batch.label, batch.index, jnp.zeros_like(batch.index)], axis=1)
-    return replace(jax.tree.map(lambda row: row[k], state.carry), inputs=inputs, tags=tags)
-
-
-# ------------------------------------------------------------------------------------------------------------ schedule
-
-
-def packet_bytes(network: Network, config: Config) -> int:
-    """Bytes of the packet of one stage of a column."""
-    return WIDTH * config.batch_size // config.mesh.data * length(network)
-
-
-def plan_start(network: Network, config: Config, keeps: int) -> Plan:
-    """Begin a schedule with `column_batch`.
+def exact_passes(
+    run: Callable[[PyTree, Interface], tuple[Array, PyTree]],
+    params: PyTree,
+    lam: Interface,
+    examples: Tagged,
+    gradient: Float[Array, "b l"] | None,
+    batch_size: int,
+) -> tuple[dict[str, Float[Array, ""]], PyTree, PyTree, Interface]:
+    """Both passes of backprop through stages.
 
     Args:
-      network: The network.
-      config: The configuration.
-      keeps: Bytes of the packets that a device has beside those that it carries.
+      run: (`params`, `lam`) -> the output, and statistics.
+      params: Trees.
+      lam: The first one's input.
+      examples: That it is of.
+      gradient: At the output, packed; None where that is the network's: then it is the loss's.
+      batch_size: B.
+
+    Returns:
+      `shares` of a `StageResult`, zeros but for the network's output; the statistics; the gradients at `params` and
+      at `lam`.
     """
-    plan, (S, D) = Plan(), config.mesh_shape
-    own, image = config.batch_size // (S * D), features(network.chain.in_shape)
-    for d in range(S):
-        plan.work(d, "augment", accesses=4 * own * image)
-    plan.message("all_gather", "stage", WIDTH * own * image, "exchange")
-    plan.message("all_gather", "stage", 3 * WIDTH * own, "exchange")
-    for d in range(S):
-        plan.work(d, "pack", keeps=keeps)
-    return plan
+
+    def run_to_loss(params: PyTree, lam: Interface) -> tuple[Array, tuple[Array, PyTree]]:
+        output, stats = run(params, lam)
+        if gradient is not None:
+            return output, (jnp.zeros(()), stats)
+        loss, correct = examples.scores(output)
+        return loss / batch_size, (correct, stats)
+
+    output, pullback, (correct, stats) = jax.vjp(run_to_loss, params, lam, has_aux=True)
+    grads, adjoint = pullback(jnp.ones(()) if gradient is None else unpack(gradient, output.shape[1:]))
+    return {"loss": output if gradient is None else jnp.zeros(()), "correct": correct}, stats, grads, adjoint
 
 
-def plan_shift(plan: Plan, network: Network, config: Config, examples: int, *, next_step: bool = True) -> None:
-    """Add `exchange.shift` of packets, which are written and read twice; nothing on one device.
+# ------------------------------------------------------------------ methods whose stages learn from losses of their own
 
-    Args:
-      plan: The schedule.
-      network: The network.
-      config: The configuration.
-      examples: Of a packet.
-      next_step: Whether what arrives is read in the next step only.
+
+@struct.dataclass
+class Carry:
+    """What is under way between steps.
+
+    Attributes:
+      inputs: [K, B, L], the stages' inputs of this step.
+      tags: [K, B, 3], whose they are.
     """
-    if (S := config.mesh_shape[0]) > 1:
-        values = examples * length(network)
-        for d in range(S):
-            plan.work(d, "pack", accesses=4 * values)
-        plan.message("ppermute", "stage", WIDTH * values, "exchange", next_step=next_step)
+
+    inputs: PyTree
+    tags: PyTree
 
 
-def plan_tags(plan: Plan, config: Config) -> None:
-    """Add `exchange.shift` of the tags; nothing on one device."""
-    if config.mesh_shape[0] > 1:
-        size = 3 * WIDTH * config.batch_size // config.mesh.data
-        plan.message("ppermute", "stage", size, "exchange", next_step=True)
+class Step(base.Step):
+    """One step of one device, and what is the same in every step."""
+
+    @abc.abstractmethod
+    def run_stage(self, k: int, params: Row, stats: Row, carry: PyTree, *, state: TrainState) -> base.StageResult:
+        """The passes of stage k on its local loss.
+
+        Args:
+          k: The stage.
+          params: Its row of parameters.
+          stats: Its row of statistics.
+          carry: Its input and tags, and what else is its own.
+          state: What is replicated of it is read; see `complete`.
+        """
+
+    def complete(self, state: TrainState) -> TrainState:
+        """The state as `run_stage` reads it, on a mesh of one device."""
+        return state
+
+    def arrived(self, state: TrainState, batch: Batch) -> PyTree:
+        """The carry with this step's batch in the first stage's place."""
+        x, tags = column_batch(self.network, self.step_inputs, state, batch)
+        carry = state.carry
+        return replace(carry, inputs=with_new_batch(x, carry.inputs), tags=with_new_batch(tags, carry.tags))
+
+    def moved(self, carry: PyTree, outputs: Float[Array, "slots b l"]) -> PyTree:
+        """The carry of the next step: every stage has the output of the one before, and its tags."""
+        S = self.config.mesh_shape[0]
+        inputs, tags = (exchange.shift(value, S, forward=True) for value in (outputs, carry.tags))
+        return replace(carry, inputs=inputs, tags=tags)
 
 
-def plan_update(
-    plan: Plan, network: Network, config: Config, *, beside: tuple[Packing, Packing] | None = None, more: int = 0
-) -> None:
-    """Add the psums of gradients and statistics over 'data', and the optimiser's update.
+class Moving(base.Method):
+    """A method whose stages learn from losses of their own, each on the output that the one before had a step ago."""
 
-    Args:
-      plan: The schedule.
-      network: The network.
-      config: The configuration.
-      beside: How the parameters and statistics that each stage has beside its own are packed.
-      more: Accesses beside the optimiser's.
-    """
-    slots = network.num_stages // config.mesh_shape[0]
-    for own, other in zip((network.params, network.stats), beside or (None, None), strict=True):
-        lengths = [*own.lengths.values(), *(other.lengths.values() if other else ())]
-        plan.message("psum", "data", WIDTH * slots * sum(lengths), "gradients", count=len(lengths))
-    values = slots * sum(sum(packing.lengths.values()) for packing in (network.params, *(beside or ())[:1]))
-    for d in range(config.mesh_shape[0]):
-        plan.work(d, "update", accesses=UPDATE * values + more)
+    step: ClassVar[type[Step]]
+
+    def carry(self, network: Network, config: Config) -> Carried:
+        """What is under way between steps, see `Carry`."""
+        return Carried(Carry(PACKETS, PACKETS), lambda step_inputs, key: Carry(*empty(network, config)))
+
+    def ages(self, config: Config) -> list[list[base.Age]]:
+        """How old the gradients are: a batch reaches stage k after k steps."""
+        return [[base.Age(k, 0)] for k in range(config.num_stages)]
+
+    def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
+        """Bytes between steps, with the packets on their way."""
+        slots = network.num_stages // config.mesh_shape[0]
+        return super().holds(network, config, num_examples) | {"packets": slots * packet_bytes(network, config)}
+
+    def stage_program(
+        self, k: int, network: Network, config: Config, step_inputs: StepInputs, state: TrainState, batch: Batch
+    ) -> partial[base.StageResult]:
+        """The passes of stage k on its local loss, on a packet of noise, as a program to be timed alone."""
+        step = self.step(network, config, step_inputs)
+        rows = state.stage_params, state.stage_stats, state.carry
+        params, stats, carry = jax.tree.map(lambda row: row[k], rows)
+        noise = jax.random.normal(jax.random.key(0), (len(batch.label), network.packet_length), float)
+
+        def run(params: Row, stats: Row, carry: PyTree, state: TrainState) -> base.StageResult:
+            return step.run_stage(k, params, stats, carry, state=step.complete(state))
+
+        return partial(run, params, stats, replace(carry, inputs=noise, tags=make_tags(batch, 0)), state)

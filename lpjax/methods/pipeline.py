@@ -24,102 +24,69 @@ Collectives of a step: two all_gathers over 'stage' (input and tags); a ppermute
 of the gradients, psum over the mesh of the metrics; batch norm's over 'data'.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
 from lpjax.errors import require
-from lpjax.methods import moving
-from lpjax.methods.base import WIDTH, Age, Method, StepFunction, stage_values
+from lpjax.methods import base, moving
+from lpjax.methods.base import WIDTH, Age, Metrics, StageResult, stage_values
+from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network
-from lpjax.network.packing import Row
-from lpjax.nn import chain, losses
-from lpjax.nn.chain import Mode
+from lpjax.nn import chain
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
-from lpjax.state import optim, train_state
-from lpjax.state.step_inputs import StepInputs
+from lpjax.state import optim
 from lpjax.state.train_state import TrainState
 
 
-class _Backward(NamedTuple):
-    """A device's part of a micro-batch's backward pass, or sums of them; rows lead with the device's stages."""
-
-    loss: Float[Array, ""]
-    correct: Float[Array, ""]
-    grads: Row
-    stats: Row
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    network: Network
-    config: Config
-    step_inputs: StepInputs
+class Step(base.Step):
+    """One step of one device, whose `StageResult`s are of all its stages: rows lead with these."""
 
     def stages_of(self, device: int) -> range:
         """The stages that a device along 'stage' holds."""
         slots = self.network.num_stages // self.config.mesh_shape[0]
         return range(device * slots, (device + 1) * slots)
 
-    def unpacked(self, device: int, state: TrainState) -> tuple[list[PyTree], list[PyTree]]:
-        """Parameters and statistics of a device's stages."""
-        network, stages = self.network, self.stages_of(device)
-        rows = [jax.tree.map(lambda x, i=i: x[i], (state.stage_params, state.stage_stats)) for i in range(len(stages))]
-        params = [network.params.unpack(k, row) for k, (row, _) in zip(stages, rows, strict=True)]
-        return params, [network.stats.unpack(k, row) for k, (_, row) in zip(stages, rows, strict=True)]
-
     def apply(
-        self, device: int, params: list[PyTree], stats: list[PyTree], lam: Array, mode: Mode
+        self, device: int, state: TrainState, mode: chain.Mode, params: Sequence[PyTree], lam: Array
     ) -> tuple[Array, list[PyTree]]:
-        """A device's stages one after the other."""
-        new = []
-        for k, p, s in zip(self.stages_of(device), params, stats, strict=True):
+        """A device's stages one after the other: the output, and their batch statistics."""
+        new, stages = [], self.stages_of(device)
+        for k, p, s in zip(stages, params, self.network.stats.unpack_all(state.stage_stats, stages), strict=True):
             lam, out = chain.apply(self.network.stages[k], p, s, lam, mode)
             new.append(out)
         return lam, new
 
+    def unpacked(self, device: int, packet: Array, state: TrainState) -> tuple[tuple[PyTree, ...], Array]:
+        """The parameters of a device's stages, and the input of the first one."""
+        stages = self.stages_of(device)
+        lam = moving.unpack(packet, self.network.interfaces[stages[0]])
+        return self.network.params.unpack_all(state.stage_params, stages), lam
+
     def run_forward(self, device: int, packet: Array, tags: moving.Tags, *, state: TrainState) -> Array:
         """What a device sends on of a micro-batch."""
-        mode = Mode(train=True, axes=("data",), keys=moving.tagged(state, tags).keys)
-        lam = moving.unpack(packet, self.network.interfaces[self.stages_of(device)[0]])
-        return moving.pack(self.network, self.apply(device, *self.unpacked(device, state), lam, mode)[0])
+        trees, mode = self.unpacked(device, packet, state), moving.tagged(state, tags).mode
+        return moving.pack(self.network, self.apply(device, state, mode, *trees)[0])
 
     def run_backward(
         self, device: int, packet: Array, tags: moving.Tags, gradient: Array, *, state: TrainState
-    ) -> tuple[_Backward, Array]:
+    ) -> tuple[StageResult, Array]:
         """A micro-batch's backward pass, and the gradient to send back."""
-        network, examples = self.network, moving.tagged(state, tags)
-        mode = Mode(train=True, axes=("data",), keys=examples.keys)
-        stages = self.stages_of(device)
-        last = stages[-1] == network.num_stages - 1
-        params, stats = self.unpacked(device, state)
-
-        def run(params: list[PyTree], lam: Array) -> tuple[Array, tuple[Array, list[PyTree]]]:
-            output, new = self.apply(device, params, stats, lam, mode)
-            if not last:
-                return output, (jnp.zeros(()), new)
-            correct = losses.correct(output, examples.labels).astype(float).sum()
-            return losses.task_loss(output, examples.labels).sum() / self.config.batch_size, (correct, new)
-
-        lam = moving.unpack(packet, network.interfaces[stages[0]])
-        output, pullback, (correct, new) = jax.vjp(run, params, lam, has_aux=True)
-        grads, adjoint = pullback(jnp.ones_like(output) if last else moving.unpack(gradient, output.shape[1:]))
+        network, examples, config = self.network, moving.tagged(state, tags), self.config
+        run, trees = partial(self.apply, device, state, examples.mode), self.unpacked(device, packet, state)
+        behind = gradient if device < config.mesh_shape[0] - 1 else None
+        shares, new, grads, adjoint = moving.exact_passes(run, *trees, examples, behind, config.batch_size)
         back = moving.pack(network, adjoint) if device > 0 else jnp.zeros_like(packet)
-        loss = output if last else jnp.zeros(())
-        grad_rows = jax.tree.map(lambda *rows: jnp.stack(rows), *map(network.params.pack, grads))
-        stat_rows = jax.tree.map(lambda *rows: jnp.stack(rows), *map(network.stats.pack, new))
-        return _Backward(loss, correct, grad_rows, stat_rows), back
+        return StageResult(shares, network.params.pack_all(grads), network.stats.pack_all(new), ()), back
 
     def round(self, run: Callable[..., Any], micro: Array, nothing: PyTree, *operands: Array, working: int) -> Any:
         """Run a round on the devices that have a micro-batch in it.
@@ -136,15 +103,13 @@ class _Step:
         branches = [partial(run, d) for d in range(working)] + [lambda *_: nothing]
         return lax.switch(jnp.where(busy, device, working), branches, *operands)
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step as one device sees it."""
         network, config = self.network, self.config
         S, M = config.mesh_shape[0], config.pipeline.micro_batches
         device = lax.axis_index("stage")
-        x, tags = moving.column_batch(self.step_inputs, state, batch)
-        x, tags = (
-            value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in (moving.pack(network, x), tags)
-        )  # [M, b / M, ..]
+        whole = moving.column_batch(network, self.step_inputs, state, batch)
+        x, tags = (value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in whole)  # [M, b / M, ..]
         silence = jnp.zeros_like(x[0])
 
         def at(values: Array, micro: Array) -> Array:
@@ -163,10 +128,10 @@ class _Step:
         if S > 1:
             inputs, _ = lax.scan(forward, x, jnp.arange(M + S - 2, dtype=device.dtype))
 
-        rows = jax.tree.map(jnp.zeros_like, (state.stage_params, state.stage_stats))
-        nothing = _Backward(jnp.zeros(()), jnp.zeros(()), *rows)
+        grads, stats = jax.tree.map(jnp.zeros_like, (state.stage_params, state.stage_stats))
+        nothing = StageResult({"loss": jnp.zeros(()), "correct": jnp.zeros(())}, grads, stats, ())
 
-        def backward(carry: tuple[_Backward, Array], tick: Array) -> tuple[tuple[_Backward, Array], None]:
+        def backward(carry: tuple[StageResult, Array], tick: Array) -> tuple[tuple[StageResult, Array], None]:
             total, gradient = carry
             micro = tick - (S - 1 - device)
             operands = at(inputs, micro), at(tags, micro), gradient
@@ -177,29 +142,20 @@ class _Step:
 
         (done, _), _ = lax.scan(backward, (nothing, silence), jnp.arange(M + S - 1, dtype=device.dtype))
         grads = lax.psum(done.grads, "data")
-        stage_params, stage_opt = optim.update_rows(
-            self.step_inputs.optimizer, grads, state.stage_opt, state.stage_params
-        )
-        batch_stats = jax.tree.map(lambda total: total / M, lax.pmean(done.stats, "data"))
-        new_state = replace(
-            state,
-            step=state.step + 1,
-            stage_params=stage_params,
-            stage_opt=stage_opt,
-            stage_stats=train_state.running_average(state.stage_stats, batch_stats),
-        )
+        stats = jax.tree.map(lambda total: total / M, lax.pmean(done.stats, "data"))
         squares = meshes.by_stage(jnp.square(optim.row_norms(grads)) / config.mesh.data, network.num_stages)
-        loss, correct = lax.psum((done.loss, done.correct), meshes.ALL_AXES)
-        metrics = {"task_loss": loss, "accuracy": correct / config.batch_size, "gradient_norm": jnp.sqrt(squares)}
-        return new_state, metrics
+        sums = lax.psum(done.shares, meshes.ALL_AXES)
+        metrics = {"task_loss": sums["loss"], "accuracy": sums["correct"] / config.batch_size}
+        return self.updated(state, grads, stats), metrics | {"gradient_norm": jnp.sqrt(squares)}
 
 
-class Pipeline(Method):
+class Pipeline(base.Method):
     """Pipelined backprop in rounds that all devices share."""
 
     name = "pipeline"
     title = "pipelined backprop"
     paper = "arXiv:1811.06965"
+    step = Step
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The number of micro-batches, which tells its runs apart."""
@@ -218,10 +174,6 @@ class Pipeline(Method):
             f"micro-batches are equal; choose another number",
         )
 
-    def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
-        """The jitted step (state, batch) -> (state, metrics)."""
-        return self.jit(_Step(network, config, step_inputs), network, config, mesh)
-
     def ages(self, config: Config) -> list[list[Age]]:
         """How old the gradients are: of this step's micro-batches, at this step's weights."""
         M = config.pipeline.micro_batches
@@ -232,25 +184,22 @@ class Pipeline(Method):
 
         In each backward round a device adds to its gradients, micro-batch or none: three accesses.
         """
-        (S, D), M = config.mesh_shape, config.pipeline.micro_batches
-        slots, examples = network.num_stages // S, config.batch_size // (D * M)
-        plan = moving.plan_start(network, config, 3 * moving.packet_bytes(network, config))
-        what: dict[str, Any] = {"examples": examples, "norm_axes": ("data",)}
-        parts = network.parts()
-        devices = [parts[d * slots : (d + 1) * slots] for d in range(S)]
+        plan, M = StagePlan(network, config), config.pipeline.micro_batches
+        S, examples = len(plan.devices), plan.column // M
+        stages = [range(d * plan.slots, (d + 1) * plan.slots) for d in plan.devices]
+        plan.column_batch(3)
         for number in range(M + S - 2 if S > 1 else 0):
             for d in range(S - 1):
                 if 0 <= (m := number - d) < M:
-                    for part in devices[d]:
-                        plan.work(d, "stage", stage=part.stage, chain=part.chain, micro=m, **what)
-            moving.plan_shift(plan, network, config, examples)
+                    for k in stages[d]:
+                        plan.forward(k, micro=m, examples=examples)
+            plan.shift(examples)
         for number in range(M + S - 1):
             for d in range(S):
                 if 0 <= (m := number - (S - 1 - d)) < M:
-                    plan.passes(d, devices[d], "stage", again="recompute" if d < S - 1 else "", micro=m, **what)
-            moving.plan_shift(plan, network, config, examples)
-        added = 3 * (M + S - 1) * stage_values(network, config)
-        moving.plan_update(plan, network, config, more=added)
+                    plan.backward(d, stages[d], again=d < S - 1, micro=m, examples=examples)
+            plan.shift(examples)
+        plan.update(more=3 * (M + S - 1) * stage_values(network, config))
         plan.message("psum", meshes.ALL_AXES, WIDTH * network.num_stages, "metrics")
         plan.message("psum", meshes.ALL_AXES, 2 * WIDTH, "metrics", count=2)
         return plan.items

@@ -39,8 +39,6 @@ from lpjax.nn.count import chain_flops
 from lpjax.nn.layers import STANDARDISE
 from lpjax.nn.losses import Interface
 
-PieceUnits = Callable[..., Sequence[UnitLike]]
-
 
 def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[UnitLike]:
     """Make a piece of convolutions, for stages that map images to images.
@@ -147,11 +145,10 @@ def make_aux_net(stages: tuple[Chain, ...], aux: AuxConfig) -> tuple[Chain, ...]
             f"aux.blocks_per_stage={aux.blocks_per_stage}, aux.width={aux.width}: expected blocks_per_stage >= 0 and "
             f"width > 0"
         )
-    function: PieceUnits = named.load(aux.function, "aux.function")
+    function: Callable[..., Sequence[UnitLike]] = named.load(aux.function, "aux.function")
     if len(stages) == 1:
         return ()
     pieces: list[Chain] = []
-    offset = 0
     for j, stage in enumerate(stages):
         try:
             if aux.tied and j == len(stages) - 1:
@@ -166,8 +163,8 @@ def make_aux_net(stages: tuple[Chain, ...], aux: AuxConfig) -> tuple[Chain, ...]
                 f"the AuxNet's piece beside stage {j} maps {piece.in_shape} to {piece.out_shape}: expected "
                 f"{stage.out_shape}, as the stage; correct aux.function"
             )
+        offset = sum(len(piece.units) for piece in pieces)
         pieces.append(replace(piece, offset=offset, dtype=stage.dtype, remat=stage.remat))
-        offset += len(piece.units)
     return tuple(pieces)
 
 

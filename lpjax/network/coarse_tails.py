@@ -9,10 +9,9 @@ from lpjax.errors import BadInput
 from lpjax.network.aux_net import conv_stride, tail
 from lpjax.network.grid_block import on_grid
 from lpjax.nn import chain
-from lpjax.nn.chain import Chain, make_chain
 
 
-def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
+def as_tails(pieces: tuple[chain.Chain, ...], grid: int | None) -> tuple[chain.Chain, ...]:
     """The pieces as tails run them.
 
     Args:
@@ -28,13 +27,13 @@ def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
     if grid is None:
         return pieces
 
-    def trees(piece: Chain) -> PyTree:
+    def trees(piece: chain.Chain) -> PyTree:
         return jax.eval_shape(lambda: chain.init(piece, jax.random.key(0)))
 
     tails = list(pieces[:1])  # no tail begins at the image
     for j, piece in enumerate(pieces[1:], 1):
         expected = on_grid(piece.out_shape, grid)
-        small = make_chain(piece.units, on_grid(piece.in_shape, grid))
+        small = chain.make_chain(piece.units, on_grid(piece.in_shape, grid))
         if small.out_shape != expected or trees(small) != trees(piece):
             raise BadInput(
                 f"aux.grid={grid}: the AuxNet's piece beside stage {j} maps {small.in_shape} to {small.out_shape}: "
@@ -45,7 +44,7 @@ def as_tails(pieces: tuple[Chain, ...], grid: int | None) -> tuple[Chain, ...]:
     return tuple(tails)
 
 
-def check_tail(pieces: tuple[Chain, ...], length: int | None) -> None:
+def check_tail(pieces: tuple[chain.Chain, ...], length: int | None) -> None:
     """Refuse tails that cannot pass over the pieces they leave out.
 
     Args:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -11,10 +10,11 @@ from lpjax.config.schema import Config
 from lpjax.errors import BadInput
 from lpjax.network.aux_net import make_aux_net, own_positions
 from lpjax.network.coarse_tails import as_tails, check_tail
-from lpjax.network.packing import Packing, Row
+from lpjax.network.packing import PackedChains, Packing, Row
 from lpjax.network.partition import split
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
+from lpjax.nn.losses import features
 from lpjax.nn.schedule import Part
 
 
@@ -50,6 +50,11 @@ class Network:
     def aux_own(self) -> tuple[Chain, ...]:
         """The AuxNet's pieces that have weights of their own."""
         return self.aux_net[:-1] if self.tied else self.aux_net
+
+    @property
+    def packet_length(self) -> int:
+        """L, values of an example's packet, which holds one of any interface."""
+        return max(map(features, self.interfaces))
 
     def parts(self) -> list[Part]:
         """The stages with the gradients that backprop finds of them: none of the image."""
@@ -91,8 +96,7 @@ def build(units: Sequence[UnitLike], image_shape: Shape, config: Config, *, with
     if len(whole.out_shape) != 1:
         raise BadInput(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
     stages = split(whole, num_stages=config.num_stages, cuts=config.cuts, standardise=bool(config.standardise))
-    trees = [jax.eval_shape(lambda key, stage=stage: chain.init(stage, key), jax.random.key(0)) for stage in stages]
-    aux = config.aux
+    packed, aux = PackedChains.of(stages), config.aux
     pieces = make_aux_net(stages, aux) if with_aux_net else ()
     check_tail(pieces, aux.tail)
     return Network(
@@ -101,8 +105,8 @@ def build(units: Sequence[UnitLike], image_shape: Shape, config: Config, *, with
         aux_net=pieces,
         aux_tails=as_tails(pieces, aux.grid),
         tied=tuple(own_positions(stages[-1], aux.blocks_per_stage)) if aux.tied and pieces else (),
-        params=Packing.of([params for params, _ in trees]),
-        stats=Packing.of([stats for _, stats in trees]),
+        params=packed.params,
+        stats=packed.stats,
     )
 
 

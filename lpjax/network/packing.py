@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from lpjax.nn import chain
 
 Row = dict[str, Float[Array | np.ndarray, "..."]]
 """One stage's leaves: {"kernel": [P_max], "other": [Q_max]}; stacked over stages each vector has a leading axis K.
@@ -48,6 +50,11 @@ class Packing:
         lengths = {name: max(sizes[name] for sizes in used) for name in KINDS}
         return cls(tuple(trees), {name: length for name, length in lengths.items() if length})
 
+    @property
+    def length(self) -> int:
+        """Values of a row."""
+        return sum(self.lengths.values())
+
     def pack(self, tree: PyTree, xp: Any = jnp) -> Row:
         """One stage's tree as a row, computed with `xp`: `numpy` to stay in host memory."""
         parts: dict[str, list[Array]] = {name: [xp.zeros(0, jnp.result_type(float))] for name in KINDS}
@@ -71,17 +78,43 @@ class Packing:
         rows = [self.pack(tree, xp) for tree in trees]
         return jax.tree.map(lambda *row: xp.stack(row), *rows)
 
-    def unpack_all(self, rows: Row) -> tuple[PyTree, ...]:
-        """The trees of all stages from stacked rows."""
-        return tuple(
-            self.unpack(k, {name: stacked[k] for name, stacked in rows.items()}) for k in range(len(self.trees))
-        )
+    def unpack_all(self, rows: Row, stages: Sequence[int] | None = None) -> tuple[PyTree, ...]:
+        """The trees of all stages, or of some, from their stacked rows."""
+        stages = range(len(self.trees)) if stages is None else stages
+        return tuple(self.unpack(k, jax.tree.map(lambda row, i=i: row[i], rows)) for i, k in enumerate(stages))
 
     @property
     def waste(self) -> float:
         """Share of the stacked rows that is padding, in 0..1."""
-        total = len(self.trees) * sum(self.lengths.values())
+        total = len(self.trees) * self.length
         return 1 - sum(sum(_sizes(tree).values()) for tree in self.trees) / max(total, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedChains:
+    """Chains, one a stage, and how they are packed into rows.
+
+    Attributes:
+      chains: The chains.
+      params: How their parameters are packed.
+      stats: How their statistics are packed.
+    """
+
+    chains: tuple[chain.Chain, ...]
+    params: Packing
+    stats: Packing
+
+    @classmethod
+    def of(cls, chains: Sequence[chain.Chain]) -> "PackedChains":
+        """The layout of chains, found by abstract evaluation."""
+        trees = [jax.eval_shape(lambda key, c=c: chain.init(c, key), jax.random.key(0)) for c in chains]
+        params, stats = zip(*trees, strict=True)
+        return cls(tuple(chains), Packing.of(params), Packing.of(stats))
+
+    def init(self, k: int, key: PRNGKeyArray) -> tuple[Row, Row]:
+        """Rows of chain k's parameters and statistics, see `chain.init`."""
+        params, stats = chain.init(self.chains[k], key)
+        return self.params.pack(params), self.stats.pack(stats)
 
 
 def _sizes(tree: PyTree) -> dict[str, int]:

@@ -66,7 +66,6 @@ class Message:
       count: Arrays that it is in, each a collective of its own unless the compiler combines them.
       kind: What it is for: "exchange", "gradients" or "metrics".
       after: Positions in the list of what it waits for.
-      next_step: Whether what arrives is read in the next step only.
     """
 
     collective: str
@@ -75,7 +74,6 @@ class Message:
     kind: str
     count: int = 1
     after: tuple[int, ...] = ()
-    next_step: bool = False
 
     @property
     def label(self) -> str:

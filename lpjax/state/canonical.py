@@ -75,15 +75,12 @@ def to_tree(
     """
     params = network.params
     stats, interface_stats = _join(network, network.stats.unpack_all(state.stage_stats))
-    interfaces = [{"stats": stats} for stats in interface_stats]
-    if state.multiplier:
-        real = slice(None if stored is None or stored.rows is None else num_examples)  # a table ends with padding
-        interfaces = [
-            {**interface, "multiplier": kappa[real]}
-            for interface, kappa in zip(interfaces, state.multiplier, strict=True)
-        ]
+    real = slice(num_examples if stored and stored.rows is not None else None)  # a table ends with padding
+    kappas = [{"multiplier": kappa[real]} for kappa in state.multiplier] or [{}] * len(interface_stats)
+    interfaces = [{"stats": own} | kappa for own, kappa in zip(interface_stats, kappas, strict=True)]
     carry = {_carry_name(owner, network): state.carry} if jax.tree.leaves(state.carry) else {}
-    pieces, aux_structure = _pieces(network, state), jax.tree.structure(state.aux_params)
+    aux_structure = jax.tree.structure(state.aux_params)
+    pieces = [f"{start:04}-{stop:04}" for start, stop in _bounds(network)][: len(state.aux_params)]
 
     def is_aux(part: Any) -> bool:
         return aux_structure == jax.tree.structure(part)  # type: ignore[operator]
@@ -172,11 +169,6 @@ def _is_dict(part: Any) -> bool:
 def _bounds(network: Network) -> list[tuple[int, int]]:
     """First and last + 1 unit of each stage."""
     return list(itertools.pairwise((0, *network.cuts, len(network.chain.units))))
-
-
-def _pieces(network: Network, state: TrainState) -> list[str]:
-    """Names of the AuxNet's pieces, if the state has one."""
-    return [f"{start:04}-{stop:04}" for start, stop in _bounds(network)][: len(state.aux_params)]
 
 
 def _join(network: Network, trees: Sequence[PyTree]) -> tuple[dict[int, PyTree], list[PyTree]]:

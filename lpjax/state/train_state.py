@@ -6,16 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
-from lpjax.network import aux_net
-from lpjax.network.network import Network
-from lpjax.network.packing import Row
-from lpjax.nn import chain
-from lpjax.nn.chain import Chain, Shape
+from lpjax.nn.chain import Shape
 from lpjax.parallel import mesh as meshes
-from lpjax.state import optim
 from lpjax.state.step_inputs import StepInputs
 
 RUNNING_MOMENTUM = 0.9
@@ -88,23 +82,10 @@ class Stored(NamedTuple):
         """Tables are spread over the whole mesh; what serves all examples is replicated."""
         return meshes.REPLICATED if self.rows is None else meshes.TABLE
 
-
-def specs(*, staged: bool, carried: Carried | None, stored: Stored | None) -> TrainState:
-    """Partition spec of every field (a prefix of the state's tree)."""
-    rows = meshes.STAGES if staged else meshes.REPLICATED
-    return TrainState(
-        step=meshes.REPLICATED,
-        key=meshes.REPLICATED,
-        stage_params=rows,
-        stage_opt=rows,
-        stage_stats=rows,
-        aux_params=meshes.REPLICATED,
-        aux_opt=meshes.REPLICATED,
-        aux_stats=meshes.REPLICATED,
-        multiplier=stored.spec if stored else meshes.REPLICATED,
-        penalty_coef=meshes.REPLICATED,
-        carry=carried.specs if carried else (),
-    )
+    def zeros(self, devices: int) -> tuple[Array, ...]:
+        """Those of the first step, on one of so many devices: of a table its own rows."""
+        own = () if self.rows is None else (self.rows // devices,)
+        return tuple(jnp.zeros((*own, *shape)) for shape in self.shapes)
 
 
 def table_rows(num_examples: int, devices: int) -> int:
@@ -112,59 +93,17 @@ def table_rows(num_examples: int, devices: int) -> int:
     return -(-num_examples // devices) * devices
 
 
-def create(
-    network: Network,
-    mesh: Mesh,
-    step_inputs: StepInputs,
-    *,
-    seed: int,
-    staged: bool,
-    pieces: tuple[Chain, ...],
-    carried: Carried | None,
-    stored: Stored | None,
-) -> TrainState:
-    """The state before the first step, made on the devices where it will live.
+def running_average(old: PyTree, batch: PyTree, real: Bool[Array, " rows"] | None = None) -> PyTree:
+    """Running statistics after one more batch: `RUNNING_MOMENTUM` old + (1 - `RUNNING_MOMENTUM`) batch.
 
     Args:
-      network: The network.
-      mesh: Where the state will live.
-      step_inputs: What a step is fed; its optimisers and first penalty are taken.
-      seed: Of the run.
-      staged: Whether a device holds its own stages only.
-      pieces: Of the AuxNet, those that are trained.
-      carried: What the method keeps.
-      stored: The multipliers that it keeps.
+      old: Before it.
+      batch: Its statistics.
+      real: For rows of stages: whether each had a batch, otherwise its statistics stay; None: all had one.
     """
-    shapes = stored.shapes if stored else ()
-    if stored and stored.rows is not None:  # a device's own rows
-        shapes = tuple((stored.rows // mesh.size, *shape) for shape in shapes)
 
-    def init(key: PRNGKeyArray) -> TrainState:
-        def init_stage(k: int) -> tuple[Row, Row]:
-            params, stats = chain.init(network.stages[k], jax.random.fold_in(key, 0))
-            return network.params.pack(params), network.stats.pack(stats)
+    def average(old: Array, batch: Array) -> Array:
+        new = RUNNING_MOMENTUM * old + (1 - RUNNING_MOMENTUM) * batch
+        return new if real is None else jnp.where(real[:, None], new, old)
 
-        params, stats = meshes.on_stages(init_stage, network.num_stages, mesh.shape["stage"] if staged else 1)
-        aux_params, aux_stats = aux_net.init(pieces, jax.random.fold_in(key, 1))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            key=jax.random.fold_in(key, 2),
-            stage_params=params,
-            stage_opt=optim.init_rows(step_inputs.optimizer, params),
-            stage_stats=stats,
-            aux_params=aux_params,
-            aux_opt=step_inputs.aux_optimizer.init(aux_params),
-            aux_stats=aux_stats,
-            multiplier=tuple(jnp.zeros(shape) for shape in shapes),
-            penalty_coef=jnp.asarray(step_inputs.initial_penalty_coef, float),
-            carry=carried.init(step_inputs, jax.random.fold_in(key, 3)) if carried else (),
-        )
-
-    specs_ = specs(staged=staged, carried=carried, stored=stored)
-    on_mesh = jax.shard_map(init, mesh=mesh, in_specs=meshes.REPLICATED, out_specs=specs_, check_vma=False)
-    return jax.jit(on_mesh)(jax.random.key(seed))
-
-
-def running_average(old: PyTree, batch: PyTree) -> PyTree:
-    """Running statistics after one more batch: `RUNNING_MOMENTUM` old + (1 - `RUNNING_MOMENTUM`) batch."""
-    return jax.tree.map(lambda o, b: RUNNING_MOMENTUM * o + (1 - RUNNING_MOMENTUM) * b, old, batch)
+    return jax.tree.map(average, old, batch)

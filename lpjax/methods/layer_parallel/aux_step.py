@@ -3,7 +3,7 @@
 Runs on the device's own examples (steps 2 and 7 of `methods.layer_parallel`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -91,46 +91,29 @@ def corrected_inputs(
       lambda_1^+ .. lambda_{K-1}^+, each [b, ...].
     """
     beta = state.penalty_coef if config.penalty.aux is None else config.penalty.aux
-    return [
-        lagrangian.correction(
-            a,
-            adjoint,
-            None if multiplier is None else multiplier[j],
-            lagrangian.violation(a, output),
-            beta,
-            config.aux.correction_step,
-        )
-        for j, (a, adjoint, output) in enumerate(zip(aux.lam, adjoints, outputs, strict=True))
-    ]
+    kappas: Sequence[Multiplier | None] = multiplier or [None] * len(outputs)
+    violations = map(lagrangian.violation, aux.lam, outputs)
+    rows = zip(aux.lam, adjoints, kappas, violations, strict=True)
+    return [lagrangian.correction(*row, beta, config.aux.correction_step) for row in rows]
 
 
 def adjoint_mismatch_gradient(
-    network: Network,
-    config: Config,
-    params: PyTree,
-    stats: PyTree,
-    x: Interface,
-    labels: Int[Array, " b"],
-    adjoints: list[Interface],
+    config: Config, run: Callable[[PyTree], AuxPass], params: PyTree, adjoints: list[Interface]
 ) -> PyTree:
     """Gradient of (9) with respect to the AuxNet's parameters, through its backward pass; this device's share.
 
     One psum over the mesh, of the adjoints' mean squares.
 
     Args:
-      network: The network.
       config: The configuration.
+      run: The AuxNet's forward pass by its parameters.
       params: The AuxNet's parameters.
-      stats: Its running statistics.
-      x: The network's input [b, ...].
-      labels: Of the examples.
       adjoints: P_1 .. P_{K-1}, constants.
     """
     scales = lax.psum([losses.inner(p, p).sum() for p in adjoints], ALL_AXES)
 
     def mismatch(params: PyTree) -> Float[Array, ""]:
-        own = own_adjoints(config, forward(network, config, params, stats, x, labels))
-        pairs = zip(own, adjoints, scales, strict=True)
+        pairs = zip(own_adjoints(config, run(params)), adjoints, scales, strict=True)
         missed = [losses.psi(a - p).sum() / jnp.maximum(scale, 1e-30) for a, p, scale in pairs]
         return config.aux.adjoint_weight * jnp.stack(missed).sum()
 
@@ -144,12 +127,10 @@ def own_adjoints(config: Config, aux: AuxPass) -> list[Interface]:
 
 
 def fit(
-    network: Network,
     config: Config,
     state: TrainState,
     optimizer: optax.GradientTransformation,
-    x: Interface,
-    labels: Int[Array, " b"],
+    run: Callable[[PyTree], AuxPass],
     aux: AuxPass,
     corrected: list[Interface],
     adjoints: list[Interface],
@@ -161,13 +142,11 @@ def fit(
     One psum over the mesh an inner step, and one more for (9).
 
     Args:
-      network: The network.
       config: The configuration.
-      state: The AuxNet's parameters, statistics and optimiser state are read.
+      state: The AuxNet's parameters and optimiser state are read.
       optimizer: Of the AuxNet.
-      x: The network's input [b, ...].
-      labels: Of the examples.
-      aux: The AuxNet's forward pass at x.
+      run: The AuxNet's forward pass by its parameters.
+      aux: That of the state's.
       corrected: lambda_1^+ .. lambda_{K-1}^+, the same in all inner steps.
       adjoints: P_1 .. P_{K-1}.
       tail_grads: What the stages' tail losses ask of the AuxNet, one row a stage of this device; likewise the same.
@@ -176,17 +155,16 @@ def fit(
       The AuxNet's parameters and optimiser state.
     """
     params, opt = state.aux_params, state.aux_opt
-    for inner_step in range(config.aux.inner_steps if network.aux_net else 0):
+    for inner_step in range(config.aux.inner_steps if params else 0):
         if inner_step > 0:
-            aux = forward(network, config, params, state.aux_stats, x, labels)
+            aux = run(params)
         toward = tuple(
             lagrangian.fit_gradient(a, target) / (config.batch_size * losses.features(target.shape[1:]))
             for a, target in zip(aux.lam, corrected, strict=True)
         )
         grads, _ = aux.pullback(toward, config.aux.task_weight)
         if config.aux.adjoint_weight > 0:
-            missed = adjoint_mismatch_gradient(network, config, params, state.aux_stats, x, labels, adjoints)
-            grads = jax.tree.map(jnp.add, grads, missed)
+            grads = jax.tree.map(jnp.add, grads, adjoint_mismatch_gradient(config, run, params, adjoints))
         if config.multiplier == "coarse_tail":
             grads = jax.tree.map(lambda g, tail: g + tail.sum(0), grads, tail_grads)
         params, opt = optim.update(optimizer, lax.psum(grads, ALL_AXES), opt, params)

@@ -5,6 +5,7 @@ writing cost one gather of the indices and one collective of the batch's rows ea
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from jax import lax
@@ -66,15 +67,13 @@ def updated(
     Returns:
       What is stored, one array an interface; () where nothing is.
     """
-    rate, beta = config.penalty.multiplier_rate, state.penalty_coef
+    move = partial(lagrangian.update_multiplier, penalty_coef=state.penalty_coef, rate=config.penalty.multiplier_rate)
     if config.multiplier == "mean":
         shares = [lax.psum(r.sum(0), ALL_AXES) / num_examples for r in violations]
-        pairs = zip(state.multiplier, shares, strict=True)
-        return tuple(lagrangian.update_multiplier(kappa, r, beta, rate) for kappa, r in pairs)
+        return tuple(map(move, state.multiplier, shares))
     if config.multiplier == "per_example":
         assert multiplier is not None
-        pairs = zip(multiplier, violations, strict=True)
-        rows = [lagrangian.update_multiplier(kappa, r, beta, rate) for kappa, r in pairs]
+        rows = map(move, multiplier, violations)
         return tuple(write(table, batch.index, row) for table, row in zip(state.multiplier, rows, strict=True))
     return ()
 

@@ -24,8 +24,10 @@ Collectives of one step, besides batch norm's: 2 all_to_all (2 more a sweep), 1 
 gradients, of the metrics, and of mean multipliers; for a per-example table those of `multiplier`.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,22 +35,22 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.methods import moving
+from lpjax.methods import base, moving
+from lpjax.methods.base import Metrics, StageResult
 from lpjax.methods.layer_parallel import aux_step, lagrangian, multiplier
-from lpjax.methods.layer_parallel.stage import StageResult, stage_pass
+from lpjax.methods.layer_parallel.stage import stage_pass
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
-from lpjax.nn import chain, losses
-from lpjax.nn.chain import Mode
+from lpjax.nn import chain
 from lpjax.nn.losses import Interface, Multiplier
 from lpjax.parallel import mesh as meshes
 from lpjax.parallel.exchange import Exchange
-from lpjax.state import optim, train_state
-from lpjax.state.step_inputs import StepInputs, example_keys
+from lpjax.state import train_state
+from lpjax.state.step_inputs import example_keys
 from lpjax.state.train_state import TrainState
 
 
@@ -72,51 +74,32 @@ class Owned(NamedTuple):
 
     Attributes:
       batch: The examples.
-      x: The network's input.
-      aux: The AuxNet's forward pass at x.
+      run_aux: The AuxNet's forward pass on them by its parameters.
+      aux: That of the state's.
+      lam: The network's input and lambda_1 .. lambda_{K-1}.
       multipliers: See `multiplier.current`.
     """
 
     batch: Batch
-    x: Interface
+    run_aux: Callable[[PyTree], aux_step.AuxPass]
     aux: aux_step.AuxPass
+    lam: Sequence[Interface]
     multipliers: list[Multiplier] | None
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One step of one device, and what is the same in every step.
+class Step(base.Step):
+    """One step of one device."""
 
-    Attributes:
-      network: The network.
-      config: The configuration.
-      step_inputs: What a step is fed.
-      exchange: What travels between owners and stages.
-    """
-
-    network: Network
-    config: Config
-    step_inputs: StepInputs
-    exchange: Exchange
-
-    def on_stages(self, run: Callable[..., Any], *operands: PyTree) -> Any:
-        """See `mesh.on_stages`."""
-        return meshes.on_stages(run, self.network.num_stages, self.exchange.num_devices, *operands)
+    @functools.cached_property
+    def exchange(self) -> Exchange:
+        """What travels between owners and stages."""
+        return make_exchange(self.network, self.config)
 
     def run_stage(
-        self,
-        k: int,
-        params: Row,
-        stats: Row,
-        packet: Float[Array, "b l"],
-        *,
-        state: TrainState,
-        labels: Int[Array, " b"],
-        keys: Key[Array, " b"],
+        self, k: int, params: Row, stats: Row, packet: Array, *, state: TrainState, examples: moving.Tagged
     ) -> StageResult:
         """Step 4 for stage k: unpack, `stage_pass`, pack.  Of `state` only what is replicated is read."""
-        network = self.network
-        lam, target, kappa = self.exchange.unpacked(k, packet)
+        network, (lam, target, kappa) = self.network, self.exchange.unpacked(k, packet)
         if self.config.multiplier == "mean" and target is not None:
             kappa = state.multiplier[k]
         done = stage_pass(
@@ -127,42 +110,30 @@ class Step:
             lam=lam,
             target=target,
             multiplier=kappa,
-            labels=labels,
-            keys=keys,
+            labels=examples.labels,
             aux=(state.aux_params, state.aux_stats),
             penalty_coef=state.penalty_coef,
             config=self.config,
-            axes=("data",),
+            mode=examples.mode,
         )
-        none = jnp.zeros(())
-        return StageResult(
-            loss=done.loss,
-            correct=done.correct,
-            violation=none if target is None else losses.psi(lagrangian.violation(target, done.output)).sum(),
-            output=none if target is None else losses.psi(done.output).sum(),
-            grads=network.params.pack(done.grads),
-            stats=network.stats.pack(done.stats),
-            reply=self.exchange.reply(k, done.adjoint, done.output),
-            aux_grads=done.aux_grads,
-        )
+        grads, rows = network.params.pack(done.grads), network.stats.pack(done.stats)
+        return done._replace(grads=grads, stats=rows, output=self.exchange.reply(k, *done.output))
 
     def run_stage_forward(
-        self, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], *, keys: Key[Array, " b"]
+        self, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], *, examples: moving.Tagged
     ) -> Float[Array, "b l"]:
         """The reply of a forward pass alone, for a sweep (its adjoint is zero, and not read)."""
-        lam, _, _ = self.exchange.unpacked(k, packet)
+        lam = moving.unpack(packet, self.network.interfaces[k])  # what else is in the packet stands behind it
         trees = self.network.params.unpack(k, params), self.network.stats.unpack(k, stats)
-        mode = Mode(train=True, axes=("data",), keys=keys)
-        output, _ = chain.apply(self.network.stages[k], *trees, lam, mode)
+        output, _ = chain.apply(self.network.stages[k], *trees, lam, examples.mode)
         return self.exchange.reply(k, jnp.zeros_like(lam), output)
 
-    def sweep(self, state: TrainState, lam: Sequence[Interface], keys: Key[Array, " column"]) -> list[Interface]:
+    def sweep(self, state: TrainState, lam: Sequence[Interface], examples: moving.Tagged) -> list[Interface]:
         """One coarse correction sweep of the stages' inputs: (8) of `lagrangian`."""
         packets = replace(self.exchange, with_multiplier=False).send(lam, None)
-        _, outputs = self.exchange.receive(
-            self.on_stages(partial(self.run_stage_forward, keys=keys), state.stage_params, state.stage_stats, packets)
-        )
-        mode = Mode(train=True, axes=meshes.ALL_AXES)
+        run = partial(self.run_stage_forward, examples=examples)
+        _, outputs = self.exchange.receive(self.on_stages(run, state, packets))
+        mode = chain.Mode(train=True, axes=meshes.ALL_AXES)
 
         def coarse(j: int, x: Array) -> Array:
             return chain.apply(self.network.aux_net[j], state.aux_params[j], state.aux_stats[j], x, mode)[0]
@@ -172,81 +143,76 @@ class Step:
 
     def own(self, state: TrainState, batch: Batch, step: Array) -> Owned:
         """Steps 1 and 2: the input that a device's examples were given in `step`, and the state's AuxNet on it."""
-        config = self.config
+        network, config = self.network, self.config
         x = self.step_inputs.network_input(batch, example_keys(state.key, step, batch.index))
-        aux = aux_step.forward(self.network, config, state.aux_params, state.aux_stats, x, batch.label)
-        return Owned(batch, x, aux, multiplier.current(config, state, batch, aux))
+        run_aux = partial(aux_step.forward, network, config, stats=state.aux_stats, x=x, labels=batch.label)
+        aux = run_aux(state.aux_params)
+        return Owned(batch, run_aux, aux, (x, *aux.lam), multiplier.current(config, state, batch, aux))
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """One step as one device sees it: K/S rows of the stages, b = B / (S D) examples; numbers as in the drawing."""
-        network, config, step_inputs = self.network, self.config, self.step_inputs
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step: K/S rows of the stages, b = B / (S D) examples; numbers as in the drawing.
+
+        Metrics are task_loss and accuracy of the last stage on the inputs it was given; stage_loss, the local losses;
+        relative_violation, |r_j|^2 / |X_{j-1}|^2; violation and output_square, mean squares of r_j and X_{j-1};
+        multiplier_norm, root mean square; aux_task_loss, of the AuxNet's head; penalty_coef.  With `exchange.stale`
+        they are of the step before, and 0 in the first step.
+        """
+        config, step_inputs = self.config, self.step_inputs
         mine = self.own(state, batch, state.step)  # 1, 2
-        tags = jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, state.step)], axis=1)
-        tags = lax.all_gather(tags, "stage", tiled=True)
-        lam: Sequence[Interface] = (mine.x, *mine.aux.lam)
+        tags = lax.all_gather(moving.make_tags(batch, state.step), "stage", tiled=True)
         for _ in range(config.penalty.sweeps):
-            lam = self.sweep(state, lam, moving.tagged(state, tags).keys)
-        packets = self.exchange.send(lam, mine.multipliers if self.exchange.with_multiplier else None)  # 3
+            mine = mine._replace(lam=self.sweep(state, mine.lam, moving.tagged(state, tags)))
+        packets = self.exchange.send(mine.lam, mine.multipliers if self.exchange.with_multiplier else None)  # 3
 
         carry: Any = ()
         if config.exchange.stale:
             carry = Carry(packets, jnp.stack([tags] * len(packets)), batch)
             packets, tags = state.carry.packets, state.carry.tags[0]
             mine = self.own(state, state.carry.owned, tags[0, 2])
-            lam = (mine.x, *mine.aux.lam)
-        batch, x, aux, multipliers = mine
-        labels, keys, real = moving.tagged(state, tags)
-        run_stage = partial(self.run_stage, state=state, labels=labels, keys=keys)
-        done: StageResult = self.on_stages(run_stage, state.stage_params, state.stage_stats, packets)  # 4
+        examples = moving.tagged(state, tags)
+        run = partial(self.run_stage, state=state, examples=examples)
+        done: StageResult = self.on_stages(run, state, packets)  # 4
 
         grads = lax.psum(done.grads, "data")  # 5
-        stage_params, stage_opt = optim.update_rows(step_inputs.optimizer, grads, state.stage_opt, state.stage_params)
-        stage_stats = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
+        new_state = self.updated(state, grads, lax.pmean(done.stats, "data"))
 
-        adjoints, outputs = self.exchange.receive(done.reply)  # 6
+        adjoints, outputs = self.exchange.receive(done.output)  # 6
 
-        corrected = aux_step.corrected_inputs(config, state, aux, multipliers, adjoints, outputs)  # 7
+        corrected = aux_step.corrected_inputs(config, state, mine.aux, mine.multipliers, adjoints, outputs)  # 7
         aux_params, aux_opt = aux_step.fit(
-            network, config, state, step_inputs.aux_optimizer, x, batch.label, aux, corrected, adjoints, done.aux_grads
+            config, state, step_inputs.aux_optimizer, mine.run_aux, mine.aux, corrected, adjoints, done.beside
         )
-        violations = [lagrangian.violation(a, output) for a, output in zip(lam[1:], outputs, strict=True)]
+        violations = [lagrangian.violation(a, output) for a, output in zip(mine.lam[1:], outputs, strict=True)]
         new_state = replace(
-            state,
-            step=state.step + 1,
-            stage_params=stage_params,
-            stage_opt=stage_opt,
-            stage_stats=stage_stats,
+            new_state,
             aux_params=aux_params,
             aux_opt=aux_opt,
-            aux_stats=train_state.running_average(state.aux_stats, aux.stats),
-            multiplier=multiplier.updated(config, state, batch, multipliers, violations, step_inputs.num_examples),
+            aux_stats=train_state.running_average(state.aux_stats, mine.aux.stats),
+            multiplier=multiplier.updated(
+                config, state, mine.batch, mine.multipliers, violations, step_inputs.num_examples
+            ),
             penalty_coef=step_inputs.penalty_coef(state.step + 1),
             carry=carry,
         )
-        metrics = self.metrics(done, grads, multipliers, aux.loss)
+        metrics = self.all_metrics(done, grads, mine)
         if config.exchange.stale:  # in the first step no batch has arrived yet
-            new_state, metrics = _learnt_if(real, new_state, state), _seen_if(real, metrics)
+            new_state = _learnt_if(examples.real, new_state, state)
+            metrics = {name: jnp.where(examples.real, value, 0.0) for name, value in metrics.items()}
         return new_state, metrics | {"penalty_coef": state.penalty_coef}
 
-    def metrics(
-        self, done: StageResult, grads: Row, multipliers: list[Multiplier] | None, aux_loss: Array
-    ) -> dict[str, Array]:
-        """The metrics of `make_step`, but for beta, from every device's share: two psums over the mesh."""
-        B, K = self.config.batch_size, self.network.num_stages
-        S, D = self.config.mesh_shape
-        squares = jnp.square(optim.row_norms(grads)) / D  # they are already summed over 'data'
-        mine = jnp.stack([done.loss, done.correct, done.violation, done.output, squares])
-        norms = jnp.array([jnp.square(kappa).mean() / (S * D) for kappa in multipliers or [jnp.zeros(1)] * (K - 1)])
-        norms, aux_loss = lax.psum((norms, aux_loss), meshes.ALL_AXES)
-        loss, correct, violation, output, squares = meshes.by_stage(mine, K)
-        return {
-            "task_loss": loss[-1],
-            "accuracy": correct[-1] / B,
-            "stage_loss": loss,
-            "gradient_norm": jnp.sqrt(squares),
-            "relative_violation": violation[:-1] / output[:-1],
-            "violation": violation[:-1] / B,
-            "output_square": output[:-1] / B,
+    def all_metrics(self, done: StageResult, grads: Row, mine: Owned) -> Metrics:
+        """The metrics of a step, but for beta, from every device's share: two psums over the mesh."""
+        B, devices = self.config.batch_size, math.prod(self.config.mesh_shape)
+        kappas = mine.multipliers or [jnp.zeros(1)] * (self.network.num_stages - 1)
+        norms = jnp.array([jnp.square(kappa).mean() / devices for kappa in kappas])
+        norms, aux_loss = lax.psum((norms, mine.aux.loss), meshes.ALL_AXES)
+        metrics, by_stage = self.metrics(grads, done.shares)
+        violation, output = by_stage["violation"][:-1], by_stage["output"][:-1]
+        return metrics | {
+            "stage_loss": by_stage["loss"],
+            "relative_violation": violation / output,
+            "violation": violation / B,
+            "output_square": output / B,
             "multiplier_norm": jnp.sqrt(norms),
             "aux_task_loss": aux_loss,
         }
@@ -258,16 +224,11 @@ LEARNT = ("stage_params", "stage_opt", "stage_stats", "aux_params", "aux_opt", "
 
 def _learnt_if(real: Array, new: TrainState, old: TrainState) -> TrainState:
     """`new`, but with `old`'s parameters and the like where there was no batch."""
-    kept = {
-        name: jax.tree.map(lambda n, o: jnp.where(real, n, o), getattr(new, name), getattr(old, name))
-        for name in LEARNT
-    }
-    return replace(new, **kept)
 
+    def kept(new: PyTree, old: PyTree) -> PyTree:
+        return jax.tree.map(lambda n, o: jnp.where(real, n, o), new, old)
 
-def _seen_if(real: Array, metrics: dict[str, Array]) -> dict[str, Array]:
-    """`metrics`, but 0 where there was no batch."""
-    return {name: jnp.where(real, value, 0.0) for name, value in metrics.items()}
+    return replace(new, **{name: kept(getattr(new, name), getattr(old, name)) for name in LEARNT})
 
 
 def make_exchange(network: Network, config: Config) -> Exchange:

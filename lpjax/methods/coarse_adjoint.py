@@ -30,41 +30,29 @@ weights; ppermutes over 'stage' of outputs and tags; psum over 'data' of the sta
 the AuxNet's and of the metrics; batch norm's over 'data'.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.methods import moving
+from lpjax.methods.base import WIDTH, Method, Metrics, StageResult
+from lpjax.methods.stage_plan import StagePlan
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
-from lpjax.nn.chain import Mode
-from lpjax.parallel import exchange
-from lpjax.parallel import mesh as meshes
-from lpjax.state import optim, train_state
-from lpjax.state.step_inputs import StepInputs
+from lpjax.nn.count import chain_arrays, chain_size
+from lpjax.nn.schedule import Item, Part
+from lpjax.parallel.mesh import ALL_AXES
+from lpjax.state import optim
 from lpjax.state.train_state import TrainState
-
-
-@struct.dataclass
-class Carry:
-    """What is under way between steps.
-
-    Attributes:
-      inputs: [K, B, L], the stages' inputs of this step.
-      tags: [K, B, 3], whose they are.
-    """
-
-    inputs: PyTree
-    tags: PyTree
 
 
 def fits(config: Config, k: int) -> bool:
@@ -75,49 +63,10 @@ def fits(config: Config, k: int) -> bool:
     return k > 0 and (config.aux.task_weight if last else config.penalty.aux) != 0
 
 
-class StageResult(NamedTuple):
-    """What a stage makes of a step, in shapes that are the same for all stages.
+class Step(moving.Step):
+    """One step of one device."""
 
-    What is a mean over the batch is the device's share of it.
-
-    Attributes:
-      loss: Mean of l_k.
-      correct: Share of examples that the stage and its tail classify rightly.
-      coarse_error: Mean of psi(G_k(R lambda_k) - R X_k); 0 where G_k does not learn that.
-      output: Mean of psi(R X_k); 0 there too.
-      real: Whether there was a batch.
-      grads: Gradient with respect to the stage's parameters, packed.
-      stats: Its batch statistics, packed.
-      aux_grads: Gradient with respect to the AuxNet's parameters, a tree.
-      next_input: X_k, packed; zeros from the last stage.
-    """
-
-    loss: Float[Array, ""]
-    correct: Float[Array, ""]
-    coarse_error: Float[Array, ""]
-    output: Float[Array, ""]
-    real: Bool[Array, ""]
-    grads: Row
-    stats: Row
-    aux_grads: PyTree
-    next_input: Float[Array, "b l"]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One step of one device, and what is the same in every step.
-
-    Attributes:
-      network: The network.
-      config: The configuration.
-      step_inputs: What a step is fed.
-    """
-
-    network: Network
-    config: Config
-    step_inputs: StepInputs
-
-    def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
+    def run_stage(self, k: int, params: Row, stats: Row, carry: moving.Carry, *, state: TrainState) -> StageResult:
         """Forward and backward pass of stage k with its tail, and of G_k beside it.
 
         Args:
@@ -126,17 +75,21 @@ class Step:
           stats: Its row of statistics.
           carry: Its input and tags.
           state: With all pieces of the AuxNet; read are these, the key and beta.
+
+        Returns:
+          `shares` of "loss" and "correct", of the stage and its tail, and, as means, of "coarse_error",
+          psi(G_k(R lambda_k) - R X_k), and "output", psi(R X_k), both 0 where G_k does not learn that; `beside`: the
+          gradient with respect to the AuxNet's parameters, a tree.
         """
         network, config, examples = self.network, self.config, moving.tagged(state, carry.tags)
         last = k == network.num_stages - 1
-        mode = Mode(train=True, axes=("data",), keys=examples.keys)
-        coarse_mode = mode._replace(keys=None)
+        coarse_mode = examples.mode._replace(keys=None)
         lam, old = moving.unpack(carry.inputs, network.interfaces[k]), network.stats.unpack(k, stats)
         beta = state.penalty_coef if config.penalty.aux is None else config.penalty.aux
         none = jnp.zeros(())
 
-        def mean(values: losses.PerExample) -> Float[Array, ""]:
-            return jnp.where(examples.real, values.sum(), 0.0) / config.batch_size
+        def mean(values: losses.PerExample) -> Array:
+            return examples.total(values) / config.batch_size
 
         def coarse_loss(aux_params: PyTree, output: Array) -> tuple[Array, Array, Array]:
             """c_k, and psi(G_k(R lambda_k) - R X_k) and psi(R X_k) where that is what G_k learns."""
@@ -152,30 +105,31 @@ class Step:
             return beta * error, error, mean(losses.psi(output))
 
         def local_loss(params: PyTree, aux_params: PyTree) -> tuple[Array, Any]:
-            output, new = chain.apply(network.stages[k], params, old, lam, mode)
+            output, new = chain.apply(network.stages[k], params, old, lam, examples.mode)
             logits = output
             if not last:
                 tails, tail = network.aux_tails, config.aux.tail
                 logits = aux_net.tail_logits(tails, aux_params, state.aux_stats, k + 1, output, coarse_mode, tail)
-            loss = mean(losses.task_loss(logits, examples.labels))
+            loss, correct = examples.scores(logits)
+            loss = loss / config.batch_size
             coarse, error, square = coarse_loss(aux_params, lax.stop_gradient(output))
-            return loss + coarse, (loss, error, square, logits, output, new)
+            shares = {"loss": loss, "correct": correct, "coarse_error": error, "output": square}
+            return loss + coarse, (shares, output, new)
 
         gradients = jax.grad(local_loss, argnums=(0, 1), has_aux=True)
-        grads, (loss, error, square, logits, output, new) = gradients(
-            network.params.unpack(k, params), state.aux_params
-        )
+        (grads, aux_grads), (shares, output, new) = gradients(network.params.unpack(k, params), state.aux_params)
         return StageResult(
-            loss=loss,
-            correct=mean(losses.correct(logits, examples.labels).astype(float)),
-            coarse_error=error,
-            output=square,
-            real=examples.real,
-            grads=network.params.pack(grads[0]),
+            shares=shares,
+            grads=network.params.pack(grads),
             stats=network.stats.pack(new),
-            aux_grads=grads[1],
-            next_input=jnp.zeros_like(carry.inputs) if last else moving.pack(network, output),
+            output=moving.sent(network, k, output),
+            real=examples.real,
+            beside=aux_grads,
         )
+
+    def complete(self, state: TrainState) -> TrainState:
+        """The state with all pieces of the AuxNet, on a mesh of one device."""
+        return self.with_tied(state, self.tied(state.stage_params)) if self.network.tied else state
 
     def tied(self, rows: Row) -> PyTree:
         """This device's share of the parameters of the AuxNet's last piece, made of units of the last stage.
@@ -201,56 +155,68 @@ class Step:
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats)
         return replace(state, aux_params=(*state.aux_params, params), aux_stats=(*state.aux_stats, none))
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """One step as one device sees it."""
-        network, config, step_inputs, carry = self.network, self.config, self.step_inputs, state.carry
-        S, K = config.mesh_shape[0], network.num_stages
-        x, tags = moving.column_batch(step_inputs, state, batch)
-        inputs, tags = (
-            moving.with_new_batch(moving.pack(network, x), carry.inputs),
-            moving.with_new_batch(tags, carry.tags),
-        )
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step.
 
-        complete = state
+        Metrics are task_loss and accuracy of the last stage; stage_loss and stage_accuracy of each with its tail;
+        coarse_error, |G_k(R lambda_k) - R X_k|^2 / |R X_k|^2, 0 where the piece does not learn it, which is beside the
+        first and the last stage, and without its weight.  A stage that no batch has reached yet (k in the first k
+        steps) has zeros.
+        """
+        network, step_inputs, carry, complete = self.network, self.step_inputs, self.arrived(state, batch), state
         if network.tied:
             share, pull_back = jax.vjp(self.tied, state.stage_params)
             complete = self.with_tied(state, lax.psum(share, "stage"))
-
-        def run(k: int, *args: Any) -> StageResult:
-            return self.run_stage(k, *args, state=complete)
-
-        done: StageResult = meshes.on_stages(run, K, S, state.stage_params, state.stage_stats, Carry(inputs, tags))
+        done: StageResult = self.on_stages(partial(self.run_stage, state=complete), state, carry)
         grads = lax.psum(done.grads, "data")
-        aux_grads = lax.psum(jax.tree.map(lambda g: g.sum(0), done.aux_grads), meshes.ALL_AXES)
+        aux_grads = lax.psum(jax.tree.map(lambda g: g.sum(0), done.beside), ALL_AXES)
         if network.tied:
             *aux_grads, tied_grads = aux_grads
             grads, aux_grads = jax.tree.map(jnp.add, grads, *pull_back(tied_grads)), tuple(aux_grads)
-        stage_params, stage_opt = optim.update_rows(step_inputs.optimizer, grads, state.stage_opt, state.stage_params)
-        averaged = train_state.running_average(state.stage_stats, lax.pmean(done.stats, "data"))
         aux_params, aux_opt = optim.update(step_inputs.aux_optimizer, aux_grads, state.aux_opt, state.aux_params)
         new_state = replace(
-            state,
-            step=state.step + 1,
-            stage_params=stage_params,
-            stage_opt=stage_opt,
-            stage_stats=moving.where_real(done.real, averaged, state.stage_stats),
+            self.updated(state, grads, lax.pmean(done.stats, "data"), done.real),
             aux_params=aux_params,
             aux_opt=aux_opt,
             penalty_coef=step_inputs.penalty_coef(state.step + 1),
-            carry=Carry(
-                inputs=exchange.shift(done.next_input, S, forward=True),
-                tags=exchange.shift(tags, S, forward=True),
-            ),
+            carry=self.moved(carry, done.output),
         )
-        squares = jnp.square(optim.row_norms(grads)) / config.mesh.data
-        mine = jnp.stack([done.loss, done.correct, done.coarse_error, done.output, squares])
-        loss, correct, coarse_error, output, squares = meshes.by_stage(mine, K)
-        metrics = {
-            "task_loss": loss[-1],
-            "accuracy": correct[-1],
-            "stage_loss": loss,
-            "stage_accuracy": correct,
-            "gradient_norm": jnp.sqrt(squares),
-            "coarse_error": coarse_error / jnp.maximum(output, 1e-30),
+        metrics, by_stage = self.metrics(grads, done.shares)
+        return new_state, metrics | {
+            "stage_loss": by_stage["loss"],
+            "stage_accuracy": by_stage["correct"] / self.config.batch_size,
+            "coarse_error": by_stage["coarse_error"] / jnp.maximum(by_stage["output"], 1e-30),
         }
-        return new_state, metrics
+
+
+class CoarseAdjoint(moving.Moving):
+    """Layer-parallel training on real inputs one step late, with the AuxNet's tails for adjoints."""
+
+    name = "coarse_adjoint"
+    title = "layer-parallel training on real inputs one step late, with adjoints of an AuxNet"
+    aux_net = "tails"
+    step = Step
+    metrics = Method.metrics | dict.fromkeys(("stage_loss", "stage_accuracy", "coarse_error"), "stage")
+
+    def resolve(self, config: Config) -> Config:
+        """Fill in the first beta, read where `penalty.aux` is None: that of stages with a coarse tail."""
+        initial = 0.1 if config.penalty.initial is None else config.penalty.initial
+        return replace(config, penalty=replace(config.penalty, initial=initial))
+
+    def work(self, network: Network, config: Config) -> list[Item]:
+        """The schedule of a step, in which tied parameters are sent to every device."""
+        plan, K, tails = StagePlan(network, config), network.num_stages, network.aux_tails
+        plan.column_batch(2 * plan.slots)
+        if network.tied:
+            piece = network.aux_net[-1]
+            plan.message("psum", "stage", WIDTH * chain_size(piece), "gradients", count=chain_arrays(piece))
+        for k, ages in enumerate(self.ages(config)):
+            behind = [Part(k, tails[i]) for i in aux_net.tail(K, k + 1, config.aux.tail) if tails]
+            behind += [Part(k, tails[k])] if fits(config, k) else []
+            plan.local_losses(k, ages, behind, "tail")
+        plan.update()
+        plan.update_aux()
+        plan.shift()
+        plan.shift_tags()
+        plan.message("psum", ALL_AXES, 5 * WIDTH * K, "metrics")
+        return plan.items
