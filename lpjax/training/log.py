@@ -89,7 +89,8 @@ class Log:
     def _epoch(self, step: int) -> float:
         return step / self._run.step_inputs.steps_per_epoch
 
-    def _write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
+    def write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write a line of a step, see `writers.Writer`."""
         if self._writer:
             self._writer.write(kind, step, self._epoch(step), {**metrics, "seconds": self.seconds})
 
@@ -110,7 +111,7 @@ class Log:
         self._progress.update(self._task, completed=step)
         if self._run.is_log_step(step):
             host = {"learning_rate": float(self._run.step_inputs.learning_rate(step - 1)), "data_seconds": waited}
-            self._write("train", step, self.last | host | {"corrupt_images": self.corrupt})
+            self.write("train", step, self.last | host | {"corrupt_images": self.corrupt})
             self._show(step)
             self.watch.printed()
 
@@ -142,20 +143,11 @@ class Log:
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Write and show the test metrics after a step."""
-        self._write("eval", step, result._asdict())
+        self.write("eval", step, result._asdict())
         aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
         some = self._run.spec.num_test - result.test_examples
         damaged = f", {some} test images left out: they cannot be decoded" if some else ""
         self.say(f"epoch {self._epoch(step):.1f}: test accuracy {result.test_accuracy:.4f}{aux}{damaged}")
-
-    def recovery(self, step: int, factor: float) -> None:
-        """Write that step sizes were made smaller.
-
-        Args:
-          step: After which they are.
-          factor: All learning rates over the configuration's.
-        """
-        self._write("recovery", step, {"factor": factor})
 
     def say(self, text: str) -> None:
         """Print a line of text."""

@@ -169,7 +169,7 @@ class _Session:
         ended = "error"
         try:
             if recovered:
-                self.log.recovery(self.start.step, self.factor)
+                self.log.write("recovery", self.start.step, {"factor": self.factor})
             self._steps()
             ended = ends
         except (KeyboardInterrupt, StoppedError):
