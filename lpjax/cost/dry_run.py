@@ -25,9 +25,8 @@ def dry_run(run: runs.Run, console: Console) -> dict[str, Any]:
         held, temporary = cost["held_bytes"] / 1e6, cost["temporary_bytes"] / 1e6
         console.print(f"a device holds {held:,.1f} MB and needs {temporary:,.1f} MB more in a step")
     parts = ", ".join(f"{kind} {size / 1e6:,.3f}" for kind, size in cost["exchanged_bytes"].items() if size)
-    console.print(
-        f"a device sends {cost['exchanged_bytes_total'] / 1e6:,.3f} MB in a step" + (f" ({parts})" if parts else "")
-    )
+    sent = f"{cost['exchanged_bytes_total'] / 1e6:,.3f} MB in a step" + (f" ({parts})" if parts else "")
+    console.print(f"a device sends {sent}")
     return cost
 
 

@@ -25,6 +25,9 @@ from lpjax.network.network import Network
 from lpjax.nn.chain import Mode, Shape, UnitLike
 from lpjax.nn.layers import BATCH_NORM_EPSILON
 
+Trees = tuple[PyTree, ...]
+"""One tree a stage."""
+
 KeyPath = tuple[str, ...]
 Pair = tuple[KeyPath, KeyPath, KeyPath]
 """Where a kernel and a norm's {scale, bias} are in a unit's parameters, and its {mean, var} in the statistics."""
@@ -33,9 +36,7 @@ TOLERANCE = 1e-4
 """Relative, that tells rounding (1e-6) from the wrong kernel's channels times 1/2 to 2."""
 
 
-def fold(
-    network: Network, params: tuple[PyTree, ...], stats: tuple[PyTree, ...]
-) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...], int]:
+def fold(network: Network, params: Trees, stats: Trees) -> tuple[Trees, Trees, int]:
     """Fold every batch norm of a network that can be folded.
 
     Args:

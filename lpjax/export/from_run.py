@@ -17,6 +17,7 @@ from lpjax.data import images
 from lpjax.data.feed import Resident
 from lpjax.errors import BadInput
 from lpjax.export import fold, model_file
+from lpjax.export.fold import Trees
 from lpjax.methods import METHODS
 from lpjax.methods.base import Method
 from lpjax.network.network import composed
@@ -28,9 +29,6 @@ from lpjax.training import evaluate
 from lpjax.training.run import Run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-
-Trees = tuple[PyTree, ...]
-"""One tree a stage."""
 
 
 def write(

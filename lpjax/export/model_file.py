@@ -75,9 +75,8 @@ def _check_description(values: Mapping[str, Any]) -> None:
     def are(name: str, kind: Callable[[Any], bool]) -> bool:
         return isinstance(values[name], tuple) and all(map(kind, values[name]))
 
-    ok = (
-        are("image_shape", lambda size: type(size) is int and 1 <= size <= MAX_SIDE) and len(values["image_shape"]) == 3
-    )
+    ok = are("image_shape", lambda size: type(size) is int and 1 <= size <= MAX_SIDE)
+    ok = ok and len(values["image_shape"]) == 3
     require(ok, "image_shape", f"height, width and channels, 1 to {MAX_SIDE} each")
     # Names reach a terminal, where a control character is a command.
     ok = are("class_names", lambda name: isinstance(name, str) and name.isprintable() and len(name) <= MAX_NAME)

@@ -191,10 +191,7 @@ def times(records: Sequence[Record]) -> list[charts.Chart]:
         record.step_seconds * record.last_step if record.step_seconds and total else None
         for record, total in zip(records, totals, strict=True)
     ]
-    whole = {
-        "steps (median times number)": steps,
-        "compiling, tests, checkpoints": list(map(rest, totals, steps)),
-    }
+    whole = {"steps (median times number)": steps, "compiling, tests, checkpoints": list(map(rest, totals, steps))}
     return [
         _split("step-seconds", "Seconds of a step, median", records, step, _WAIT),
         _split("run-seconds", "Seconds of the run", records, whole),

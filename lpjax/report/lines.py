@@ -136,9 +136,7 @@ class Table:
                 there = [i for i, row in enumerate(rows) if row.get(name) is not None]
                 if there:
                     values = _transposed([rows[i][name] for i in there])
-                    made[name] = tuple(
-                        with_fewer_points(step[there], seconds[there], value, points) for value in values
-                    )
+                    made[name] = tuple(with_fewer_points(step[there], seconds[there], own, points) for own in values)
         return made
 
     @staticmethod

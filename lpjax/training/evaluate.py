@@ -47,15 +47,20 @@ class Evaluation(NamedTuple):
     test_examples: int
 
 
+Calibrate = Callable[[TrainState, Feed], tuple[PyTree, ...]]
+"""(state, of replicated parameters, data) -> batch-norm statistics, one tree a stage."""
+
+Evaluate = Callable[[TrainState, Feed], Evaluation]
+"""(state, data) -> its test metrics."""
+
+
 def _on_mesh(mesh: Mesh, function: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
     """`function` with what it is given replicated and the examples split over the whole mesh."""
     specs = (meshes.REPLICATED, meshes.EXAMPLES)
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=meshes.REPLICATED, check_vma=False))
 
 
-def make_calibrate(
-    network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs
-) -> Callable[[TrainState, Feed], tuple[PyTree, ...]]:
+def make_calibrate(network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> Calibrate:
     """Make the function that finds the composed network's batch-norm statistics.
 
     Args:
@@ -65,7 +70,7 @@ def make_calibrate(
       step_inputs: What a step is fed.
 
     Returns:
-      (state, of replicated parameters, data) -> the statistics, one tree a stage.
+      See `Calibrate`.
     """
 
     @partial(_on_mesh, mesh)
@@ -91,9 +96,7 @@ def replicated(state: TrainState, mesh: Mesh) -> TrainState:
     return jax.device_put(state, NamedSharding(mesh, meshes.REPLICATED))
 
 
-def make_evaluate(
-    network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs
-) -> Callable[[TrainState, Feed], Evaluation]:
+def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> Evaluate:
     """Make the function that tests a state.
 
     It replicates the parameters (without optimiser state) and splits the examples over the whole mesh.
@@ -105,7 +108,7 @@ def make_evaluate(
       step_inputs: What a step is fed.
 
     Returns:
-      (state, data) -> the state's `Evaluation` on the test split.
+      See `Evaluate`.
     """
     normalise, generates_inputs = step_inputs.normalised, METHODS[config.method].aux_net == "inputs"
     calibrate = make_calibrate(network, config, mesh, step_inputs)

@@ -24,7 +24,7 @@ from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
 from lpjax.state.step_inputs import StepInputs, make_step_inputs
 from lpjax.state.train_state import TrainState
-from lpjax.training.evaluate import Evaluation, make_evaluate
+from lpjax.training.evaluate import Evaluate, make_evaluate
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Run:
     feed: Feed | None
     create: Callable[[], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
-    evaluate: Callable[[TrainState, Feed], Evaluation]
+    evaluate: Evaluate
 
     @property
     def data(self) -> Feed:

@@ -132,9 +132,8 @@ def result(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> dic
       The rest is what the names say.
     """
     config, network, methods = run.config, run.network, methods_of(run.config)
-    per_step, per_batch = (
-        float(np.median(t[2:])) if len(t) > 2 else None for t in (log.step_seconds, log.data_seconds)
-    )
+    clocks = log.step_seconds, log.data_seconds
+    per_step, per_batch = (float(np.median(t[2:])) if len(t) > 2 else None for t in clocks)
     metrics = evaluation._asdict() if evaluation else dict.fromkeys(Evaluation._fields)
     settings = {name: value for method in methods for name, value in method.settings(config).items()}
     return {
