@@ -129,7 +129,7 @@ class Log:
             return
         left = time_left(step, run.num_steps, self.step_seconds)
         parts += [] if left is None else [f"{duration(left)} left"]
-        self._print(f"step {step}/{run.num_steps}  epoch {self._epoch(step):.1f}  {'  '.join(parts)}")
+        self.say(f"step {step}/{run.num_steps}  epoch {self._epoch(step):.1f}  {'  '.join(parts)}")
 
     def skipped(self, corrupt: list[str]) -> None:
         """Say which image files could not be decoded since the last call.
@@ -151,11 +151,8 @@ class Log:
 
     def say(self, text: str) -> None:
         """Print a line of text."""
-        self._print(text)
-        self.watch.printed()
-
-    def _print(self, text: str) -> None:
         self._console.print(text, highlight=False)
+        self.watch.printed()
 
     def sync(self) -> None:
         """Wait until what was written is on disk."""
