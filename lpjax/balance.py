@@ -21,7 +21,7 @@ from lpjax.config.load import from_config_dict
 from lpjax.cost import balance
 from lpjax.parallel import platform
 from lpjax.training import run as runs
-from lpjax.training import writers
+from lpjax.training import workdir
 
 _REPEATS = flags.DEFINE_integer(
     "repeats", 5, "Measurements of each unit (their median counts) and stage (the least).", lower_bound=1
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     timer = balance.make_timer(config, _REPEATS.value)
     if flags.FLAGS.workdir:
         folder.mkdir(parents=True, exist_ok=True)
-        writers.write_json(folder / "seconds.json", balance.measured(runs.prepare(config).network, config, timer))
+        workdir.write_json(folder / "seconds.json", balance.measured(runs.prepare(config).network, config, timer))
     cuts, seconds = balance.measured_cuts(config, timer, _REPEATS.value, _ROUNDS.value)
     console = cli.console()
     for k, own in enumerate(seconds):

@@ -25,7 +25,7 @@ from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
 from lpjax.cost import dry_run, model
 from lpjax.parallel import platform, processes
-from lpjax.training import loop, summary, writers
+from lpjax.training import loop, summary, workdir
 from lpjax.training import run as runs
 from lpjax.training.log import NonFiniteError
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
             cost = dry_run.dry_run(run, console)
             if flags.FLAGS.workdir and processes.is_writer():
                 folder.mkdir(parents=True, exist_ok=True)
-                writers.write_json(folder / "cost.json", cost)
+                workdir.write_json(folder / "cost.json", cost)
             return 0
     try:
         if _MODE.value == "eval":

@@ -15,7 +15,7 @@ from data_makers import jpeg, make_folder
 
 from lpjax.parallel import processes as library
 from lpjax.parallel.platform import devices_of_a_process
-from lpjax.training.writers import CLOCK
+from lpjax.training.workdir import CLOCK
 
 TESTS = Path(__file__).parent
 

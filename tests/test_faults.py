@@ -28,10 +28,10 @@ from tensorboardX import record_writer
 from test_main import ROOT, command, environment
 
 from lpjax.config.schema import RecoveryConfig
-from lpjax.training import checkpoint, loop, workdir, writers
+from lpjax.training import checkpoint, loop, workdir
 from lpjax.training.log import NonFiniteError
 from lpjax.training.resume import checkpoints
-from lpjax.training.writers import CLOCK
+from lpjax.training.workdir import CLOCK
 
 STEPS = 12
 SETTINGS = {
@@ -295,7 +295,7 @@ def test_no_room_for_figures(name, short, tmp_path, monkeypatch):
 
     run, whole = short
     folder = copy(whole, tmp_path / "run", 4)
-    module, to_fail = (writers.json, "dumps") if name == "metrics.jsonl" else (record_writer.RecordWriter, "write")
+    module, to_fail = (workdir.json, "dumps") if name == "metrics.jsonl" else (record_writer.RecordWriter, "write")
     monkeypatch.setattr(module, to_fail, full)
     with pytest.raises(OSError, match="No space left"):
         loop.train(run, folder, quiet())

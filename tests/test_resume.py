@@ -12,8 +12,7 @@ from rich.console import Console
 
 from lpjax.state import canonical
 from lpjax.training import checkpoint, identity, loop, resume
-from lpjax.training.workdir import WorkdirError
-from lpjax.training.writers import CLOCK
+from lpjax.training.workdir import CLOCK, WorkdirError
 
 POLICIES = {
     "coarse_tail": {},

@@ -18,7 +18,7 @@ from lpjax.cost.model import device_bytes, memory_in_words
 from lpjax.data import SOURCES, stream
 from lpjax.nn.count import chain_size
 from lpjax.report import curves, drawings, record
-from lpjax.training import log, loop, summary, writers
+from lpjax.training import log, loop, summary, workdir
 from lpjax.training import run as runs
 from lpjax.training.evaluate import Evaluation
 
@@ -135,7 +135,7 @@ def test_meshes_write_the_same_metrics(stage, tmp_path, x64):
         runs[devices] = lines(tmp_path / str(devices))
     for one, other in zip(runs[1], runs[stage], strict=True):
         assert one.keys() == other.keys()
-        for name in one.keys() - {"kind", *writers.CLOCK}:
+        for name in one.keys() - {"kind", *workdir.CLOCK}:
             np.testing.assert_allclose(other[name], one[name], rtol=1e-7, atol=1e-9, err_msg=name)
 
 

@@ -18,7 +18,7 @@ from experiments.harness import runs as harness_runs
 from experiments.harness.experiment import Call, Experiment, Json, Table
 from experiments.harness.rows import fields_of, meaning
 from experiments.harness.runs import Cell, cells, of_config
-from lpjax.training.writers import write_json
+from lpjax.training.workdir import write_json
 
 
 def run(

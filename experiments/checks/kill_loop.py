@@ -18,7 +18,7 @@ from experiments.harness import markdown
 from experiments.harness.experiment import Call, Experiment, Json, Table
 from experiments.harness.runs import arguments, lines, start
 from lpjax.training import checkpoint
-from lpjax.training.writers import CLOCK
+from lpjax.training.workdir import CLOCK
 
 FIELDS = {"model.depth": 8, "num_epochs": 200, "batch_size": 64, "log_every": 1, "eval.every_epochs": 5}
 FIELDS |= {"checkpoint.every_steps": 10}

@@ -11,7 +11,7 @@ from experiments.harness.experiment import RESULTS, Call, Experiment, Json
 from experiments.harness.provenance import provenance
 from experiments.harness.rows import parsed
 from lpjax.errors import BadInput
-from lpjax.training.writers import write_json
+from lpjax.training.workdir import write_json
 
 OPTIONS = {
     "add": "add to what the JSON has",

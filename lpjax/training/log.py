@@ -16,11 +16,11 @@ from lpjax.errors import Error
 from lpjax.methods import METHODS
 from lpjax.parallel import processes
 from lpjax.state.canonical import Arrays
-from lpjax.training import writers
 from lpjax.training.evaluate import Evaluation
 from lpjax.training.resume import Start
 from lpjax.training.run import Run
 from lpjax.training.watch import Watch, duration, time_left
+from lpjax.training.workdir import Writer, plain
 
 _REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.clip_norm, or recovery.policy=reduce"
 
@@ -75,7 +75,7 @@ class Log:
         def stays(line: dict[str, Any]) -> bool:
             return line["step"] < done or (line["step"] == done and line["kind"] not in ("recovery", *not_last))
 
-        self._writer = writers.Writer(workdir, done, stays) if processes.is_writer() else None
+        self._writer = Writer(workdir, done, stays) if processes.is_writer() else None
         columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task("compiling", total=run.num_steps, completed=done)
@@ -90,7 +90,7 @@ class Log:
         return step / self._run.step_inputs.steps_per_epoch
 
     def write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write a line of a step, see `writers.Writer`."""
+        """Write a line of a step, see `workdir.Writer`."""
         if self._writer:
             self._writer.write(kind, step, self._epoch(step), {**metrics, "seconds": self.seconds})
 
@@ -105,7 +105,7 @@ class Log:
         (step, metrics, waited), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
         check_finite(step, metrics, self._axes)
-        self.last, self.done = {name: writers.plain(value) for name, value in metrics.items()}, step
+        self.last, self.done = {name: plain(value) for name, value in metrics.items()}, step
         self.watch.done(f"step {step}")
         processes.reached(f"after step {step}")
         self._progress.update(self._task, completed=step)

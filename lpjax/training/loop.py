@@ -36,7 +36,7 @@ from lpjax.data.batch import TrainBatches
 from lpjax.errors import Error, Interrupted
 from lpjax.parallel import platform, processes
 from lpjax.state.train_state import TrainState
-from lpjax.training import checkpoint, identity, resume, summary, workdir, writers
+from lpjax.training import checkpoint, identity, resume, summary, workdir
 from lpjax.training.diagnosis import Diagnosis
 from lpjax.training.evaluate import Evaluation
 from lpjax.training.log import Log, NonFiniteError, check_arrays
@@ -161,8 +161,8 @@ class _Session:
         self.writer: checkpoint.Writer | None = None
         if processes.is_writer():
             self.writer = checkpoint.Writer(resume.checkpoints(folder), run.config.checkpoint)
-            writers.write_json(folder / "config.json", asdict(run.config))
-            writers.write_json(folder / "structure.json", summary.describe(run.network, run.config))
+            workdir.write_json(folder / "config.json", asdict(run.config))
+            workdir.write_json(folder / "structure.json", summary.describe(run.network, run.config))
 
     def train(self, recovered: bool, ends: str) -> dict[str, Any]:
         """Train to the end, which result.json calls `ends`; `recovered`: from a step that was gone back to."""
@@ -182,7 +182,7 @@ class _Session:
                 self.log.close()
                 result = summary.result(self.run, ended, self.log, self.evaluation if ended == "finished" else None)
                 if processes.is_writer():
-                    writers.write_json(self.folder / "result.json", result)
+                    workdir.write_json(self.folder / "result.json", result)
         return result
 
     def _steps(self) -> None:
@@ -263,5 +263,5 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     evaluation = run.evaluate(state, run.data)
     result = {"step": step, **evaluation._asdict(), "versions": platform.versions(), "device": platform.device_name()}
     if processes.is_writer():
-        writers.write_json(folder / "eval.json", result)
+        workdir.write_json(folder / "eval.json", result)
     return result
