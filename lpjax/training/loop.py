@@ -181,7 +181,7 @@ class _Session:
                     self.writer.close()
                 self.log.close()
                 result = summary.result(self.run, ended, self.log, self.evaluation if ended == "finished" else None)
-                if processes.is_writer():
+                if self.writer:
                     workdir.write_json(self.folder / "result.json", result)
         return result
 

@@ -90,8 +90,7 @@ def _beside(items: list[Item], num_stages: int, column: int) -> list[dict[str, f
         if not isinstance(item, Work) or item.chain is None or item.gradients or item.stage is None:
             continue
         if item.kind not in ("stage", "recompute", "aux"):
-            share = chain_flops(item.chain) * item.examples / column
-            found[item.stage][item.kind] = found[item.stage].get(item.kind, 0.0) + share
+            found[item.stage][item.kind] = found[item.stage].get(item.kind, 0.0) + item_flops(item) / column
     return found
 
 
@@ -105,11 +104,10 @@ def item_flops(item: Item) -> float:
     forward = chain_flops(item.chain)
     if not item.gradients:
         return item.examples * forward
-    again = forward if item.chain.remat else 0.0
-    spared = 0.0
+    found = forward * (len(item.gradients) + item.chain.remat)
     if item.gradients == ("weights",):
-        spared = unit_flops(item.chain.units[0], item.chain.in_shape) - forward
-    return item.examples * (again + forward * len(item.gradients) - spared)
+        found += forward - unit_flops(item.chain.units[0], item.chain.in_shape)
+    return item.examples * found
 
 
 # --------------------------------------------------------------------------------------------------------- result.json
