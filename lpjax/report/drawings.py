@@ -19,11 +19,6 @@ def with_one_cut(records: Sequence[Record]) -> list[Group]:
     return _grouped(records, lambda record, structure: [structure["stages"], structure["aux"]])
 
 
-def with_one_step(records: Sequence[Record]) -> list[Group]:
-    """Group the runs whose step has one schedule: the same structure and the same measured seconds, or none."""
-    return _grouped(records, lambda record, structure: [structure, record.measured])
-
-
 def _grouped(records: Sequence[Record], key: Callable[[Record, dict[str, Any]], Any]) -> list[Group]:
     """Runs with a structure, those together for which `key` is the same."""
     groups: dict[str, Group] = {}
@@ -126,9 +121,9 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def schedules(records: Sequence[Record]) -> list[charts.Chart]:
-    """Draw a step as a timeline over devices, one for all runs that share it."""
+    """Draw a step as a timeline over devices, one for all runs of the same structure and measured seconds, if any."""
     made: list[charts.Chart] = []
-    for group, structure in with_one_step(records):
+    for group, structure in _grouped(records, lambda record, structure: [structure, record.measured]):
         measured = group[0].measured
         took = [f"{1e3 * seconds:,.3g} ms" for record in group if (seconds := record.step_seconds)]
         text = (f"The step of the run as a whole took {', '.join(took)} (median).",) if took else ()
