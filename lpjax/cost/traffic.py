@@ -10,20 +10,14 @@ from lpjax.methods.base import WIDTH
 from lpjax.nn.count import chain_layers
 from lpjax.nn.schedule import Item, Message, Work
 
-KINDS = {
-    "psum": "psum",
-    "psum2": "psum",
-    "psum_invariant": "psum",
-    "pmax": "psum",
-    "pmin": "psum",
-    "all_gather": "all_gather",
-    "all_gather_invariant": "all_gather",
-    "all_gather_reduced": "all_gather",
-    "all_to_all": "all_to_all",
-    "reduce_scatter": "reduce_scatter",
-    "unreduced_reduce_scatter": "reduce_scatter",
-    "ppermute": "ppermute",
+_NAMES = {
+    "psum": ("psum", "psum2", "psum_invariant", "pmax", "pmin"),
+    "all_gather": ("all_gather", "all_gather_invariant", "all_gather_reduced"),
+    "all_to_all": ("all_to_all",),
+    "reduce_scatter": ("reduce_scatter", "unreduced_reduce_scatter"),
+    "ppermute": ("ppermute",),
 }
+KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
 """Kinds of collectives by the names of their primitives, which differ between versions of JAX."""
 
 

@@ -12,28 +12,11 @@ import plotly.graph_objects as go
 COLOURS = ("#0077bb", "#d9622b", "#009988", "#cc3311", "#ee3377", "#7a5cc0", "#808080")
 """Paul Tol's "vibrant" scheme for all kinds of colour vision; orange darkened and cyan replaced, so that each has a
 contrast of 3 to the light and to the dark background."""
-MARKERS = {
-    "circle": "●",
-    "square": "■",
-    "diamond": "◆",
-    "triangle-up": "▲",
-    "cross": "✚",
-    "x": "✖",
-    "star": "★",
-    "triangle-down": "▼",
-    "pentagon": "⬟",
-    "hexagon": "⬢",
-    "circle-open": "○",
-    "square-open": "□",
-    "diamond-open": "◇",
-    "triangle-up-open": "△",
-    "star-open": "☆",
-    "triangle-down-open": "▽",
-    "pentagon-open": "⬠",
-    "hexagon-open": "⬡",
-    "triangle-left": "◀",
-    "triangle-right": "▶",
-}
+MARKERS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "cross": "✚", "x": "✖", "star": "★"}
+MARKERS |= {"triangle-down": "▼", "pentagon": "⬟", "hexagon": "⬢"}
+MARKERS |= {"circle-open": "○", "square-open": "□", "diamond-open": "◇", "triangle-up-open": "△", "star-open": "☆"}
+MARKERS |= {"triangle-down-open": "▽", "pentagon-open": "⬠", "hexagon-open": "⬡"}
+MARKERS |= {"triangle-left": "◀", "triangle-right": "▶"}
 """plotly's names, and the same in text."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PATTERNS = ("", "/", "\\", "|", "-", "+", "x", ".")

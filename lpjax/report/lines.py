@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -12,7 +13,8 @@ import numpy as np
 POINTS = 1000
 """Of a line that is drawn, at most."""
 
-KINDS = ("train", "eval", "recovery")
+DRAWN = ("train", "eval")
+KINDS = (*DRAWN, "recovery")
 NO_METRICS = ("kind", "step", "epoch", "seconds")
 """Fields of a line that say what it is of."""
 
@@ -63,49 +65,48 @@ def _transposed(values: Sequence[object]) -> np.ndarray:
 
 
 class Table:
-    """What is drawn of metrics.jsonl, line by line.
+    """What is drawn of metrics.jsonl.
 
     Attributes:
-      rows: The lines of training and tests, by kind.
-      recoveries: (step, factor) of lines of that kind.
-      last_step: Of the last whole line.
+      rows: The lines, by kind.
       torn: Whether the last line was.
       unread: How many could not be read.
     """
 
-    def __init__(self) -> None:
-        self.rows: dict[str, list[Row]] = {"train": [], "eval": []}
-        self.recoveries: list[tuple[int, float]] = []
-        self.last_step = 0
-        self.torn = False
-        self.unread = 0
+    def __init__(self, path: Path) -> None:
+        """Read the file."""
+        self.rows: dict[str, list[Row]] = {kind: [] for kind in KINDS}
+        self.torn, self.unread = False, 0
+        with path.open("rb") as file:
+            for line in file:
+                self.torn = not line.endswith(b"\n")
+                if not self.torn:
+                    self._add(line)
+
+    @property
+    def last_step(self) -> int:
+        """Of the last whole line of training or tests; 0 without any."""
+        return int(max(_column(self.rows[kind], "step").max(initial=0) for kind in DRAWN))
+
+    @property
+    def recoveries(self) -> list[tuple[int, float]]:
+        """Where learning rates were made smaller: (step, factor)."""
+        return [(int(_number(row, "step")), _number(row, "factor")) for row in self.rows["recovery"]]
 
     @property
     def timed(self) -> bool:
         """Whether lines say how many seconds the run had taken."""
         return any("seconds" in rows[-1] for rows in self.rows.values() if rows)
 
-    def add(self, raw: bytes) -> None:
-        """Take in the next line of the file.
-
-        Args:
-          raw: The line with its end.
-        """
-        if not raw.endswith(b"\n"):
-            self.torn = True
-            return
+    def _add(self, line: bytes) -> None:
         try:
-            row = _parsed(raw)
+            row = _parsed(line)
         except (ValueError, msgspec.MsgspecError):
             self.unread += 1
-            return
-        if row["kind"] == "recovery":
-            self.recoveries.append((int(_number(row, "step")), _number(row, "factor")))
             return
         if row.get("task_loss") == row.get("accuracy") == 0:  # certain and wrong: no batch had reached the last stage
             row["task_loss"] = row["accuracy"] = None
         self.rows[str(row["kind"])].append(row)
-        self.last_step = max(self.last_step, int(_number(row, "step")))
 
     def notes(self) -> list[str]:
         """What was left out, in words."""
@@ -129,9 +130,9 @@ class Table:
           By name: one line for each stage or interface, or one.
         """
         made: dict[str, tuple[Line, ...]] = {}
-        for rows in self.rows.values():
-            step = self._column(rows, "step").astype(int)
-            seconds = self._column(rows, "seconds") if self.timed else step * (step_seconds or math.nan)
+        for rows in (self.rows[kind] for kind in DRAWN):
+            step = _column(rows, "step").astype(int)
+            seconds = _column(rows, "seconds") if self.timed else step * (step_seconds or math.nan)
             for name in dict.fromkeys(name for row in rows for name in row if name not in NO_METRICS):
                 there = [i for i, row in enumerate(rows) if row.get(name) is not None]
                 if there:
@@ -139,20 +140,20 @@ class Table:
                     made[name] = tuple(with_fewer_points(step[there], seconds[there], own, points) for own in values)
         return made
 
-    @staticmethod
-    def _column(rows: Sequence[Row], name: str) -> np.ndarray:
-        return np.array([_number(row, name) for row in rows], float)
-
     def step_seconds(self) -> float | None:
         """Seconds of a step: the median over the times between logged steps; None where not known."""
-        step, seconds = (np.diff(self._column(self.rows["train"], name)) for name in ("step", "seconds"))
+        step, seconds = (np.diff(_column(self.rows["train"], name)) for name in ("step", "seconds"))
         known = (step > 0) & np.isfinite(seconds)
         return float(np.median(seconds[known] / step[known])) if known.any() else None
 
     def data_seconds(self) -> float | None:
         """Seconds that a step waits for data: the median of the logged steps; None where not known."""
-        values = self._column(self.rows["train"], "data_seconds")
+        values = _column(self.rows["train"], "data_seconds")
         return float(np.nanmedian(values)) if np.isfinite(values).any() else None
+
+
+def _column(rows: Sequence[Row], name: str) -> np.ndarray:
+    return np.array([_number(row, name) for row in rows], float)
 
 
 def _number(row: Row, name: str) -> float:

@@ -69,10 +69,7 @@ def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise BadInput(f"{folder}: no metrics.jsonl in it: expected the workdir of a run; correct the path")
-    table = Table()
-    with path.open("rb") as file:
-        for line in file:
-            table.add(line)
+    table = Table(path)
     notes = table.notes()
     parts = {}
     for part in ("config", "result", "structure", "seconds"):

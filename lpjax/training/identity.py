@@ -14,22 +14,9 @@ from lpjax.config.schema import Config
 from lpjax.training.run import Run
 from lpjax.training.workdir import WorkdirError
 
-FREE = (
-    "checkpoint",
-    "data.dir",
-    "data.max_corrupt",
-    "data.prefetch",
-    "data.threads",
-    "diagnose_every",
-    "dry_run",
-    "eval",
-    "log_every",
-    "mesh",
-    "num_steps",
-    "recovery",
-    "start",
-    "watch",
-)
+_SECTIONS = ("checkpoint", "eval", "mesh", "recovery", "start", "watch")
+_DATA = ("data.dir", "data.max_corrupt", "data.prefetch", "data.threads")
+FREE = (*_SECTIONS, *_DATA, "diagnose_every", "dry_run", "log_every", "num_steps")
 """Fields of the configuration (and sections) that a resumed run may change."""
 
 

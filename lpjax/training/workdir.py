@@ -79,17 +79,9 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
 
 
-PARTS = (
-    "checkpoints",
-    "config.json",
-    "eval.json",
-    "metrics.jsonl",
-    "profile",
-    "result.json",
-    "seconds.json",
-    "structure.json",
-    "tensorboard",
-)
+_FILES = ("config.json", "eval.json", "metrics.jsonl", "result.json", "seconds.json", "structure.json")
+PARTS = (*_FILES, "checkpoints", "profile", "tensorboard")
+"""What a run leaves in its folder."""
 
 
 def set_aside(workdir: Path) -> Path | None:
