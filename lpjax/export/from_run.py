@@ -50,9 +50,10 @@ def write(
     program = make_program(run, params, stats)
     if fold_batch_norm:
         params, stats, count = fold.fold(run.network, params, stats)
-        program, unfolded = make_program(run, params, stats), program
-        provenance["folded_batch_norms"] = count
-        provenance["logits_changed_by"] = _largest_difference(run, program, unfolded)
+        unfolded, program = program, make_program(run, params, stats)
+        batch = jax.device_get(next(run.data.sample(1)).image)
+        before, after = (jax.jit(made.call)(batch) for made in (unfolded, program))
+        provenance |= {"folded_batch_norms": count, "logits_changed_by": float(np.abs(after - before).max())}
     description = describe(run, **provenance)
     arrays = named_arrays(run, params, stats)
     model_file.write(folder, description, program, arrays, card(description, arrays))
@@ -158,12 +159,6 @@ def _in_words(method: Method, config: Config) -> str:
     source = f" ({method.paper})" if method.paper else ""
     settings = "".join(f", {name.replace('_', ' ')} {value}" for name, value in method.settings(config).items())
     return f"{method.title}{source}{settings}"
-
-
-def _largest_difference(run: Run, one: export.Exported, other: export.Exported) -> float:
-    """Of the logits of two programs, on a batch of training images."""
-    batch = jax.device_get(next(run.data.sample(1)).image)
-    return float(np.abs(np.subtract(*(jax.jit(program.call)(batch) for program in (one, other)))).max())
 
 
 # ---------------------------------------------------------------------------------------------------------- model card

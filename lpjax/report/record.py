@@ -71,11 +71,8 @@ def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
         raise BadInput(f"{folder}: no metrics.jsonl in it: expected the workdir of a run; correct the path")
     table = Table(path)
     notes = table.notes()
-    parts = {}
-    for part in ("config", "result", "structure", "seconds"):
-        parts[part], problem = _read_json(folder / f"{part}.json")
-        notes += [problem] if problem else []
-    result, structure, measured = parts["result"], parts["structure"], parts["seconds"]
+    names = ("config.json", "result.json", "structure.json", "seconds.json")
+    config, result, structure, measured = (_read_json(folder / name, notes) for name in names)
     if structure and (problem := _unusable(structure)):
         structure = None
         notes.append(f"structure.json cannot be used: {problem}")
@@ -96,7 +93,7 @@ def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
         recoveries=tuple(table.recoveries),
         step_seconds=per_step or table.step_seconds(),
         data_seconds=waited or table.data_seconds(),
-        config=parts["config"],
+        config=config,
         result=result,
         structure=structure,
         measured=measured,
@@ -104,15 +101,18 @@ def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
     )
 
 
-def _read_json(path: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """What a file holds, or why nothing."""
+def _read_json(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    """What a file holds; where nothing, adds why to the notes."""
     try:
         value = json.loads(path.read_bytes())
+        if isinstance(value, dict):
+            return value
+        notes.append(f"{path.name} cannot be read: not an object")
     except FileNotFoundError:
-        return None, None if path.name == "seconds.json" else f"no {path.name}"
+        notes += [] if path.name == "seconds.json" else [f"no {path.name}"]
     except (OSError, ValueError) as error:
-        return None, f"{path.name} cannot be read: {error}"
-    return (value, None) if isinstance(value, dict) else (None, f"{path.name} cannot be read: not an object")
+        notes.append(f"{path.name} cannot be read: {error}")
+    return None
 
 
 def _number(values: Mapping[str, Any] | None, name: str) -> float | None:

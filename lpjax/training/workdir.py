@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.tree_util import keystr
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -161,13 +163,8 @@ class Writer:
         """
         metrics = {name: plain(value) for name, value in metrics.items() if value is not None}
         self._lines.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
-        scalars = [
-            Summary.Value(tag=f"{kind}/{name}{suffix}", simple_value=number)
-            for name, value in metrics.items()
-            for suffix, number in (
-                [(f"/{i}", x) for i, x in enumerate(value)] if isinstance(value, list) else [("", value)]
-            )
-        ]
+        leaves = jax.tree.leaves_with_path({kind: metrics})
+        scalars = [Summary.Value(tag=keystr(path, simple=True, separator="/"), simple_value=x) for path, x in leaves]
         self._event(step, summary=Summary(value=scalars))
 
     def sync(self) -> None:
