@@ -45,7 +45,7 @@ def bad_input() -> Iterator[None]:
     """
     try:
         yield
-    except Error:
+    except (Error, BrokenPipeError):  # the reader of the output has gone, which is no fault of the input
         raise
     except (ValueError, OSError) as error:
         raise BadInput(f"{error}") from error

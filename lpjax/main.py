@@ -41,6 +41,7 @@ _HEARTBEAT = flags.DEFINE_integer("heartbeat_seconds", 30, "A process that is si
 
 
 @cli.command("interrupted; nothing was written")
+@processes.patient
 def main(argv: list[str]) -> int:
     """Train, test or dry-run as the command line says; returns the exit code, see the module's docstring."""
     with errors.bad_input():

@@ -130,6 +130,7 @@ def end(options):
     return code
 
 
+@processes.patient
 def main(argv):
     options = json.loads(argv[2])
     count = processes.initialize(**options["join"])

@@ -124,6 +124,13 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     assert result["steps"] in (steps[-1], steps[-1] + 1)
 
 
+def test_a_platform_that_is_not_here(tmp_path):
+    done = lpjax("--config.dry_run=True", f"--workdir={tmp_path}", JAX_PLATFORMS="nothing")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "lpjax: JAX_PLATFORMS=nothing: expected platforms that this machine" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_help(tmp_path):
     """From any folder: the command and what comes with lpjax; with a config its fields, their values and words."""
     done = subprocess.run(

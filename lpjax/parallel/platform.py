@@ -7,16 +7,19 @@ import platform
 
 import jax
 
-from lpjax.errors import require
+from lpjax.errors import BadInput, require
 
 
 def provide_devices(count: int) -> None:
     """Make `count` CPU devices, unless XLA_FLAGS already says how many.
 
-    To be called before JAX starts a back end, which `jax.devices()` does, and importing lpjax does not.
+    Starts JAX's back end.  To be called before anything else does; importing lpjax does not.
 
     Args:
       count: Devices of this process; other platforms have those they have.
+
+    Raises:
+      BadInput: JAX_PLATFORMS names a platform that is not here.
     """
     xla_flags = os.environ.get("XLA_FLAGS", "")
     # A slow device is not a dead one: the default gives up on a collective after a minute.
@@ -27,6 +30,13 @@ def provide_devices(count: int) -> None:
     os.environ["XLA_FLAGS"] = xla_flags
     if "xla_force_host_platform_device_count" not in xla_flags:
         jax.config.update("jax_num_cpu_devices", count)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where no platform is left
+        raise BadInput(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: expected platforms that this machine and the "
+            f"installed jaxlib have; unset it, or set it to cpu ({str(error) or 'JAX finds none of them'})"
+        ) from error
 
 
 def devices_of_a_process(mesh_shape: tuple[int, int], processes: int) -> int:

@@ -8,6 +8,7 @@ collective and no interpreter) and aborts the others; `_on_abort` makes a messag
 """
 
 import ctypes
+import functools
 import json
 import os
 import secrets
@@ -166,6 +167,24 @@ def _trap_abort() -> None:
     set_handler(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
 
 
+def patient(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """Decorate the main function of a program of several processes: an error of the runtime waits before it is raised.
+
+    A collective may fail before the runtime knows of a lost process; it then ends this one meanwhile, and says why.
+    """
+
+    @functools.wraps(main)
+    def waiting(argv: list[str]) -> int:
+        try:
+            return main(argv)
+        except jax.errors.JaxRuntimeError:
+            if jax.distributed.is_initialized():
+                time.sleep(2 * _here.heartbeat_seconds)
+            raise
+
+    return waiting
+
+
 def run(main: Callable[[list[str]], int], argv: list[str], agreed: Collection[int] = (0,)) -> int:
     """Exit code of main(argv); with several processes, leaves them and ends this one.
 
@@ -178,12 +197,9 @@ def run(main: Callable[[list[str]], int], argv: list[str], agreed: Collection[in
     """
     try:
         code = main(argv)
-    except Exception as error:
+    except Exception:
         if not jax.distributed.is_initialized():
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            # A collective may fail before the runtime knows of a lost process: it then ends this one meanwhile.
-            time.sleep(2 * _here.heartbeat_seconds)
         traceback.print_exc()
         code = 1
     if jax.distributed.is_initialized():
