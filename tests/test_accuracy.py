@@ -6,7 +6,7 @@ import pytest
 
 from experiments.__main__ import EXPERIMENTS
 from experiments.accuracy import accuracy, compare
-from experiments.accuracy.tables import TABLES, tried
+from experiments.accuracy.tables import TABLES
 from experiments.harness.command import chosen
 from experiments.harness.rows import fields_of, load
 from lpjax.errors import BadInput
@@ -44,18 +44,14 @@ def test_only_a_search_is_judged_on_the_validation_split(name):
 
 
 def test_a_search_tries_equally_many_settings_of_each_row(trained, tmp_path):
-    argv = ["accuracy", "search", "--rows=local;serial", "--trials=3", "--space=batch_size=32|64", "--seeds=1"]
-    _, found = made(argv, tmp_path / "a.json")
+    argv = ["accuracy", "search", "--rows=local;serial", "--each=batch_size=32|64;optimizer.learning_rate=0.1|0.3"]
+    _, found = made([*argv, "--seeds=1"], tmp_path / "a.json")
     names = list(found["by_row"])
-    assert (names[0], names[3]) == ("local", "serial")
-    assert [name.split(", ")[0] for name in names] == ["local"] * 3 + ["serial"] * 3
-    assert "local.blocks=" in names[1]
-    assert "batch_size=" in names[4]
+    assert [name.split(", ")[0] for name in names] == ["local"] * 4 + ["serial"] * 4
+    assert names[1] == "local, batch_size=32, optimizer.learning_rate=0.3"
+    assert found["by_row"][names[1]] == {"method": "local", "batch_size": 32, "optimizer.learning_rate": 0.3}
     assert {run["seed"] for row in found["rows"] for run in row["runs"]} == {100}
-    assert tried("local", "", 5, 0) == tried("local", "", 5, 0) != tried("local", "", 5, 1)
-    for space, trials, message in (("", 11, "expected at most 10 of 'serial'"), ("a", 2, "--space=a: expected field")):
-        with pytest.raises(BadInput, match=message):
-            tried("serial", space, trials, 0)
+    assert found["fields"]["data.validation_examples"] == 10_000
 
 
 def test_rows_and_seeds_join_those_of_a_json(trained, tmp_path):
@@ -113,7 +109,7 @@ def test_rows_of_a_comparison():
     never = run_of(0.1, seconds=3.0)
     cost = {"held_bytes": 3_000_000, "temporary_bytes": 1_500_000, "exchanged_bytes_total": 250_000.0}
     ddg, fdg = (
-        compare.measures({"row": name, "stages": 2, "runs": runs}, cost, 0.75)
+        compare.measures({"row": name, "stages": 2, "n": len(runs), "runs": runs}, cost, 0.75)
         for name, runs in (("ddg", [fast, slow]), ("fdg", [fast, slow, never]))
     )
     assert (ddg["seconds_per_step"], ddg["seconds_per_step_min"], ddg["seconds_per_step_max"]) == (0.75, 0.5, 1.0)

@@ -8,11 +8,11 @@ import jax
 import pytest
 
 from experiments.__main__ import EXPERIMENTS
-from experiments.docs import schedule_picture
+from experiments.docs import pictures
 from experiments.harness.command import chosen
 from experiments.harness.experiment import result
 from experiments.harness.worker import Process
-from experiments.speed import bench, memory, speedup
+from experiments.speed import memory, speedup
 from experiments.speed.parts import Parts
 from experiments.speed.prediction import computing, eq27, prediction, schedule_of
 from lpjax.errors import BadInput
@@ -157,7 +157,7 @@ def test_ratios_are_paired_by_round():
         return {"seconds": list(seconds), "host_seconds": [0.1] * len(seconds), "compiled": 0}
 
     serial, own = [answer(2.0, 2.0), answer(8.0, 8.0)], [answer(1.0, 1.0), answer(4.0, 4.0)]
-    row = bench.measured_row(own, serial)
+    row = speedup.measured_row(own, serial)
     assert row["rho"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert row["seconds"] == {"median": 2.5, "min": 1.0, "max": 4.0}
     assert row["compiled"] == 0
@@ -241,7 +241,7 @@ def test_bytes_of_an_exchange_are_those_of_its_arrays():
 @pytest.mark.slow
 def test_a_worker_times_a_step_and_its_parts():
     fields = {"num_stages": 2, "model.depth": 8, "model.width": 4, "batch_size": 16, "multiplier": "coarse_tail"}
-    process = Process(2, {}, bench.WORKER)
+    process = Process(2, {}, speedup.WORKER)
     try:
         assert process.ask("hello")["devices"] >= 2
         cuts = process.ask("cuts", config="configs/digits.py", fields={**fields, "mesh.stage": 1}, repeats=1)
@@ -347,8 +347,8 @@ def test_stages_hold_less_than_the_whole(tmp_path):
 def test_the_drawn_steps_are_as_long_as_their_parts():
     """Backprop is what was timed; the layer-parallel step is the prediction, and what it sends beside packets."""
     made = result("speedup")
-    (row,) = [p for p in made["predictions"] if (p["row"], p["stages"]) == ("coarse_tail", schedule_picture.STAGES)]
-    drawn = schedule_picture.steps(made).values()
+    (row,) = [p for p in made["predictions"] if (p["row"], p["stages"]) == ("coarse_tail", pictures.STAGES)]
+    drawn = pictures.steps(made).values()
     serial, pipeline, own = (max(block[1] for device in step for block in device) for step in drawn)
     assert serial == pytest.approx(row["parts"]["serial"], rel=1e-9)
     assert row["seconds"] < own < 1.1 * row["seconds"]
@@ -366,7 +366,7 @@ def test_what_a_device_does_without_a_break_is_drawn_as_one():
         plan.work(0, "stage", stage=k)
         plan.work(1, "tail", stage=k)
     schedule = {"entries": to_json(plan.items, [0.0] * 9), "sent": [[0, 0]] * 4 + [[1, 20]] + [[0, 0]] * 4}
-    step = schedule_picture.placed(schedule, [1.0] * 4 + [0.0] + [2.0] * 4, {"latency": 1.0, "bandwidth": 10.0})
+    step = pictures.placed(schedule, [1.0] * 4 + [0.0] + [2.0] * 4, {"latency": 1.0, "bandwidth": 10.0})
     first = [(0, 2, "AuxNet", ""), (2, 5, "exchange", "")]
     assert step == [
         [*first, (5, 7, "forward pass", "F0"), (7, 9, "forward pass", "F1")],

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.harness.rows import fields_of
-from experiments.predict import here, scale_check, tradeoff
+from experiments.predict import scale_check, tradeoff
 from lpjax.cost.machine import Link
 from lpjax.errors import BadInput
 
@@ -80,7 +80,7 @@ def test_a_run_in_phases_is_its_methods_by_their_epochs():
 
 def test_speed_ups_of_the_model():
     """Of units that take a second a pass and two back, and links that take no time."""
-    machine = here.here(lambda unit, in_shape, examples: (examples, 2.0 * examples), 1e30, Link(0.0, 1e30))
+    machine = scale_check.here(lambda unit, in_shape, examples: (examples, 2.0 * examples), 1e30, Link(0.0, 1e30))
     model = tradeoff.model("configs/cifar10_resnet56.py", machine.unit_seconds, machine)
     assert model("serial", 2) == 1.0
     assert 1.5 < model("fdg", 2) <= 7 / 4 < model("local", 2) < 2.0, "a second forward pass; a classifier"

@@ -2,8 +2,8 @@
 
 TABLE is final (Fashion-MNIST), cifar10, cifar100 (both with --config.data.dir=DIR), deep (ResNet-56), digits, ablation,
 or a config file of the paper's size, such as cifar10_resnet110 (on a GPU, with --jobs=1).  With search, runs are judged
-on the last 10,000 training images, which none trains on, by seeds from 100 on; --trials=N tries N settings of each row,
-the first as it is, the others drawn from its method's space (`tables.SPACES` and --space).
+on the last 10,000 training images, which none trains on, by seeds from 100 on.  --each="field=value|value;field=value"
+tries each row with each combination of these: as many settings of one as of another.
 
 Every run is a process on one core with all stages on one device, which gives the numbers of K devices but not their
 time.  Finished runs are kept, and killed ones go on, when the command is given again.  With --add rows and seeds join
@@ -16,27 +16,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from experiments.accuracy.tables import TABLES, tried
+from experiments.accuracy.tables import TABLES
 from experiments.harness import markdown, stats
 from experiments.harness.experiment import Call, Experiment, Json, Table
 from experiments.harness.rows import fields_of, meaning
 from experiments.harness.runs import ONE_CORE, Cell, cells, sweep
 from lpjax.errors import BadInput
 
-Runs = dict[tuple[str, int], dict[int, Json]]
-"""By row and number of stages: by seed."""
+Runs = dict[tuple[str, int], dict[int, Json]]  # by row and number of stages: by seed
 
 
 def run(
     call: Call, table: str, rows: str = "", stages: str = "4", seeds: int = 3, first_seed: int = 0, jobs: int = 2,
-    runs: Path = Path("runs/accuracy"), add: bool = False, trials: int = 1, space: str = "", draw: int = 0,
+    runs: Path = Path("runs/accuracy"), add: bool = False, each: str = "",
 ) -> Iterator[Json]:  # fmt: skip
     """The JSON after every run."""
     if table not in TABLES:
         raise BadInput(f"{table!r}: expected one of {', '.join(TABLES)}")
     own = TABLES[table]
-    names = [name for row in (rows.split(";") if rows else own.rows) for name in tried(row, space, trials, draw)]
-    by_row = {name: fields_of(name) for name in names}
+    fields = [part.partition("=") for part in each.split(";") if part]
+    grids = [[f"{name}={value}" for value in values.split("|")] for name, _, values in fields]
+    names = rows.split(";") if rows else own.rows
+    by_row = {", ".join(n): fields_of(", ".join(n)) for n in itertools.product(names, *grids)}
     made = call.made | {"config": own.config, "fields": own.fields | call.fields, "by_row": by_row}
     first = first_seed or own.first_seed
     todo = cells(made, by_row, stages, range(first, first + seeds), runs / table)
@@ -111,14 +112,16 @@ def paired(names: Iterable[str], *files: Json) -> str:
     return markdown.table(["", "points", *(f"K = {K}" for K in every)], shown)
 
 
-def ablation(made: Json) -> str:
-    """What each part of coarse_adjoint is for."""
-    base, shown = made["rows"][0], []
+def changes(base: str, made: Json) -> str:
+    """What changes of a row do: accuracy, the difference to the row `base`, and where it was counted the traffic."""
+    (own,), shown = [row for row in made["rows"] if row["row"] == base], []
+    sent = ["MB sent a step"] * ("exchanged_bytes" in own)
     for row in made["rows"]:
-        minus = "" if row is base else stats.difference(row, base)
-        shown.append([row["row"], meaning(row["row"]), markdown.percent(row), minus])
-    minus = f"minus {base['row']}, points, mean ± standard error (seeds)"
-    return markdown.table(["", "", "test accuracy, %, mean ± std (n)", minus], shown)
+        minus = "" if row is own else stats.difference(row, own)
+        told = [row["row"], meaning(row["row"]), markdown.percent(row), minus]
+        shown.append([*told, *(f"{row['exchanged_bytes'] / 1e6:.2f}" for _ in sent)])
+    minus = f"minus {base}, points, mean ± standard error (seeds)"
+    return markdown.table(["", "", "test accuracy, %, mean ± std (n)", minus, *sent], shown)
 
 
 EXPERIMENT = Experiment(
@@ -130,6 +133,7 @@ EXPERIMENT = Experiment(
         **{name: Table(by_stages, (name,)) for name in (*LONG, *SHORT)},
         "paired_long": Table(partial(paired, LONG.values()), tuple(LONG)),
         "paired_short": Table(partial(paired, SHORT.values()), tuple(SHORT)),
-        "ablation": Table(ablation, ("accuracy_ablation",)),
+        "ablation": Table(partial(changes, "coarse_adjoint"), ("accuracy_ablation",)),
+        "aux": Table(partial(changes, "coarse_tail"), ("price",)),
     },
 )

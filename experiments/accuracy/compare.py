@@ -16,7 +16,7 @@ from experiments.accuracy.accuracy import trained
 from experiments.harness import markdown
 from experiments.harness import runs as harness_runs
 from experiments.harness.experiment import Call, Experiment, Json, Table
-from experiments.harness.rows import fields_of, meaning
+from experiments.harness.rows import fields_of
 from experiments.harness.runs import Cell, cells, of_config
 from lpjax.training.workdir import write_json
 
@@ -54,14 +54,16 @@ def cost(cell: Cell) -> Json | None:
 def measures(row: Json, cost: Mapping[str, Any], target: float) -> Json:
     """A row of the JSON, but for its speed against serial."""
     seconds = [run["seconds_per_step"] for run in row["runs"] if run["seconds_per_step"] is not None]
-    first = [next((step for step, value in run["accuracy"] if value >= target), None) for run in row["runs"]]
-    reached = [step * run["seconds_per_step"] for step, run in zip(first, row["runs"], strict=True) if step is not None]
+    reached = []
+    for run in row["runs"]:
+        steps = [step for step, value in run["accuracy"] if value >= target]
+        reached += [steps[0] * run["seconds_per_step"]] if steps and run["seconds_per_step"] is not None else []
     return row | {
         "seconds_per_step": statistics.median(seconds) if seconds else None,
         "seconds_per_step_min": min(seconds, default=None),
         "seconds_per_step_max": max(seconds, default=None),
         "target": target,
-        "seconds_to_target": None if None in first else statistics.mean(reached),
+        "seconds_to_target": statistics.mean(reached) if len(reached) == row["n"] else None,
         **{name: cost.get(name) for name in ("held_bytes", "temporary_bytes")},
         "exchanged_bytes": cost.get("exchanged_bytes_total"),
         "exchanged_bytes_by_kind": cost.get("exchanged_bytes"),
@@ -82,21 +84,10 @@ def in_full(made: Json) -> str:
     return markdown.table(["K", "method", "test accuracy, %, mean ± std (n)", *cost], shown)
 
 
-def price(made: Json) -> str:
-    """What a cheaper AuxNet, tail or exchange costs in accuracy."""
-    rows = {row["row"]: row for row in made["rows"]}
-    base, shown = rows["coarse_tail"]["accuracy_mean"], []
-    for name, row in rows.items():
-        points, sent = f"{100 * (row['accuracy_mean'] - base):+.2f}", f"{row['exchanged_bytes'] / 1e6:.2f}"
-        shown.append([name, meaning(name), markdown.percent(row), points, sent])
-    heading = ["", "", "test accuracy, %, mean ± std (n)", "minus coarse_tail, points", "MB sent a step"]
-    return markdown.table(heading, shown)
-
-
 EXPERIMENT = Experiment(
     run,
     config="configs/fashion_mnist_small.py",
     out="compare",
     show=in_full,
-    tables={"compare": Table(in_full, ("compare",)), "aux": Table(price, ("price",))},
+    tables={"compare": Table(in_full, ("compare",))},
 )

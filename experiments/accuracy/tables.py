@@ -3,23 +3,17 @@
 The protocol was written before any search: docs/results/accuracy.md.
 """
 
-import itertools
-import random
 from typing import NamedTuple
 
-from experiments.harness.rows import Fields, fields_of
-from lpjax.errors import BadInput
+from experiments.harness.rows import Fields
 
 PROTOCOL: Fields = {"data.train_examples": 10_000, "num_epochs": 15, "eval.every_epochs": 1, "mesh.stage": 1}
 PROTOCOL |= {"eval.calibration_batches": 20}
 """What all runs on small images share, beside the config file.  They are tested after every epoch, so that a table also
 tells when a method got where; nothing is chosen by it."""
 
-VALIDATION: Fields = {"data.validation_examples": 10_000, "eval.every_epochs": 0}
-"""Of a search: the last training images in place of the test set, which is not looked at."""
-
-CIFAR: Fields = {"data.crop": 2}
-"""Images of 16x16; half of the usual four pixels of padding."""
+VALIDATION: Fields = {"data.validation_examples": 10_000, "eval.every_epochs": 0}  # in place of the test set
+CIFAR: Fields = {"data.crop": 2}  # images of 16x16: half of the usual four pixels of padding
 
 
 class Table(NamedTuple):
@@ -65,25 +59,3 @@ TABLES = {
 for _name, _middle in HALF.items():
     _all = (*_rows("coarse_adjoint", f"delayed from epoch {_middle}", "tied"), "serial", "local", "fdg")
     TABLES[_name] = Table(_all, {"mesh.stage": 1}, f"configs/{_name}.py")
-
-COMMON = {"optimizer.learning_rate": ("0.03", "0.1", "0.3"), "optimizer.weight_decay": ("1e-4", "5e-4", "1e-3")}
-SPACES: dict[str, dict[str, tuple[str, ...]]] = {
-    "local": {"local.blocks": ("0", "1", "2")},
-    "delayed": {"delayed.shrink": ("0.8", "0.9", "1.0")},
-    "coarse_adjoint": {"aux.blocks_per_stage": ("0", "1", "2"), "aux.width": ("0.5", "1.0", "2.0")},
-    "layer_parallel": {"aux.blocks_per_stage": ("1", "2"), "penalty.initial": ("0.01", "0.1", "1.0")},
-}
-"""Values that a search draws from: of all rows, and by method."""
-
-
-def tried(row: str, space: str, trials: int, seed: int) -> list[str]:
-    """Rows to try: the row itself, and others drawn from its method's space and --space, without repetition."""
-    pairs = [part.partition("=") for part in space.split(";")] if space else []
-    if not all(values for _, _, values in pairs):
-        raise BadInput(f"--space={space}: expected field=value|value, with ; between fields")
-    values = COMMON | SPACES.get(fields_of(row)["method"], {}) | {name: tuple(of.split("|")) for name, _, of in pairs}
-    every = [list(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-    if trials - 1 > len(every):
-        raise BadInput(f"--trials={trials}: expected at most {len(every) + 1} of {row!r}; widen --space")
-    drawn = random.Random(seed).sample(every, trials - 1)
-    return [row, *(", ".join([row, *(f"{name}={value}" for name, value in fields)]) for fields in drawn)]

@@ -51,12 +51,10 @@ def kill(process: subprocess.Popen[str], workdir: Path, *, after: float, saving:
         time.sleep(0.001)
     process.kill()
     process.wait()
-    said = Path(f"{workdir}.log").read_text().splitlines()
     return {
         "seconds": round(time.monotonic() - began, 3),
         "while_saving": bool(half_written(workdir) - left),
         "last_checkpoint": max(checkpoint.steps(workdir / "checkpoints"), default=None),
-        "last_line": next((line for line in reversed(said) if line.strip()), "").split("  ")[0],
     }
 
 

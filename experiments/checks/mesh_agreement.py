@@ -15,9 +15,7 @@ from experiments.harness.experiment import Call, Experiment, Json, Table
 from experiments.harness.runs import arguments
 
 COMPARED = ("task_loss", "stage_loss", "gradient_norm", "relative_violation", "output_square", "aux_task_loss")
-STEPS = (1, 2, 5, 10, 20, 50, 110)
-"""Of which the JSON tells."""
-
+STEPS = (1, 2, 5, 10, 20, 50, 110)  # of which the JSON tells
 BY_STEP = "largest_relative_difference_by_step"
 
 

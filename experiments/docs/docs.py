@@ -11,14 +11,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from experiments.docs import method_picture, pair, schedule_picture
+from experiments.accuracy import accuracy, compare
+from experiments.checks import kill_loop, mesh_agreement
+from experiments.docs import pair, pictures
 from experiments.harness.experiment import Call, Experiment, Json, Table, result
-from experiments.registry import MEASURED
+from experiments.predict import scale, scale_check, tradeoff
+from experiments.speed import compile_time, feed_rate, memory, references, speedup
 from lpjax.errors import BadInput
 
+MODULES = (accuracy, compare, speedup, references, memory, compile_time, feed_rate, scale, scale_check, tradeoff)
+MEASURED = tuple(module.EXPERIMENT for module in (*MODULES, kill_loop, mesh_agreement))
 TABLES: dict[str, Table] = {name: made for e in MEASURED for name, made in e.tables.items()} | pair.TABLES
-PICTURES = {name: made for e in MEASURED for name, made in e.pictures.items()} | method_picture.PICTURES
-PICTURES |= schedule_picture.PICTURES
+PICTURES = {name: made for e in MEASURED for name, made in e.pictures.items()} | pictures.PICTURES
 
 
 def filled(page: Path, text: str, tables: Mapping[str, Table] = TABLES) -> str:

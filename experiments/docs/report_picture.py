@@ -1,8 +1,7 @@
 """The picture report.png: a page of `lpjax.report`, of the default run; needs .[dev], chromium and chromedriver.
 
-Trains `configs/digits.py`, measures the parts of its step (`lpjax.balance`), makes the page and takes a screenshot of
-some charts.  --run: the workdir of such a run that is there already, to which seconds.json is added if it has none.
-About 3 minutes on 2 cores, a few seconds with --run.
+Trains `configs/digits.py` (unless --run is the workdir of such a run), measures the parts of its step, makes the page
+and takes a screenshot of some charts.  About 3 minutes on 2 cores.
 """
 
 import base64
@@ -35,9 +34,8 @@ KEEP = """
     const [keys, done] = arguments;
     for (const chart of document.querySelectorAll(".chart")) if (!keys.includes(chart.id)) chart.remove();
     for (const heading of document.querySelectorAll("h2")) {
-        const section = [heading];
-        while (section.at(-1).nextElementSibling && section.at(-1).nextElementSibling.tagName !== "H2")
-            section.push(section.at(-1).nextElementSibling);
+        const section = [heading], next = () => section.at(-1).nextElementSibling;
+        while (next() && next().tagName !== "H2") section.push(next());
         const drawn = section.filter((part) => part.querySelector(".plot"));
         for (const part of section) if (!drawn.length || ![heading, ...drawn].includes(part)) part.remove();
     }

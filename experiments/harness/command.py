@@ -1,40 +1,53 @@
 """The command line of all experiments: options, fields of the configuration, and the JSON that is written."""
 
 import argparse
+import datetime
 import difflib
 import inspect
+import os
+import re
+import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.harness.experiment import RESULTS, Call, Experiment, Json
-from experiments.harness.provenance import provenance
 from experiments.harness.rows import parsed
 from lpjax.errors import BadInput
+from lpjax.parallel import platform
 from lpjax.training.workdir import write_json
 
 OPTIONS = {
     "add": "add to what the JSON has",
     "check": "write nothing; exit code 1 where something would be written",
     "diagnose": "steps between comparisons with backprop's gradient",
-    "draw": "seed of the draws",
+    "each": 'settings to try each row with, as "field=value|value;field=value|value"',
     "even": "cut by FLOPs, not by measured seconds",
     "first_seed": "seeds are counted from here",
     "jobs": "runs side by side",
-    "kernels": "factor on the assumed seconds of kernels",
-    "longest": "seconds from a start to its kill",
-    "networks": "only these, with commas between them",
     "processes": "on CPUs, that all is timed in",
     "rounds": "of turns, in each process",
     "rows": "methods and what is changed of them, with ; between them; see experiments/harness/rows.py",
     "runs": "folder of the runs' workdirs",
-    "space": 'more values to draw from, as "field=value|value;field=value|value"',
     "stages": "numbers of stages K, with commas between them",
     "target": "test accuracy to which the time is told",
     "torch": "an interpreter that has torch",
-    "trials": "settings of each row",
 }
 """What options of the command line mean: the same in every experiment."""
+
+
+def provenance(argv: Sequence[str]) -> dict[str, Any]:
+    """How the JSON of an experiment that starts now is made, by its name and arguments."""
+    info, head = Path("/proc/cpuinfo"), ["git", "rev-parse", "HEAD"]
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return {
+        "command": shlex.join(["python", "-m", "experiments", *argv]),
+        "date": datetime.date.today().isoformat(),
+        "commit": subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip(),
+        "hardware": f"{names[0] if names else 'an unknown processor'}, {os.cpu_count()} cores",
+        "versions": platform.versions(),
+    }
 
 
 def arguments(experiment: Experiment, argv: Sequence[str]) -> tuple[Call, dict[str, Any]]:

@@ -12,7 +12,6 @@ from experiments.harness.markdown import source
 Json = dict[str, Any]
 
 RESULTS = Path(__file__).parent.parent / "results"
-"""Folder of the JSON files."""
 
 
 def result(name: str) -> Json:

@@ -7,8 +7,7 @@ from typing import Any
 
 STYLE: dict[Any, Any] = {"svg.hashsalt": "lpjax", "svg.fonttype": "none", "font.size": 9, "hatch.linewidth": 0.6}
 
-BLUE, ORANGE, GREEN, GRAY = "#56B4E9", "#E69F00", "#8FD6BD", "#555555"
-"""Okabe and Ito's colours (the third one lighter), which colour-blind people can tell apart."""
+BLUE, ORANGE, GREEN, GRAY = "#56B4E9", "#E69F00", "#8FD6BD", "#555555"  # of Okabe and Ito, for colour-blind people, too
 
 
 @contextmanager

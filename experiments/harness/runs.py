@@ -17,8 +17,7 @@ from experiments.harness.rows import in_numbers, load
 from lpjax.config.schema import Config, DataConfig
 from lpjax.methods import configure
 
-ONE_CORE = {"NPROC": "1"}
-"""Environment of a process that computes on one CPU core."""
+ONE_CORE = {"NPROC": "1"}  # environment of a process that computes on one CPU core
 
 ELSEWHERE = ("checkpoint", "dry_run", "mesh", "recovery", "seed", "start", "watch")
 DATA_ELSEWHERE = ("dir", "max_corrupt", "prefetch", "threads")

@@ -1,9 +1,8 @@
 """Layer-parallel training, data parallelism and pipelines on up to 1,024 devices, by the cost model.
 
 Nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D, K = S) of each method that fits
-into a device's memory; layer_parallel and coarse_adjoint with several AuxNets, the pipeline with several numbers of
-micro-batches.  Batch norm is of each device's own examples, as is common in data parallelism.  A batch is the whole
-machine's: 128 images give at most 128 devices one each.  Speed alone.  Some minutes on one core.
+into a device's memory, with several AuxNets and numbers of micro-batches.  Batch norm is of each device's own examples,
+as is common in data parallelism.  A batch is the whole machine's.  Speed alone.  Some minutes on one core.
 """
 
 import functools
@@ -32,18 +31,15 @@ NETWORKS: dict[str, tuple[tuple[UnitLike, ...], Shape]] = {
 }
 CIFAR = ("ResNet-110", "ResNet-1202", "WRN-28-10")
 GRIDS = dict.fromkeys(CIFAR, 16) | {"ResNet-152": 28}
-"""Side of the maps that an AuxNet on a grid computes on, as in the config files."""
-
 BATCHES: dict[str, tuple[int | None, ...]] = dict.fromkeys(CIFAR, (128, 1024)) | {"ResNet-152": (256, 8192, None)}
 PER_DEVICE = 32
-"""Examples of a step; None: `PER_DEVICE` of each device.  8,192: the most that cost no accuracy in arXiv:1706.02677."""
+"""Side of the AuxNet's maps, as in the config files.  Examples of a step; None: `PER_DEVICE` of each device; 8,192: the
+most that cost no accuracy in arXiv:1706.02677."""
 
 DEVICES, MICRO_BATCHES, WIDTHS = (4, 8, 16, 64, 256, 1024), (2, 4, 8, 16, 32), (0.25, 0.5, 1.0)
 """Of the AuxNet.  Below 1 a piece has more convolutions, to fewer channels and back: less to compute, more kernels."""
 
-CAPACITY = {"H100": 80e9, "TPU v5p": 95e9}
-"""Bytes of a device's memory."""
-
+CAPACITY = {"H100": 80e9, "TPU v5p": 95e9}  # bytes
 FLOPS, MEMORY, LINK = 0.4, 0.5, 0.8
 """Assumed shares of the peak.  MEMORY is fitted to 2,600 images a second of ResNet-50 on an A100 (2.04 TB/s assumed),
 measured in github.com/huggingface/pytorch-image-models/issues/1491; the others are guesses."""

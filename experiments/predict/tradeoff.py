@@ -7,7 +7,7 @@ balanced cuts, on devices that do not hinder each other.  Of a run in phases, rh
     time to accuracy = rho (epochs of backprop) / (epochs of the method)
 
 epochs: to the first test at most half a point under the last accuracy of backprop by the same seed, mean over the seeds
-of both; none where a seed does not get there, or was not tested after every epoch.
+of both; none where a seed does not get there.
 """
 
 import itertools
@@ -22,23 +22,18 @@ from experiments.harness import markdown, plot
 from experiments.harness.experiment import RESULTS, Call, Experiment, Json, Table
 from experiments.harness.rows import Fields, fields_of, load
 from experiments.harness.stats import row_of
-from experiments.predict.here import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
+from experiments.predict.scale_check import alone_on_one_core, here, measured_units, memory_bandwidth, predicted
 from lpjax.config.schema import Config
 from lpjax.cost import balance
 from lpjax.cost.machine import Link, Machine, UnitSeconds
 from lpjax.cost.timing import Seconds
 
-BELOW = 0.005
-
-BATCH = 120
-"""Examples of a step of which rho is told: of 2, 3, 4 and 8 devices each has equally many."""
+BELOW, BATCH = 0.005, 120
+"""Half a point; examples of a step of which rho is told: of 2, 3, 4 and 8 devices each has equally many."""
 
 
 def compared(rows: list[Json], rho: Callable[[str, int], float]) -> list[Json]:
-    """The rows of the JSON, from those of `accuracy` on the published network, and the speed-up of a row with K stages.
-
-    Those without backprop by a seed of theirs are left out.
-    """
+    """The rows of the JSON, from those of `accuracy` that have a seed in common with backprop, and a row's speed-up."""
     made = []
     epoch = min((run["accuracy"][0][0] for row in rows for run in row["runs"]), default=0)  # steps
     for row in published(rows):
@@ -100,11 +95,9 @@ def model(path: str, units: UnitSeconds, machine: Machine) -> Callable[[str, int
 
 
 def run(
-    call: Call,
-    accuracy: Path = RESULTS / "accuracy_final.json",
-    speed: Path = RESULTS / "speedup.json",
+    call: Call, accuracy: Path = RESULTS / "accuracy_final.json", speed: Path = RESULTS / "speedup.json",
     repeats: int = 5,
-) -> Iterator[Json]:
+) -> Iterator[Json]:  # fmt: skip
     """The JSON at the end."""
     alone_on_one_core()
     units, found = measured_units(repeats), json.loads(accuracy.read_text())

@@ -1,8 +1,7 @@
 """The parts of a step as programs of their own, on what one device has of them: what `speedup` times.
 
-Each part is the library's own code under `shard_map` on a mesh of one device, so a collective in it costs nothing; what
-collectives cost is measured apart (`link`).  K stages on S devices along 'stage', D along 'data': augmentation, AuxNet
-and packing have B / (S D) examples, a stage has B / D.
+A collective in them costs nothing, on a mesh of one device; what it costs is measured apart (`link`).  With S devices
+along 'stage' and D along 'data' augmentation, AuxNet and packing have B / (S D) examples, a stage has B / D.
 """
 
 import statistics
@@ -42,11 +41,8 @@ class Parts(StagePrograms):
     def augment(self, size: int) -> tuple[Program, Batch]:
         """Images of a batch of `size` made the network's input, and the batch."""
         batch, state = random_batch(self.run, size, self.mesh), self.state
-
-        def part(batch: Batch) -> Array:
-            return self.run.step_inputs.network_input(batch, example_keys(state.key, state.step, batch.index))
-
-        return self.program(part, batch), batch
+        keys = partial(example_keys, state.key, state.step)
+        return self.program(lambda own: self.run.step_inputs.network_input(own, keys(own.index)), batch), batch
 
     def update(self, aux_net: bool) -> Program:
         """The update of a device's stages, or of the AuxNet."""

@@ -1,8 +1,4 @@
-"""What a step should take: its method's schedule, with the measured seconds of its parts put on the entries.
-
-`experiments.speed.parts` times the parts, each a program alone on one device.  `lpjax.nn.schedule.place` puts the
-entries one after another, as it does for the cost model.
-"""
+"""What a step should take: its method's schedule, with the seconds of its parts (`speed.parts`) put on the entries."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +20,6 @@ PARTS = {"augment": ("data",), "pack": ("send", "receive"), "correct": ("correct
 PARTS["update"] = ("optimizer", "aux_optimizer")
 """Of work without a chain by kind; where a device does it again they take turns."""
 
-MOMENTS = 2
-"""Arrays of a batch norm's collective: mean and variance."""
-
 
 def schedule_of(network: Network, config: Config) -> Json:
     """The schedule of a step: entries; sent, of each the number of its collectives, batch norm's too, and the bytes
@@ -35,7 +28,7 @@ def schedule_of(network: Network, config: Config) -> Json:
     sizes = dict(zip(("stage", "data"), config.mesh_shape, strict=True))
 
     def sent(item: Item) -> list[float]:
-        traffic, together = scheduled([item], sizes), item.count if isinstance(item, Message) else MOMENTS
+        traffic, together = scheduled([item], sizes), item.count if isinstance(item, Message) else 2  # mean, variance
         return [sum(own.number for own in traffic.values()) // together, total_bytes(traffic)]
 
     told = {"entries": to_json(items, list(map(item_flops, items))), "sent": list(map(sent, items))}
@@ -45,10 +38,9 @@ def schedule_of(network: Network, config: Config) -> Json:
 def computing(rows: Sequence[Drawn], parts: Json, updated: int) -> list[float]:
     """Seconds of each entry of a schedule, but for its collectives, from those of the parts by name (of stages lists).
 
-    A program that was timed is split over its entries in proportion to their operations: a stage's over all that is
-    done for the stage; `aux_forward` over the AuxNet's pieces; what `aux_all` takes beyond that and the correction, the
-    AuxNet's update with it, over the pieces' passes behind the correction.  An update takes as much longer than that
-    of `schedule_of` as it has more accesses.
+    A program is split over its entries in proportion to their operations: a stage's over all that is done for it;
+    `aux_forward` over the AuxNet's pieces; what `aux_all` takes beyond that and the correction over their passes behind
+    the correction.  An update takes as much longer than that of `schedule_of` as it has more accesses.
     """
     measured = dict.fromkeys(chain(*PARTS.values()), 0.0) | parts
     measured |= {f"stage {k}": own for k, own in enumerate(parts["stages"])}

@@ -1,7 +1,4 @@
-"""The CIFAR networks of `lpjax.models` as one would write them in flax.linen with optax: a step to time ours against.
-
-A worker like `experiments.speed.worker`, of the commands prepare and step.
-"""
+"""ResNets in flax.linen with optax, to time ours against: a worker like `experiments.speed.worker`."""
 
 import time
 from functools import partial

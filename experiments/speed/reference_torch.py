@@ -1,8 +1,4 @@
-"""The networks of `experiments.speed.reference_flax` in torch, channels last: a step to time ours against.
-
-A worker like `experiments.speed.worker`, of the commands prepare and step, on one thread or on a GPU (there
-compiled).  Needs nothing but torch: lpjax does not ask for it.
-"""
+"""ResNets in torch, channels last, on one thread or a GPU: a worker like `experiments.speed.worker`, without lpjax."""
 
 # mypy: ignore-errors
 import time

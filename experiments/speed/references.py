@@ -13,7 +13,7 @@ from experiments.harness.rows import load
 from experiments.harness.runs import ONE_CORE
 from experiments.harness.stats import spread
 from experiments.harness.worker import Process, interleaved
-from experiments.speed.bench import RECOMMENDED, WORKER
+from experiments.speed.speedup import RECOMMENDED, WORKER
 from lpjax.errors import BadInput
 from lpjax.training import run as runs
 

@@ -1,7 +1,4 @@
-"""A process that compiles steps and times them when told to: `harness.worker` is its other end.
-
-Its first argument is the number of devices that a CPU back end is to have.  The commands are methods of `Worker`.
-"""
+"""A process that compiles steps and times them when told to by `harness.worker`, with as many CPU devices as told."""
 
 import os
 import statistics
