@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import rich.console
 
@@ -42,7 +42,7 @@ def command(interrupted: str = "interrupted") -> Callable[[Main], Main]:
             except KeyboardInterrupt:
                 error = Interrupted(interrupted)
             except BrokenPipeError:
-                _discard_stdout()
+                _discard(sys.stdout)
                 return 0
             except (Error, OSError) as raised:
                 error = raised
@@ -70,9 +70,16 @@ def _fault_in_words(error: Exception) -> str:
     )
 
 
-def _discard_stdout() -> None:
-    """From now on what is written to stdout goes nowhere: its reader has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def leave_terminal() -> None:
+    """From now on what would be written to a terminal goes nowhere: it was closed, and writing would be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """From now on what is written to the stream goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Console(rich.console.Console):

@@ -12,8 +12,8 @@ The same command goes on with a run that was interrupted, from the last good che
 tests that checkpoint instead.
 
 Exit codes: 0 done; 1 a fault of lpjax or of the system, such as a full disk; 2 bad configuration or data, or a workdir
-that holds another run; 3 a metric became non-finite; 4 another process was lost; 75 stopped by SIGTERM, and 130 by
-Ctrl-C: the state was saved.
+that holds another run; 3 a metric became non-finite; 4 another process was lost; 75 stopped by SIGTERM, SIGUSR1
+or SIGHUP, and 130 by Ctrl-C: the state was saved.
 """
 
 import sys

@@ -148,7 +148,6 @@ BAD = [
     ({"aux_optimizer": {"momentum": 1.0}}, "aux_optimizer.momentum=1.0"),
     ({"optimizer": {"weight_decay": -1.0}}, "optimizer.weight_decay=-1.0"),
     ({"optimizer": {"clip_norm": 0.0}}, "optimizer.clip_norm=0.0"),
-    ({"optimizer": {"warmup_epochs": 30.0}}, "optimizer.warmup_epochs=30.0.*num_epochs=30"),
     ({"optimizer": {"schedule": "step"}}, "optimizer.step_epochs=.*schedule=step"),
     ({"optimizer": {"step_epochs": [10]}}, "step_epochs belong to schedule=step"),
 ]

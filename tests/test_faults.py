@@ -11,11 +11,14 @@ import itertools
 import json
 import math
 import os
+import pty
 import random
 import re
 import shutil
 import signal
 import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -227,6 +230,55 @@ def test_sigterm_saves(uninterrupted, tmp_path):
     assert "going on from the checkpoint of step 1" in finish(folder)
     shutil.rmtree(checkpoints(folder) / "1")
     assert_same_end(folder, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_signals_that_ask_for_a_stop(number, monkeypatch):
+    before = signal.getsignal(number)
+    with loop._requests() as requests:
+        assert requests.at(1) is None
+        signal.raise_signal(number)
+        assert requests.at(1) == number
+    assert signal.getsignal(number) == before
+    assert loop.StoppedError(number).exit_code == (130 if number == signal.SIGINT else 75)
+
+
+def test_a_run_under_nohup_goes_on_without_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with loop._requests() as requests:
+            signal.raise_signal(signal.SIGHUP)
+            assert requests.at(1) is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_terminal_is_closed():
+    """Writing to it would be an error (EIO); the process goes on, and its output goes nowhere."""
+    program = """
+        import os, signal, sys
+        from lpjax import cli
+        from lpjax.training import loop
+        with loop._requests() as requests:
+            print("begun", flush=True)
+            while requests.at(1) is None:
+                pass
+            cli.console().print("to nobody")
+            sys.exit(requests.at(1))
+    """
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    assert os.read(ours, 100).strip() == b"begun"
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(HANGS) == signal.SIGHUP
 
 
 # ---------------------------------------------------------------- the disk

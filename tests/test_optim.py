@@ -28,6 +28,14 @@ def test_steps_are_counted_from_the_start_of_training():
     np.testing.assert_allclose([rate(s) for s in (5, 10, 29, 31, 51)], [0.2, 0.4, 0.4, 0.2, 0.1], rtol=1e-6)
 
 
+def test_a_warm_up_as_long_as_the_training_is_half_of_it():
+    rate = schedule(schedule="constant", warmup_epochs=6.0)
+    np.testing.assert_allclose([rate(s) for s in (0, 15, 30, 59)], [0.0, 0.2, 0.4, 0.4], atol=1e-7)
+    rate = schedule(schedule="constant", warmup_epochs=5.0)
+    np.testing.assert_allclose([rate(s) for s in (0, 25, 50, 59)], [0.0, 0.2, 0.4, 0.4], atol=1e-7)
+    assert optim.warmup_steps(OptimizerConfig(warmup_epochs=0.6), 1, 1) == 0
+
+
 def test_constant_without_warm_up():
     rate = schedule(schedule="constant", warmup_epochs=0.0)
     np.testing.assert_allclose([rate(s) for s in (0, 59)], [0.4, 0.4])

@@ -70,11 +70,6 @@ def _check_ranges(config: Config) -> None:
 def _check_optimizers(config: Config) -> None:
     for section, optimizer in (("optimizer", config.optimizer), ("aux_optimizer", config.aux_optimizer)):
         require(
-            optimizer.warmup_epochs < config.num_epochs,
-            f"{section}.warmup_epochs={optimizer.warmup_epochs}: expected less than num_epochs={config.num_epochs}; "
-            f"shorten the warm-up",
-        )
-        require(
             (optimizer.schedule == "step") == bool(optimizer.step_epochs),
             f"{section}.step_epochs={optimizer.step_epochs} with schedule={optimizer.schedule}: "
             f"step_epochs belong to schedule=step, which needs at least one",

@@ -16,6 +16,18 @@ def decayed(params: PyTree) -> PyTree:
     return jax.tree.map_with_path(lambda path, _: kind(path) == "kernel", params)
 
 
+def warmup_steps(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -> int:
+    """Steps of the warm-up; half of all where it would be as long as the training, as in a first try of one epoch.
+
+    Args:
+      config: The optimiser's section.
+      steps_per_epoch: Of the optimiser.
+      num_epochs: Of the training.
+    """
+    steps, total = round(config.warmup_epochs * steps_per_epoch), num_epochs * steps_per_epoch
+    return steps if steps < total else total // 2
+
+
 def make_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
     """Make the learning rate as a function of the optimiser's step.
 
@@ -24,7 +36,7 @@ def make_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_epochs: 
       steps_per_epoch: Of the optimiser.
       num_epochs: After which the schedule ends.
     """
-    warmup, total = round(config.warmup_epochs * steps_per_epoch), num_epochs * steps_per_epoch
+    warmup, total = warmup_steps(config, steps_per_epoch, num_epochs), num_epochs * steps_per_epoch
     rate = config.learning_rate
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(rate, total - warmup)

@@ -32,6 +32,7 @@ import jax
 from jax.experimental import multihost_utils
 from rich.console import Console
 
+from lpjax import cli
 from lpjax.data.batch import TrainBatches
 from lpjax.errors import Error, Interrupted
 from lpjax.parallel import platform, processes
@@ -70,18 +71,28 @@ class _Requests:
 
 @contextlib.contextmanager
 def _requests() -> Iterator[_Requests]:
-    """SIGTERM and the first Ctrl-C ask for a stop after the step under way; a second Ctrl-C is a KeyboardInterrupt."""
+    """A signal that asks for a stop after the step under way: SIGTERM, SIGUSR1, SIGHUP, the first Ctrl-C.
+
+    A second Ctrl-C is a KeyboardInterrupt.  SIGHUP is ignored where it was, as under nohup.  With several processes JAX
+    has a handler for SIGTERM, which SIGUSR1 and SIGHUP are turned into.
+    """
     requests = _Requests()
+    several = jax.process_count() > 1
 
     def ask(number: int, frame: Any) -> None:
         if requests.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
-        requests.signal = requests.signal or number
+        if number == signal.SIGHUP:
+            cli.leave_terminal()
+        if several:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            requests.signal = requests.signal or number
 
+    others = {number for number in (signal.SIGUSR1, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN}
     with contextlib.ExitStack() as stack:
-        # Only in the main thread Python takes handlers; with several processes JAX has its own.
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
+        if threading.current_thread() is threading.main_thread():  # only there Python takes handlers
+            for number in others if several else {signal.SIGTERM, signal.SIGINT, *others}:
                 stack.callback(signal.signal, number, signal.signal(number, ask))
         yield requests
 
