@@ -102,6 +102,7 @@ class UnitTimer:
     first: list[tuple[Callable[[], Any], float]] = field(default_factory=list, compare=False)
 
     def __call__(self, unit: chain.UnitLike, in_shape: chain.Shape, examples: int) -> Seconds:
+        """Seconds of a unit, measured when it is first asked for."""
         key = unit, in_shape, examples
         if key not in self.known:
             self.known[key] = self._measured(*key)

@@ -1,5 +1,7 @@
-"""Augmentation inside the jitted step, from (seed, step, example) alone, so that any step can be replayed and does not
-depend on which device an example lands on."""
+"""Augmentation inside the jitted step.
+
+It depends on (seed, step, example) alone, so that any step can be replayed, on whichever device an example lands.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -98,8 +98,10 @@ _training_conv.defvjp(_forward, _backward)
 
 
 def _conv_by_columns(x: Array, kernel: Array, columns: int) -> Array:
-    """`direct` of stride 1, so many neighbouring columns of the output side by side as features: what is computed at
-    every `columns`-th column has the kernel once for each of them, each time shifted by one."""
+    """`direct` of stride 1, so many neighbouring columns of the output side by side as features.
+
+    What is computed at every `columns`-th column has the kernel once for each of them, each time shifted by one.
+    """
     shifts = [((0, 0), (i, columns - 1 - i), (0, 0), (0, 0)) for i in range(columns)]
     kernels = jnp.concatenate([jnp.pad(kernel, shift) for shift in shifts], -1)
     pads = [(size // 2, size // 2) for size in kernel.shape[:2]]
