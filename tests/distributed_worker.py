@@ -53,8 +53,9 @@ def helpers(options):
     assert not left, "the file is gone"
     own = workdir / str(me)
     own.mkdir()
-    with raises("process 1 (", "does not see the files of process 0") if count > 1 else contextlib.nullcontext():
+    with raises("process 1 (", "does not see the files of process 0"):
         processes.check_shared(own, wait_seconds=0.1)
+    compared = 0
     for shape in ((4, 1), (2, 2)):
         mesh = meshes.make_mesh(*shape)
         rows = np.arange(48, dtype=np.float32).reshape(8, 6) - 20
@@ -66,14 +67,16 @@ def helpers(options):
                 assert (host.dtype, host.shape, host.tobytes()) == (value.dtype, value.shape, value.tobytes())
                 host[...] = host[0]
                 assert processes.to_host(array).tobytes() == value.tobytes(), "a copy, not a view"
+                compared += 1
         alone = jnp.arange(3)
         assert processes.to_host(alone).tolist() == [0, 1, 2]
         assert sorted(itertools.chain(*processes.gather(meshes.own_examples(mesh, 8).tolist()))) == list(range(8))
     processes.BLOCK_BYTES = 100  # several blocks a shard
     table = np.arange(320, dtype=np.int16).reshape(16, 20)
     np.testing.assert_array_equal(processes.to_host(processes.from_host(table, NamedSharding(mesh, P("stage")))), table)
-    with raises("expected a mesh of all of them") if count > 1 else contextlib.nullcontext():
+    with raises("expected a mesh of all of them"):
         meshes.make_mesh(2, 1)
+    print(f"compared {compared} arrays")
 
 
 def train(options):

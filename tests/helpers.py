@@ -1,6 +1,8 @@
 """Small runs for the tests: real digits, a ResNet-8 of width 4 (3 blocks, 5 units), cut into 4 stages."""
 
 import dataclasses
+import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,13 @@ def small_values(**fields) -> dict:
 
 
 def small_run(**fields) -> Run:
-    return prepare(from_config_dict(small_values(**fields)))
+    """The run of the small configuration; tests that ask for the same one share it, and so the step it compiles."""
+    return _prepared(json.dumps(small_values(**fields)), jax.config.jax_enable_x64)
+
+
+@functools.lru_cache(maxsize=16)
+def _prepared(values: str, x64: bool) -> Run:
+    return prepare(from_config_dict(json.loads(values)))
 
 
 def built(**fields) -> tuple[Network, Config]:

@@ -86,16 +86,6 @@ def test_a_row_without_runs_is_told_as_failed_only(trained, tmp_path):
     assert found["failed"] == ["local, K = 4, seed 0"]
 
 
-def test_differences_are_shown_where_two_seeds_are():
-    def row(name, *accuracies):
-        found = [{"seed": seed, "test_accuracy": value} for seed, value in enumerate(accuracies)]
-        return {"row": name, "stages": 4, "runs": found}
-
-    one = {"rows": [row("serial", 0.5, 0.5), row("local", 0.51, 0.53), row("fdg", 0.6)]}
-    shown = accuracy.paired(["Some", "Other"], one, {"rows": []}).splitlines()
-    assert shown[2:] == ["| Some | local minus serial | +2.00 ± 1.00 (2) |"]
-
-
 # compare --------------------------------------------------------------------------------------------------------------
 
 
@@ -115,20 +105,6 @@ def test_rows_of_a_comparison():
     assert (ddg["seconds_per_step"], ddg["seconds_per_step_min"], ddg["seconds_per_step_max"]) == (0.75, 0.5, 1.0)
     assert ddg["seconds_to_target"] == pytest.approx((10 * 0.5 + 10 * 1.0) / 2)
     assert fdg["seconds_to_target"] is None, "one seed never gets there"
-    told = {"n": 2, "accuracy_mean": 0.85, "accuracy_std": 0.0707, "speedup": 4 / 3}
-    lines = compare.in_full({"rows": [ddg | told]}).splitlines()
-    assert "s to 75 %" in lines[0]
-    assert lines[2] == "| 2 | ddg | 85.00 ± 7.07 (2) | 0.750 | 1.33 | 8 | 4.5 | 0.25 |"
-
-
-def test_a_comparison_without_a_dry_run_is_told(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        compare, "cost", lambda cell: None if cell.row == "local" else {"held_bytes": 1, "temporary_bytes": 2}
-    )
-    argv = ["compare", f"--config={DIGITS}", "--rows=serial;local", "--stages=2", "--seeds=1", "--config.num_steps=1"]
-    code, found = made(argv, tmp_path / "out.json")
-    assert (code, found["failed"]) == (1, ["the dry run of local, K = 2"])
-    assert [row["speedup"] for row in found["rows"]] == [1.0, 1.0]
 
 
 @pytest.mark.slow
@@ -150,13 +126,3 @@ def test_a_tiny_comparison(tmp_path):
     before = (tmp_path / "runs/serial-2-0/result.json").stat().st_mtime_ns
     assert made(argv, tmp_path / "out.json")[0] == 0
     assert (tmp_path / "runs/serial-2-0/result.json").stat().st_mtime_ns == before, "kept"
-
-
-@pytest.mark.slow
-def test_a_tiny_table(tmp_path):
-    fields = ["--config.num_steps=4", "--config.model.depth=8", "--config.model.width=4"]
-    argv = ["accuracy", "digits", "--rows=coarse_adjoint", "--stages=2", "--seeds=2", f"--runs={tmp_path / 'runs'}"]
-    code, found = made([*argv, *fields], tmp_path / "out.json")
-    assert (code, found["rows"][0]["n"]) == (0, 2)
-    config = json.loads((tmp_path / "runs/digits/coarse_adjoint-2-1/config.json").read_text())
-    assert config["aux"]["grid"] == 4

@@ -2,23 +2,22 @@
 
 import itertools
 import json
-import subprocess
-import sys
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
-from lpjax.config.schema import AuxConfig, Config, DelayedConfig
+from lpjax.config.schema import AuxConfig, Config, MeshConfig
 from lpjax.cost import balance
-from lpjax.cost.timing import Seconds, UnitTimer, interleaved, stopwatch
+from lpjax.cost.timing import Seconds, StagePrograms, stopwatch
 from lpjax.methods import METHODS, filled_in
 from lpjax.models.resnet import resnet
 from lpjax.network.network import Network
 from lpjax.network.partition import even_cuts
-from lpjax.nn.chain import Chain, Unit
+from lpjax.nn.chain import Chain
+from lpjax.training import run as runs
 from tests.helpers import cut_network, small_config
 
 UNITS = resnet(depth=20, width=4, classes=10)  # 11 units: stem, nine blocks, head
@@ -54,47 +53,11 @@ def test_stages_with_coarse_tails():
     assert seconds == pytest.approx([4 - 1 / 3 + second + third, 4 + third, 3])
 
 
-def test_a_tail_cut_short_counts_its_pieces_only():
-    made = network((4, 8), tail=0)
-    third = count(made.aux_net[2])
-    seconds = balance.stage_seconds(made, config(aux=AuxConfig(tail=0)), one_each)
-    assert seconds == pytest.approx([4 - 1 / 3 + third, 4 + third, 3])
-
-
-def test_stages_of_local_losses():
-    """A local classifier is the head and a block like the last one, if the stage has one that keeps the shape.  No
-    stage finds the gradient of its input."""
-    seconds = balance.stage_seconds(network((4, 8)), config(method="local"), one_each)
-    assert seconds == pytest.approx([4 - 1 / 3 + 2, 4 - 1 / 3 + 1, 3 - 1 / 3])
-
-
 def test_stages_of_a_pipeline_run_forward_again():
     """In four micro-batches, for each of which a unit takes as long here; the last stage's
     forward pass is its first."""
     seconds = balance.stage_seconds(network((4, 8)), config(method="pipeline", batch_size=12), one_each)
     assert seconds == pytest.approx([4 * own for own in (4 - 1 / 3 + 4 / 3, 4 + 4 / 3, 3)])
-
-
-@pytest.mark.parametrize("variant", ["fdg", "ddg"])
-def test_stages_that_run_forward_twice(variant):
-    """For the stage behind, and again for the backward pass of an older batch (DDG: of the same one, but computed again
-    all the same)."""
-    settings = config(method="delayed", delayed=DelayedConfig(variant))
-    seconds = balance.stage_seconds(network((4, 8)), settings, one_each)
-    assert seconds == pytest.approx([4 - 1 / 3 + 4 / 3, 4 + 4 / 3, 3])
-
-
-def test_stages_with_tails_and_a_piece_beside():
-    made = network((4, 8))
-    seconds = balance.stage_seconds(made, config(method="coarse_adjoint"), one_each)
-    _, second, third = map(count, made.aux_net)
-    own = [4 - 1 / 3, 4 - 1 / 3, 3 - 1 / 3]  # real inputs: no stage finds the gradient of its own
-    assert seconds == pytest.approx([own[0] + second + third, own[1] + third + second, own[2] + third])
-
-
-def test_the_multiplier_needs_no_tail():
-    seconds = balance.stage_seconds(network((4, 8)), config(multiplier="adjoint"), one_each)
-    assert seconds == pytest.approx([4 - 1 / 3, 4, 3])
 
 
 def test_seconds_of_the_entries_of_a_schedule():
@@ -116,14 +79,10 @@ def test_seconds_of_the_entries_of_a_schedule():
     assert [of("tail forward", k) for k in range(2)] == pytest.approx([(pieces[1] + pieces[2]) / 3, pieces[2] / 3])
     assert of("tail backward", 0) == pytest.approx(2 * (pieces[1] + pieces[2]) / 3)
     assert [of("aux forward", j) for j in range(3)] == pytest.approx([piece / 3 for piece in pieces])
+    spared = [1 / 3, 0, 0]
     assert [of("aux backward", j) for j in range(3)] == pytest.approx(
-        [2 * p / 3 - (j == 0) / 3 for j, p in enumerate(pieces)]
+        [2 * p / 3 - s for p, s in zip(pieces, spared, strict=True)]
     )
-    assert sum(phase["seconds"]) == pytest.approx(sum(of(a, b) * n for a, b, n in [
-        *(("stage forward", k, 1) for k in range(3)), *(("stage backward", k, 1) for k in range(3)),
-        *((f"tail {way}", k, 1) for k in range(2) for way in ("forward", "backward")),
-        *((f"aux {way}", j, 3) for j in range(3) for way in ("forward", "backward")),
-    ]))  # fmt: skip
 
 
 def test_balanced_cuts_are_the_best_of_all():
@@ -133,30 +92,6 @@ def test_balanced_cuts_are_the_best_of_all():
     everywhere = itertools.combinations(range(1, len(UNITS)), 2)
     assert max(seconds) == min(max(estimate(network(other))) for other in everywhere)
     assert cuts < even_cuts([1.0] * len(UNITS), 3), "stages with a longer tail have less of the network"
-
-
-def measured_cuts(monkeypatch, method: str, rounds: int) -> tuple[tuple[int, ...], list[float], list[tuple[int, ...]]]:
-    """Cuts of 11 units, and those whose programs were measured: in these units of the last maps take three seconds."""
-    seen: list[tuple[int, ...]] = []
-
-    def programs(run, repeats):
-        seen.append(run.network.cuts)
-        return balance.stage_seconds(run.network, run.config, slow_at_last)
-
-    monkeypatch.setattr(balance.timing, "stage_seconds", programs)
-    fields = {"method": method, "num_stages": 3, "model__depth": 20, "mesh__stage": 1, "dry_run": True}
-    cuts, seconds = balance.measured_cuts(small_config(**fields), one_each, repeats=1, rounds=rounds)
-    return cuts, seconds, seen
-
-
-def test_cuts_follow_what_whole_stages_take(monkeypatch):
-    by_units, _, none = measured_cuts(monkeypatch, "coarse_adjoint", rounds=0)
-    cuts, seconds, seen = measured_cuts(monkeypatch, "coarse_adjoint", rounds=3)
-    assert none == []
-    assert seen[0] == by_units
-    assert cuts in seen[1:]
-    assert cuts[1] > by_units[1], "the last stage has less of the network"
-    assert max(seconds) < 18, "as cut by units"
 
 
 def test_units_that_take_longer_in_a_stage_are_cut_at_once_where_they_belong():
@@ -177,84 +112,6 @@ def test_units_that_take_longer_in_a_stage_are_cut_at_once_where_they_belong():
     )
 
 
-def test_cuts_do_not_follow_the_scatter_of_measurements():
-    """Stages measured with a tenth of scatter, of a network of 29 units that take 1.5, 1 and 0.7 times what they are
-    told to: the dearest stage is hardly dearer than with the best cuts, and in no series of measurements by much."""
-    settings, units = filled_in(Config(num_stages=5, multiplier="none")), resnet(depth=56, width=4, classes=10)
-    factor = {8: 1.5, 4: 1.0, 2: 0.7}
-
-    def true(unit, in_shape, examples=1) -> Seconds:
-        return Seconds(*(factor[in_shape[0]] * part for part in one_each(unit, in_shape)))
-
-    def cut(cuts: tuple[int, ...] | None) -> Network:
-        return cut_network(units, (8, 8, 1), num_stages=5, cuts=cuts)
-
-    def excess(seed: int) -> float:
-        rng = np.random.default_rng(seed)
-
-        def measured(made: Network) -> list[float]:
-            return [own * (1 + 0.1 * float(rng.standard_normal())) for own in seconds(made)]
-
-        cuts, _ = balance.balanced(cut, one_each, 1, estimate, measured, rounds=3)
-        return max(seconds(cut(cuts))) / best - 1
-
-    estimate = partial(balance.stage_seconds, config=settings, cost=one_each)
-    seconds = partial(balance.stage_seconds, config=settings, cost=true)
-    best = max(balance.balanced(cut, true, 1, seconds)[1])
-    found = [excess(seed) for seed in range(10)]
-    assert min(found) > -1e-9
-    assert np.mean(found) < 0.03, found
-    assert max(found) < 0.1, found
-
-
-def test_other_methods_are_cut_by_units(monkeypatch):
-    assert measured_cuts(monkeypatch, "pipeline", rounds=3)[2] == []
-
-
-def test_even_cuts_with_costs_beside():
-    assert even_cuts([1.0] * 8, 2) == (4,)
-    assert even_cuts([1.0] * 8, 2, [2.0, 0.0]) == (3,)
-    assert even_cuts([1.0] * 9, 3, [0.0, 0.0, 3.0]) == (4, 8)
-
-
-def test_a_timer_measures_each_unit_once_and_others_beside_the_first(monkeypatch):
-    """On a machine that becomes ten times slower after the first unit, the second one is still twice the first."""
-    calls, speed = [], [1.0]
-
-    def clock(programs, repeats):
-        calls.append((len(programs), repeats))
-        return [[(2.0 if len(calls) == 2 and i < 3 else 1.0) / speed[0]] * repeats for i in range(len(programs))]
-
-    monkeypatch.setattr("lpjax.cost.timing.interleaved", clock)
-    timer = UnitTimer(repeats=7, row=1)
-    first = timer(UNITS[2], (8, 8, 4), 4)
-    speed[0] = 0.1
-    second = timer(UNITS[4], (8, 8, 4), 4)
-    assert timer(UNITS[2], (8, 8, 4), 4) == first == Seconds(1.0, 1.0, 1.0)
-    assert second == Seconds(2.0, 2.0, 2.0)
-    assert calls == [(3, 7), (4, 7)]
-
-
-def test_programs_take_turns():
-    order = []
-    seconds = interleaved([lambda i=i: order.append(i) for i in range(3)], repeats=2)
-    assert order == [0, 0, 1, 1, 2, 2] * 2, "of each turn the second call counts"
-    assert [len(own) for own in seconds] == [2, 2, 2]
-
-
-def test_a_timer_measures_in_the_precision_of_the_run():
-    timer = balance.make_timer(Config(bfloat16=True, remat=True), repeats=1)
-    assert (timer.dtype, timer.remat) == ("bfloat16", True)
-    seen = []
-
-    def apply(params, stats, x, mode):
-        seen.append((x.dtype, x.shape))
-        return x, stats
-
-    timer(Unit("watched", lambda key, in_shape: ({}, {}), apply), (2, 2, 1), 4)
-    assert seen[-1] == ("bfloat16", (4, 2, 2, 1))
-
-
 def test_a_stopwatch_waits_for_results_and_drops_the_first_call():
     calls = []
 
@@ -268,22 +125,30 @@ def test_a_stopwatch_waits_for_results_and_drops_the_first_call():
     assert min(seconds) > 0
 
 
-@pytest.mark.slow
-def test_the_command_prints_cuts_that_the_trainer_takes(tmp_path):
-    root = Path(__file__).parent.parent
-    flags = ["--config=configs/digits.py", "--config.num_stages=2", "--config.model.depth=8"]
-    command = [sys.executable, "-m", "lpjax.balance", *flags, "--repeats=1", f"--workdir={tmp_path}"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    seconds = json.loads((tmp_path / "seconds.json").read_text())
-    assert (seconds["mesh"], [phase["method"] for phase in seconds["phases"]]) == ([2, 1], ["layer_parallel"])
-    assert sum(own > 0 for own in seconds["phases"][0]["seconds"]) == 2 * 2 + 2 + 2 * 2 * 2, "stages, a tail, AuxNet"
-    *stages, cuts = done.stdout.splitlines()
-    assert [line.split(":")[0] for line in stages] == ["stage 0", "stage 1"]
-    again = subprocess.run(
-        [sys.executable, "-m", "lpjax.main", *flags, cuts.replace("'", ""), "--config.dry_run"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
-    assert again.returncode == 0, again.stderr
+# stages as programs of their own --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "tied"),
+    [
+        *((name, False) for name, method in METHODS.items() if method.stage_program is not None),
+        ("coarse_adjoint", True),
+    ],
+)
+def test_each_stage_has_a_program_on_a_columns_examples(method, tied):
+    config = replace(small_config(method=method, num_stages=3, mesh__stage=1, aux__tied=tied), dry_run=True)
+    run = runs.prepare(replace(config, mesh=MeshConfig(1, 2)))
+    programs = StagePrograms(run, jax.devices()[0])
+    assert programs.column == config.batch_size // 2
+    for k in range(3):
+        done = programs.stage(k)()
+        gradient = jax.tree.leaves(done.grads)
+        assert all(jnp.isfinite(leaf).all() for leaf in gradient)
+        assert max(jnp.abs(leaf).max() for leaf in gradient) > 0
+        assert 0.1 < done.loss < 20, "the examples count as real ones"
+
+
+def test_a_method_whose_stages_have_several_passes_is_refused():
+    run = runs.prepare(replace(small_config(method="pipeline", num_stages=2), dry_run=True))
+    with pytest.raises(ValueError, match="method=pipeline: a stage of it is no program of its own"):
+        StagePrograms(run, jax.devices()[0]).stage(0)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 from helpers import assert_close
 
-from lpjax.models.preact_resnet import PreActivationBlock, PreActivationHead, Stem, wide_resnet
-from lpjax.models.resnet import Classifier, ConvBlock, PostActivationBlock, basic_block, resnet
+from lpjax.models.preact_resnet import PreActivationBlock, wide_resnet
+from lpjax.models.resnet import ConvBlock, basic_block, resnet
 from lpjax.network.grid_block import GridBlock
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, Unit, make_chain
-from lpjax.nn.count import activation_bytes, unit_flops
+from lpjax.nn.count import activation_bytes
 from lpjax.nn.layers import Standardise
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -23,31 +23,6 @@ def test_resnet_110_is_seven_repeats():
     assert [repeat.count for repeat in network.repeats] == [1, 18, 1, 17, 1, 17, 1]
     assert len(network.units) == 56
     assert network.shapes[-2:] == ((8, 8, 64), (10,))
-
-
-def test_equal_units_that_change_the_shape_are_not_one_repeat():
-    down = basic_block(8, 2)
-    network = make_chain([ConvBlock(8, 1, 3), down, down, basic_block(8, 1)], (8, 8, 1))
-    assert [repeat.count for repeat in network.repeats] == [1, 1, 1, 1]
-
-
-UNITS = {
-    "conv": (ConvBlock, (4, 1, 3), (4, 1, 1)),
-    "block": (basic_block, (4, 1), (8, 1)),
-    "classifier": (Classifier, (4,), (5,)),
-    "post-activation": (PostActivationBlock, ("basic", 4, 1, False), ("basic", 4, 1, True)),
-    "pre-activation": (PreActivationBlock, ("basic", 4, 1, 0.0), ("bottleneck", 4, 1, 0.0)),
-    "stem": (Stem, (4,), (5,)),
-    "head": (PreActivationHead, (4,), (5,)),
-    "grid": (GridBlock, (4, 4, (8, 8), 4, 1), (4, 4, (4, 4), 4, 1)),
-}
-
-
-@pytest.mark.parametrize("kind, settings, other", UNITS.values(), ids=UNITS)
-def test_units_are_equal_when_their_class_and_settings_are(kind, settings, other):
-    assert (kind(*settings), hash(kind(*settings))) == (kind(*settings), hash(kind(*settings)))
-    assert kind(*settings) != kind(*other)
-    assert [k for k, own, _ in UNITS.values() if k(*own) == kind(*settings)] == [kind]
 
 
 MADE = {
@@ -79,13 +54,6 @@ def test_units_with_other_settings_or_functions_are_not_one_repeat():
     assert [repeat.count for repeat in network.repeats] == [1, 1, 1, 1]
 
 
-def test_what_is_counted_of_a_unit_is_counted_once():
-    first = unit_flops(ConvBlock(7, 1, 3), (5, 5, 2))
-    misses = unit_flops.cache_info().misses
-    assert unit_flops(ConvBlock(7, 1, 3), (5, 5, 2)) == first
-    assert unit_flops.cache_info().misses == misses
-
-
 @pytest.mark.parametrize("train", [True, False])
 def test_a_scanned_repeat_equals_its_units_one_by_one(train):
     """Values and gradients: the same parameters in a chain whose equal units are told apart."""
@@ -113,15 +81,6 @@ def test_a_scanned_repeat_equals_its_units_one_by_one(train):
     assert_close((value, stats, grads), (value2, stacked(stats2), stacked(grads2)))
 
 
-def test_cutting_does_not_change_the_initialisation():
-    network = make_chain(resnet(depth=20, width=4, classes=10), (8, 8, 1))
-    whole, _ = chain.init(network, jax.random.key(0))
-    pieces = [chain.init(network.piece(a, b), jax.random.key(0))[0] for a, b in ((0, 3), (3, 11))]
-    leaves = [leaf for piece in pieces for leaf in jax.tree.leaves(piece)]
-    assert_close(sum((leaf**2).sum() for leaf in leaves), sum((leaf**2).sum() for leaf in jax.tree.leaves(whole)))
-    assert_close(pieces[0][1]["first"]["conv"]["kernel"], whole[1]["first"]["conv"]["kernel"][:2])
-
-
 def test_statistics_are_the_batchs_in_training_and_the_given_ones_otherwise():
     network = make_chain([ConvBlock(3, 1, 3)], (5, 5, 2))
     params, stats = chain.init(network, jax.random.key(0))
@@ -137,12 +96,6 @@ def test_a_unit_that_does_not_fit_is_named():
     units = [ConvBlock(8, 1, 3), basic_block(4, 1)]
     with pytest.raises(ValueError, match=r"unit 1 \(block-4\).*\(8, 8, 8\).*features=4 after 8 channels"):
         make_chain(units, (8, 8, 1))
-
-
-def test_then_continues_a_chain():
-    first = make_chain([ConvBlock(4, 1, 3)], (8, 8, 1))
-    both = first.then(basic_block(8, 2))
-    assert both == make_chain([ConvBlock(4, 1, 3), basic_block(8, 2)], (8, 8, 1))
 
 
 @pytest.mark.slow

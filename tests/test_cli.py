@@ -124,10 +124,3 @@ def test_what_libraries_raise_about_the_users_input(error):
         raise error
     assert str(raised.value) == str(error)
     assert raised.value.__cause__ is error
-
-
-@pytest.mark.parametrize("error", [CheckpointError("a message"), errors.CorruptDataError("a message"), KeyError()])
-def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)) as raised, errors.bad_input():
-        raise error
-    assert raised.value is error

@@ -74,11 +74,6 @@ def test_every_config_can_be_given_from_any_folder(path, tmp_path, monkeypatch):
     assert load(path).get_config().num_stages > 1
 
 
-def test_configs_are_found():
-    assert len(CONFIGS) >= 10
-    assert "digits" in [path.stem for path in CONFIGS]
-
-
 def test_defaults_survive_the_round_trip():
     assert from_config_dict(default_config().to_dict()) == Config()
 
@@ -110,44 +105,27 @@ def test_names_of_before_are_understood(name):
     assert from_config_dict({"aux": {"function": f"lpjax.aux_net:{name}"}}).aux.function == name
 
 
-def test_numbers_and_tuples_get_their_types():
-    config = from_config_dict({"penalty": {"initial": 1}, "cuts": [1, 2, 3]})
-    assert isinstance(config.penalty.initial, float)
-    assert config.cuts == (1, 2, 3)
-
-
 BAD = [
     ({"mehtod": "serial"}, r"mehtod: no such field; did you mean method\?"),
     ({"mesh": {"stages": 2}}, r"mesh.stages: no such field; did you mean mesh.stage\?"),
-    ({"zzz": 1}, "zzz: no such field; known here: method, num_stages"),
     ({"mesh": 4}, "mesh=4: expected a section with fields"),
     (
         {"method": "seriel"},
         r"method='seriel': expected one of layer_parallel, coarse_adjoint, serial, .*; did you mean serial\?",
     ),
-    ({"multiplier": "exact"}, "multiplier='exact': expected one of none, mean"),
     ({"num_stages": "4"}, "num_stages='4': expected int, got str"),
-    ({"num_stages": True}, "num_stages=True: expected int, got bool"),
-    ({"standardise": 1}, "standardise=1: expected bool"),
     ({"cuts": 3}, "cuts=3: expected a tuple"),
     ({"num_stages": 0}, "num_stages=0: expected at least 1"),
-    ({"num_steps": 0}, "num_steps=0: expected at least 1"),
-    ({"seed": -1}, "seed=-1: expected at least 0"),
     ({"mesh": {"stage": 3}}, r"mesh.stage=3: expected a divisor of num_stages=4.*choose one of \[1, 2, 4\]"),
     ({"batch_size": 30}, r"batch_size=30: expected a multiple of .* 4 \* 1 = 4.*nearest above is 32"),
     ({"batch_size": 36, "mesh": {"data": 2}}, r"4 \* 2 = 8.*nearest above is 40"),
     ({"multiplier": "per_example"}, "multiplier=per_example with data.crop=1.*set data.crop=0"),
     ({"multiplier": "per_example", "data": {"crop": 0, "flip": True}}, "data.flip=True"),
-    ({"multiplier": "per_example", "data": {"crop": 0, "cutout": 2}}, "data.cutout=2"),
     ({"data": {"channels": 2}}, "data.channels=2: expected 3, or 1 for grey"),
-    ({"data": {"threads": 0}}, "data.threads=0: expected at least 1"),
     ({"model": {"function": 3}}, "model.function=3: expected str"),
     ({"multiplier": "adjoint", "aux": {"task_weight": 0.0}}, "multiplier=adjoint with aux.task_weight=0.0"),
     ({"penalty": {"initial": 20.0, "maximum": 10.0}}, "penalty.maximum=10.0: expected at least penalty.initial=20.0"),
     ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate=0.0: expected > 0"),
-    ({"aux_optimizer": {"momentum": 1.0}}, "aux_optimizer.momentum=1.0"),
-    ({"optimizer": {"weight_decay": -1.0}}, "optimizer.weight_decay=-1.0"),
-    ({"optimizer": {"clip_norm": 0.0}}, "optimizer.clip_norm=0.0"),
     ({"optimizer": {"schedule": "step"}}, "optimizer.step_epochs=.*schedule=step"),
     ({"optimizer": {"step_epochs": [10]}}, "step_epochs belong to schedule=step"),
 ]
@@ -164,35 +142,19 @@ def test_mistakes_are_refused(values, message):
     [
         ({"num_stages": 8}, "num_stages=8: the network is a chain of 5 units"),
         ({"cuts": (1, 1, 2)}, "expected num_stages - 1 = 3 increasing positions"),
-        ({"model__depth": 9}, "model.depth=9: expected 6n"),
-        (
-            {"model": {"depth": 8}},
-            r"model: missing a required argument: 'width'; .* takes depth, width: correct",
-        ),
-        ({"model": {"depth": 8, "widht": 4}}, r"model: .*takes depth, width"),
+        ({"model": {"depth": 8}}, r"model: missing a required argument: 'width'; .* takes depth, width: correct"),
         (
             {"model__function": "resnt"},
-            r"model.function='resnt': expected one of resnet, preact_resnet, .*'package.module:function'; .* resnet\?",
+            r"function='resnt': expected one of resnet, .*'package.*; .* resnet\?",
         ),
         ({"aux__function": "resnet"}, "aux.function='resnet': expected one of convolutions, own_units, or"),
-        ({"model__function": "resnet:"}, r"model.function='resnet:': expected 'package.module:function'"),
         ({"model__function": "lpjax.nothing:resnet"}, "No module named 'lpjax.nothing'; correct the name"),
         ({"model__function": "lpjax.models.resnet:nothing"}, "has no attribute 'nothing'; correct the name"),
-        (
-            {"model__function": "lpjax.nn.layers:BATCH_NORM_EPSILON"},
-            "is a float; name a function",
-        ),
-        (
-            {"model": {"function": "imagenet_resnet", "depth": 18}},
-            r"a map of 1x1 cannot be taken at stride 2.*use larger images",
-        ),
-        ({"aux__function": "lpjax.network.aux_net:nothing"}, "aux.function='lpjax.network.aux_net:nothing'"),
+        ({"model__function": "lpjax.nn.layers:BATCH_NORM_EPSILON"}, "is a float; name a function"),
         ({"data__name": "cifar11"}, "data.name='cifar11': expected one of digits"),
         ({"batch_size": 1600}, "batch_size=1600: the training set has 1437 examples"),
         ({"mesh__data": 4}, r"mesh.stage=4 \* mesh.data=4 = 16 devices: 8 found"),
-        ({"aux__width": 0.0}, "aux.width=0.0"),
         ({"aux__share": 0.0}, "aux.share=0.0: expected > 0"),
-        ({"aux__tail": -1}, "aux.tail=-1: expected at least 0"),
     ],
 )
 def test_what_does_not_fit_network_data_or_machine(fields, message):
@@ -204,9 +166,3 @@ def test_the_first_penalty_coefficient_goes_by_the_policy():
     assert small_config(multiplier="coarse_tail").penalty.initial == 0.1
     assert small_config(multiplier="adjoint").penalty.initial == 1.0
     assert small_config(multiplier="coarse_tail", penalty__initial=3).penalty.initial == 3.0
-
-
-def test_serial_runs_on_one_device_unless_told():
-    assert small_config(method="serial").mesh_shape == (1, 1)
-    assert small_config(method="serial", mesh__stage=2, mesh__data=2).mesh_shape == (2, 2)
-    assert small_config().mesh_shape == (4, 1)

@@ -135,23 +135,6 @@ def test_commands_could_be_given(monkeypatch):
                 parse(module, words, monkeypatch)
 
 
-def test_commands_that_cannot_be_given_are_found(monkeypatch):
-    text = "```sh\npython -m lpjax.main --config=configs/digits.py \\\n  --workdir=b # all\n```\n"
-    first, second, third = commands_in(
-        text + "`python -m lpjax.report a --out=b` `python -m experiments memory --stages=2`"
-    )
-    assert first == ["lpjax.main", "--config=configs/digits.py", "--workdir=b"]
-    for command in first, second, third:
-        parse(command[0], command[1:], monkeypatch)
-    for wrong in ("--workdri=a", "--config.num_epohcs=3", "--config.num_epochs=a", "--config.aux.grid=0"):
-        with pytest.raises((AssertionError, AttributeError, KeyError, TypeError, ValueError)):
-            parse(first[0], [*first[1:], wrong], monkeypatch)
-    with pytest.raises(SystemExit):
-        parse(second[0], [*second[1:], "--wrong"], monkeypatch)
-    with pytest.raises(ValueError, match="wrong"):
-        parse(third[0], [*third[1:], "--config.wrong=1"], monkeypatch)
-
-
 # names ----------------------------------------------------------------------------------------------------------------
 
 
@@ -177,12 +160,6 @@ def missing(page, text):
 def test_what_pages_name_exists():
     wrong = {name_of(page): list(missing(page, page.read_text())) for page in PAGES}
     assert not {page: names for page, names in wrong.items() if names}
-
-
-def test_what_does_not_exist_is_found():
-    wrong = "[a](b.md) `lpjax/a.py` `aux.widht=1` `lpjax.nn.layers.lin`"
-    right = "[c](docs/index.md#d) `aux.width=0.5` `data.feed` `lpjax.nn` `--config.mesh.stage=1` `configs/digits.py`"
-    assert list(missing(README, f"{wrong} {right}")) == ["b.md", "lpjax/a.py", "lpjax.nn.layers.lin", "lpjax.aux.widht"]
 
 
 def test_every_module_is_in_the_reference_once():

@@ -93,8 +93,3 @@ def test_a_table_is_never_gathered():
     for program in (read, write):
         assert "1009" in program.as_text()
         assert str(rows) not in program.as_text()
-
-
-def test_a_mesh_larger_than_the_machine():
-    with pytest.raises(ValueError, match=r"mesh.stage=5 \* mesh.data=2 = 10 devices: 8 found"):
-        make_mesh(5, 2)

@@ -1,29 +1,31 @@
 """The model folder: its program is the composed network, runs without lpjax, and can only compute."""
 
-import dataclasses
+import csv
+import io
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data_makers import CIFAR10_NAMES, arguments, make_cifar10, make_folder, make_idx
+from data_makers import encoded
 from helpers import dataset, small_run
 from jax import export as jax_export
+from PIL import Image
 from safetensors.numpy import load_file
 from test_main import ROOT, environment
 
-from lpjax.config.schema import DataConfig
-from lpjax.data import SOURCES, prepare
-from lpjax.data.source import Spec
+from lpjax import predict
+from lpjax.data import images as image_files
 from lpjax.export import fold, from_run, model_file
 from lpjax.export import program as programs
-from lpjax.models import preact_resnet, resnet
 from lpjax.network.network import composed
 from lpjax.nn import layers
 from lpjax.nn.chain import Mode
@@ -160,31 +162,15 @@ def test_no_file_tells_where_it_was_made(folder):
             assert str(place).encode() not in path.read_bytes(), f"{place} in {path.name}"
 
 
-def test_the_sums_are_those_of_sha256sum(folder):
-    subprocess.run(
-        ["sha256sum", "--check", "--strict", model_file.CHECKSUMS], cwd=folder, check=True, capture_output=True
-    )
-
-
-def test_the_card_and_the_description(run, folder):
+def test_the_card_and_the_description(folder):
     card = (folder / model_file.CARD).read_text()
-    for words in (
-        "# resnet on digits",
-        "`resnet(depth=8, width=4)`",
-        "step 7 of a run of 2 epochs",
-        "| test accuracy | 0.5000 on 360 images |",
-        "| parameters | 4,934 |",
-        "| batch norm | as trained, not folded |",
-    ):
+    for words in ("step 7 of a run of 2 epochs", "| test accuracy | 0.5000 on 360 images |", "as trained, not folded"):
         assert words in card
     description = model_file.load(folder).description
     assert description.class_names == tuple("0123456789")
     assert (description.image_shape, description.crop) == ((8, 8, 1), 1.0)
     assert description.provenance["config"]["model"]["arguments"] == {"depth": 8, "width": 4}
     assert "dir" not in description.provenance["config"]["data"], "the place of the data is nobody's business"
-    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
-        (folder / model_file.CARD).stat().st_mode & 0o777
-    }
 
 
 @pytest.mark.parametrize(
@@ -192,10 +178,9 @@ def test_the_card_and_the_description(run, folder):
     [
         {"model": PREACT},
         {"model": MLP, "aux__function": "own_units", "data__crop": 0},
-        {"num_stages": 1},
         {"method": "serial", "standardise": False},
     ],
-    ids=["pre-activation", "one's own, which asks for len(x)", "one stage", "not standardised"],
+    ids=["pre-activation", "one's own, which asks for len(x)", "not standardised"],
 )
 def test_other_networks(fields):
     run = small_run(**fields)
@@ -203,12 +188,6 @@ def test_other_networks(fields):
     program = from_run.make_program(run, *trees)
     close(jax.jit(program.call)(images(run, 4)), logits(run, *trees, images(run, 4)))
     programs.check(program, (8, 8, 1), 10)
-
-
-def test_bfloat16(run):
-    narrow, trees = small_run(bfloat16=True), random_trees(run)
-    program = from_run.make_program(narrow, *trees)
-    close(jax.jit(program.call)(images(run, 9)), logits(run, *trees, images(run, 9)), 0.05)
 
 
 # ---------------------------------------------------------------- folding
@@ -256,42 +235,9 @@ def test_a_folded_model_says_so(run, tmp_path):
     assert 0 < model.description.provenance["logits_changed_by"] < 1e-4
     arrays = load_file(tmp_path / "model" / model_file.ARRAYS)
     assert {float(v) for name, array in arrays.items() if name.endswith("scale") for v in array} == {1.0}
-    assert "| batch norm | 7 folded into" in (tmp_path / "model" / model_file.CARD).read_text()
-    assert "| test accuracy | not known |" in (tmp_path / "model" / model_file.CARD).read_text()
-
-
-def convs(*parts):
-    return {((part, "conv", "kernel"), (part, "norm"), (part,)) for part in parts}
-
-
-def between(first, second):
-    return ((first, "conv", "kernel"), (second, "norm"), (second,))
-
-
-@pytest.mark.parametrize(
-    "unit, shape, expected",
-    [
-        (resnet.ConvBlock(6, 1, 3), (8, 8, 6), {(("conv", "kernel"), ("norm",), ())}),
-        (resnet.basic_block(6, 1), (8, 8, 6), convs("first", "second")),
-        (
-            resnet.PostActivationBlock("bottleneck", 6, 2, True),
-            (8, 8, 24),
-            convs("first", "second", "third", "shortcut"),
-        ),
-        # All have six channels, so that only what they do tells a norm before a convolution from one after it.
-        (preact_resnet.PreActivationBlock("basic", 6, 1, 0.3), (8, 8, 6), {between("first", "second")}),
-        (
-            preact_resnet.PreActivationBlock("bottleneck", 6, 2, 0.0),
-            (8, 8, 24),
-            {between("first", "second"), between("second", "third")},
-        ),
-        (preact_resnet.PreActivationHead(6), (8, 8, 6), set()),
-        (layers.STANDARDISE, (8, 8, 6), set()),
-    ],
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_what_can_be_folded(unit, shape, expected):
-    assert set(fold.foldable_pairs(unit, shape)) == expected
+    card = (tmp_path / "model" / model_file.CARD).read_text()
+    assert "| batch norm | 7 folded into" in card
+    assert "| test accuracy | not known |" in card
 
 
 # ---------------------------------------------------------------- writing
@@ -302,15 +248,9 @@ def test_a_folder_that_is_not_free(folder, tmp_path):
     with pytest.raises(ValueError, match=r"model: exists: expected no such folder, or an empty one; choose another"):
         model_file.write(folder, model.description, model.program, {}, "")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file: exists"):
-        model_file.check_free(tmp_path / "file")
-    (tmp_path / "empty").mkdir()
-    for name in ("empty", "new/deeper"):
+    for name in ("", "new/deeper"):  # an empty one; none
         model_file.write(tmp_path / name, model.description, model.program, {}, "")
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(
-            [*FILES, model_file.CARD, model_file.CHECKSUMS]
-        )
+        assert {*FILES, model_file.CARD, model_file.CHECKSUMS} <= {path.name for path in (tmp_path / name).iterdir()}
 
 
 def test_whole_or_not_at_all(folder, tmp_path, monkeypatch):
@@ -325,86 +265,35 @@ def test_whole_or_not_at_all(folder, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_classes_without_names_go_by_their_numbers(run):
-    described = from_run.describe(dataclasses.replace(run, spec=Spec((8, 8, 1), 3, 1, 1)))
-    assert described.class_names == ("0", "1", "2")
-
-
-def test_class_names_that_load_would_refuse(folder, tmp_path):
-    model = model_file.load(folder)
-    description = dataclasses.replace(model.description, class_names=("d\x1b[31mog", *"123456789"))
-    with pytest.raises(ValueError, match=r"class_names=.*: expected printable names of at most 200"):
-        model_file.write(tmp_path / "model", description, model.program, {}, "")
-
-
-@pytest.mark.parametrize("package", ["flatbuffers", "safetensors.numpy"])
-def test_missing_packages(package, run, folder, tmp_path, monkeypatch):
-    model = model_file.load(folder)
-    monkeypatch.delitem(sys.modules, "jax._src.export.serialization", raising=False)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=r"an exported model needs more packages; pip install 'lpjax\[export\]'"):
-        model_file.write(tmp_path / "model", model.description, model.program, {}, "")
-    if package == "flatbuffers":
-        with pytest.raises(ValueError, match=r"pip install 'lpjax\[export\]'"):
-            model_file.load(folder)
-
-
 # ---------------------------------------------------------------- hostile folders
 
 
 @pytest.mark.parametrize("name", [*FILES, model_file.CHECKSUMS])
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "removed", "a folder"])
-def test_damage_is_named(name, damage, copied):
-    path = copied / name
-    content = path.read_bytes()
+def test_damage_is_named(name, folder, tmp_path):
+    content = (folder / name).read_bytes()
     middle = len(content) // 2
-    if damage == "flipped":
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    elif damage == "truncated":
-        path.write_bytes(content[:middle])
-    elif damage == "emptied":
-        path.write_bytes(b"")
-    else:
-        path.unlink()
-        if damage == "a folder":
-            path.mkdir()
-    pattern = rf"model/({re.escape(name)}|model\.\w+): damaged|{re.escape(name)} is missing"
-    with pytest.raises((ValueError, OSError), match=f"({pattern}).*copy the folder again, or export the model again"):
-        model_file.load(copied)
-
-
-def test_no_such_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing: no such folder: expected one that python -m lpjax\.export"):
-        model_file.load(tmp_path / "nothing")
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    pattern = rf"({re.escape(name)}|model\.\w+): damaged|{re.escape(name)} is missing"
+    for number, damaged in enumerate((flipped, content[:middle], None)):
+        copied = shutil.copytree(folder, tmp_path / str(number))
+        (copied / name).unlink()
+        if damaged is not None:
+            (copied / name).write_bytes(damaged)
+        with pytest.raises((ValueError, OSError), match=f"({pattern}).*copy the folder again, or export the model"):
+            model_file.load(copied)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("[]", "expected an object with the fields"),
-        ("{", "Expecting property name"),
         ("[" * 100_000, "recursion"),
-        ("\xff", "can't decode|Expecting value|utf-8"),
         ({"format": "lpjax model 2"}, "another format: expected 'lpjax model 1'"),
         ({"more": 1}, "expected an object with the fields"),
         ({"crop": float("nan")}, "NaN: expected finite numbers"),
-        ({"crop": 0}, "crop='0': expected a share"),
-        ({"crop": "1"}, "crop='1': expected a share"),
-        ({"crop": True}, "crop='True': expected a share"),
-        ({"mean": [1e999]}, "Infinity: expected finite"),
-        ({"mean": 0.5}, "mean='0.5': expected 1 finite numbers"),
         ({"std": [1.0, 1.0]}, r"std='\(1.0, 1.0\)': expected 1 finite numbers"),
-        ({"class_names": 10}, "class_names='10': expected"),
-        ({"class_names": [1] * 10}, "class_names=.*: expected printable"),
         ({"class_names": ["\x1b[2J"] * 10}, "class_names=.*: expected printable"),
-        ({"class_names": ["x" * 201] * 10}, "class_names=.*: expected printable"),
-        ({"class_names": []}, "class_names=.*: expected printable"),
-        ({"class_names": ["a", "b"]}, r"float32\[b,10\]: expected uint8\[b,8,8,1\] -> float32\[b,2\]"),
-        ({"image_shape": [8, 8]}, "image_shape=.*: expected height, width and channels"),
         ({"image_shape": [10**6, 10**6, 1]}, "image_shape=.*: expected height, width and channels, 1 to 8192"),
-        ({"image_shape": [8, True, 1]}, "image_shape=.*: expected"),
         ({"image_shape": [16, 8, 1]}, r"expected uint8\[b,16,8,1\]"),
-        ({"provenance": []}, "provenance=.*: expected an object"),
     ],
     ids=str,
 )
@@ -414,14 +303,6 @@ def test_forged_descriptions(change, message, copied):
     path.write_bytes(text.encode("latin-1"))
     sign(copied)
     with pytest.raises(ValueError, match=rf"model/model\.(json|stablehlo): .*({message})"):
-        model_file.load(copied)
-
-
-def test_a_description_too_large_to_read(copied):
-    path = copied / model_file.DESCRIPTION
-    path.write_bytes(b" " * (2**24 + 1))
-    sign(copied)
-    with pytest.raises(ValueError, match=r"model.json: 16,777,217 bytes: expected at most 16,777,216"):
         model_file.load(copied)
 
 
@@ -438,11 +319,6 @@ def forge(folder, program):
 
 def constant(x):
     return jnp.zeros((x.shape[0], 10), jnp.float32)
-
-
-def calls_python(x):
-    shape = jax.ShapeDtypeStruct((x.shape[0], 10), jnp.float32)
-    return jax.pure_callback(lambda x: np.zeros((len(x), 10), np.float32), shape, x)
 
 
 def calls_library(x):
@@ -465,56 +341,14 @@ ANY_FUNCTION = [jax_export.DisabledSafetyCheck.custom_call("any_function")]
         (lambda: exported(hides_a_call, disabled_checks=ANY_FUNCTION), "stablehlo.custom_call @any_function"),
         (lambda: exported(lambda x: constant(x)[:, :9]), r"float32\[b,9\]: expected .*float32\[b,10\]"),
         (lambda: exported(lambda x: {"logits": constant(x)}), "to .*logits.*: expected one array to one array"),
-        (lambda: exported(lambda x: (constant(x), x)), "expected uint8"),
-        (lambda: exported(constant, jax.ShapeDtypeStruct((4, 8, 8, 1), np.uint8)), r"uint8\[4,8,8,1\] .*expected"),
         (lambda: exported(constant, jax.ShapeDtypeStruct((4, 8, 8, 1), np.float32)), r"float32\[4,8,8,1\] .*expected"),
     ],
-    ids=["library", "hidden in a loop", "classes", "a dict", "two outputs", "batch of four", "floats"],
+    ids=["library", "hidden in a loop", "classes", "a dict", "floats"],
 )
 def test_programs_that_are_refused(make, message, copied):
     program = make()
     forge(copied, program)
     with pytest.raises(ValueError, match=rf"model/model\.stablehlo: a program .*{message}"):
-        model_file.load(copied)
-
-
-def test_what_load_would_refuse_is_not_written(folder, tmp_path):
-    description = model_file.load(folder).description
-    program = exported(calls_library, disabled_checks=ANY_FUNCTION)
-    with pytest.raises(ValueError, match=r"stablehlo\.custom_call @any_function: expected one that only computes"):
-        model_file.write(tmp_path / "model", description, program, {}, "")
-    assert not list(tmp_path.iterdir())
-
-
-def test_operations_that_reach_outside(copied):
-    """jax.export makes none of these; another program might."""
-    text = """
-        func.func public @main(%x: tensor<2xf32>) -> tensor<2xf32> {
-          %token = stablehlo.create_token : !stablehlo.token
-          %out = "stablehlo.outfeed"(%x, %token) {outfeed_config = ""}
-            : (tensor<2xf32>, !stablehlo.token) -> !stablehlo.token
-          return %x : tensor<2xf32>
-        }"""
-    from jax.extend.mlir.dialects import stablehlo
-
-    serialised = stablehlo.serialize_portable_artifact_str(text, stablehlo.get_minimum_version())
-    program = dataclasses.replace(exported(constant), mlir_module_serialized=serialised)
-    forge(copied, program)
-    with pytest.raises(ValueError, match=r"a program with the operation stablehlo\.outfeed"):
-        model_file.load(copied)
-
-
-def test_a_program_of_several_devices(copied):
-    forge(copied, dataclasses.replace(exported(constant), nr_devices=2))
-    with pytest.raises(ValueError, match="a program for 2 devices"):
-        model_file.load(copied)
-
-
-@pytest.mark.parametrize("content", [b"", b"no program", bytes(10_000)], ids=["empty", "text", "zeros"])
-def test_files_that_are_no_program(content, copied):
-    (copied / model_file.PROGRAM).write_bytes(content)
-    sign(copied)
-    with pytest.raises(ValueError, match=r"model\.stablehlo: .*export the model again"):
         model_file.load(copied)
 
 
@@ -524,63 +358,181 @@ def test_files_that_are_no_program(content, copied):
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
-def cli(*arguments, config="configs/digits.py"):
-    command = [sys.executable, "-m", "lpjax.export", f"--config={config}", *arguments]
+def cli(*arguments):
+    command = [sys.executable, "-m", "lpjax.export", "--config=configs/digits.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment(**QUICK), capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ([], "--output is missing"),
-        (["--output={tmp}"], "expected no such folder, or an empty one"),
-        (["--output={tmp}/new", "--config.dry_run=True"], "dry_run=True: the batch-norm statistics"),
-        (["--output={tmp}/new", "--workdir={tmp}/run"], "there is no checkpoint"),
-    ],
-)
-def test_mistakes_exit_with_2(arguments, message, tmp_path):
-    (tmp_path / "file").write_text("")
-    done = cli(*(argument.format(tmp=tmp_path) for argument in arguments))
+def test_mistakes_exit_with_2(tmp_path):
+    done = cli(f"--output={tmp_path}/new", f"--workdir={tmp_path}/run", "--config.model.depth=8")
     assert done.returncode == 2, done.stderr
-    assert message in done.stderr
+    assert "there is no checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_from_training_to_a_model(tmp_path):
-    fields = [f"--config.{f}" for f in ("model.depth=8", "model.width=4", "num_steps=3", "method=serial")]
-    workdir, model = tmp_path / "run", tmp_path / "model"
-    command = [sys.executable, "-m", "lpjax.main", "--config=configs/digits.py", *fields, f"--workdir={workdir}"]
-    subprocess.run(command, cwd=ROOT, env=environment(**QUICK), check=True, capture_output=True)
-    done = cli(*fields, f"--workdir={workdir}", f"--output={model}", "--fold_batch_norm")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((workdir / "result.json").read_text())
-    loaded = model_file.load(model)
-    assert loaded.description.provenance["step"] == 3
-    assert loaded.description.provenance["test_accuracy"] == pytest.approx(result["test_accuracy"])
-    data = dataset(small_run())
-    accuracy = (np.asarray(loaded.logits(data.test_images)).argmax(1) == data.test_labels).mean()
-    assert accuracy == pytest.approx(result["test_accuracy"], abs=1 / 360)
+# ---------------------------------------------------------------- predictions for image files
 
 
-# ---------------------------------------------------------------- names of classes
+@pytest.fixture
+def digits(run, tmp_path):
+    """Files of forty test images, 8x8 as the model takes them, and what the model says to them."""
+    pixels = dataset(run).test_images[:40]
+    paths = [tmp_path / f"{i}.png" for i in range(40)]
+    for path, image in zip(paths, pixels, strict=True):
+        path.write_bytes(encoded(image[..., 0]))
+    return paths, pixels
 
 
-def test_names_of_classes(tmp_path):
-    def names(data_set, **fields):
-        return SOURCES[data_set].describe(DataConfig(name=data_set, dir=str(tmp_path), **fields)).class_names
-
-    make_idx(tmp_path, (28, 28))
-    make_folder(tmp_path, {f"{name}/1.png": b"" for name in ("dog", "cat")}, {"dog/1.png": b""})
-    assert names("digits") == names("mnist") == tuple("0123456789")
-    assert names("fashion_mnist")[::9] == ("T-shirt/top", "Ankle boot")
-    assert names("folder") == ("cat", "dog")
-    assert names("idx") is None
+def expected(folder, pixels):
+    return np.asarray(jax.nn.softmax(model_file.load(folder).logits(pixels)))
 
 
-def test_names_of_classes_that_tensorflow_datasets_stores(tmp_path):
-    archive, *_ = make_cifar10(tmp_path)
-    assert prepare.main(["prepare", *arguments("cifar10", archive, tmp_path / "data")]) == 0
-    found = SOURCES["cifar10"].describe(DataConfig(name="cifar10", dir=str(tmp_path / "data")))
-    assert list(found.class_names) == CIFAR10_NAMES
+def call(capsys, folder, *arguments):
+    """Exit code, lines of stdout, and stderr."""
+    code = predict.main([f"--model={folder}", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, out.splitlines(), err
+
+
+def test_json_of_more_images_than_a_batch(folder, digits, capsys):
+    paths, pixels = digits
+    code, lines, err = call(capsys, folder, "--json", "--top=10", *paths)
+    assert (code, err) == (0, "")
+    for line, path, probabilities in zip(lines, paths, expected(folder, pixels), strict=True):
+        found = json.loads(line)
+        assert found["image"] == str(path)
+        values = [c["probability"] for c in found["classes"]]
+        assert values == sorted(values, reverse=True)
+        assert sum(values) == pytest.approx(1)
+        np.testing.assert_allclose(values, [probabilities[int(c["class"])] for c in found["classes"]], atol=1e-5)
+
+
+def png(width, height, content=b""):
+    """A PNG that claims to be of this size."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def tiff(mode):
+    file = io.BytesIO()
+    Image.new(mode, (8, 8)).save(file, "TIFF")
+    return file.getvalue()
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"text", r"bad\.png: not an image file: expected a whole file in one of the formats BMP, .*WEBP"),
+        (EPS, r"bad\.png: not an image file"),  # Pillow would start Ghostscript
+        (encoded(NOISE)[:1000], r"bad\.png: image file is truncated"),
+        (png(10_000, 10_000), r"bad\.png: 10000x10000 pixels, more than 50,000,000"),  # of which Pillow warns
+        (png(50_000, 50_000), r"bad\.png: .*2500000000.*: expected a whole file .* of at most 50,000,000 pixels"),
+        (tiff("F"), r"bad\.png: pixels of more than 8 bits .*convert"),
+        (None, r"bad\.png"),
+    ],
+    ids=["text", "EPS", "truncated", "bomb", "larger bomb", "32 bits", "missing"],
+)
+def test_a_bad_image_does_not_stop_the_others(content, message, folder, digits, tmp_path, capsys):
+    (first, last, *_), pixels = digits
+    bad = tmp_path / "bad.png"
+    if content is not None:
+        bad.write_bytes(content)
+    code, lines, err = call(capsys, folder, "--json", "--top=10", first, bad, last)
+    assert code == 2
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    results = [json.loads(line) for line in lines]
+    assert re.search(message, results[1]["error"])
+    for result, probabilities in zip(results[::2], expected(folder, pixels[:2]), strict=True):
+        assert result["classes"][0]["class"] == str(probabilities.argmax())
+
+
+def test_files_that_are_too_large_or_no_files(folder, digits, tmp_path, capsys):
+    (good, *_), _ = digits
+    large = tmp_path / "large.png"
+    with large.open("wb") as file:
+        file.truncate(2**26 + 1)  # a hole: it takes no room
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for a writer
+    code, lines, err = call(capsys, folder, "--top=1", large, tmp_path / "pipe.png", "/dev/zero", good)
+    assert (code, len(lines)) == (2, 2)
+    assert "large.png: 67,108,865 bytes: expected at most 67,108,864; use a smaller image" in err
+    for name in ("pipe.png", "/dev/zero"):
+        assert f"{name}: not a file: expected an image file" in err
+
+
+def test_folders_patterns_and_stdin(folder, digits, tmp_path, capsys, monkeypatch):
+    paths, pixels = digits
+    best = [str(p.argmax()) for p in expected(folder, pixels)]
+    inside = tmp_path / "photos" / "of may [1]"
+    (inside / ".cache").mkdir(parents=True)
+    for i in (3, 5):
+        shutil.copy(paths[i], inside / f"{i}.PNG")
+    shutil.copy(paths[0], inside / ".cache" / "0.png")
+    (inside / "labels.txt").write_text("3")
+    shutil.copy(paths[7], tmp_path / "photos" / "picture")  # an image whatever its name
+    code, lines, err = call(capsys, folder, "--top=1", tmp_path / "photos")
+    assert code == 0
+    assert lines[::2] == [str(path) for path in (inside / "3.PNG", inside / "5.PNG", tmp_path / "photos/picture")]
+    assert [line.split()[0] for line in lines[1::2]] == [best[i] for i in (3, 5, 7)]
+    assert err == f"lpjax: left out, as no images: {inside / 'labels.txt'} (1)\n"
+    code, lines, err = call(capsys, folder, "--top=1", f"{tmp_path}/1?.png", f"{tmp_path}/*.PNG", "gs://a/b.png")
+    assert code == 2
+    assert lines[::2] == [f"{tmp_path}/1{i}.png" for i in range(10)]
+    assert err.splitlines() == [
+        f"lpjax: {tmp_path}/*.PNG: no file matches this pattern; correct it",
+        "lpjax: gs://a/b.png: expected a path of this machine; mount what the address names, or copy it there",
+    ]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(paths[4].read_bytes())))
+    code, lines, err = call(capsys, folder, "--top=1", "-")
+    assert (code, err, lines[0], lines[1].split()[0]) == (0, "", "-", best[4])
+    (tmp_path / "empty").mkdir()
+    code, lines, err = call(capsys, folder, tmp_path / "empty")
+    assert (code, lines) == (2, [])
+    assert "empty: no files in this folder" in err
+
+
+def test_csv(folder, digits, tmp_path, capsys):
+    paths, pixels = digits
+    named = tmp_path / 'a, "b"\n.png'
+    shutil.copy(paths[1], named)
+    (tmp_path / "bad.png").write_bytes(b"text")
+    code, lines, _ = call(capsys, folder, "--csv", "--top=2", paths[0], named, tmp_path / "bad.png")
+    rows = list(csv.DictReader(lines))
+    assert code == 2
+    assert [row["image"] for row in rows] == [str(paths[0])] * 2 + [str(named).replace("\n", "\ufffd")] * 2 + [
+        str(tmp_path / "bad.png")
+    ]
+    for (first, second), p in zip((rows[:2], rows[2:4]), expected(folder, pixels[:2]), strict=True):
+        best = np.argsort(-p)[:2]
+        assert [first["class"], second["class"]] == [str(i) for i in best]
+        np.testing.assert_allclose([float(first["probability"]), float(second["probability"])], p[best], rtol=1e-4)
+        assert first["error"] == ""
+    assert (rows[4]["class"], rows[4]["probability"]) == ("", "")
+    assert "not an image file" in rows[4]["error"]
+
+
+# ---------------------------------------------------------------- how an image becomes an example
+
+
+def decode(pixels, shape, share=1.0):
+    return image_files.decode_foreign(encoded(pixels), shape, share=share, max_pixels=10**6)
+
+
+def test_the_middle_of_the_image_by_the_models_shape():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode(pixels, (40, 40, 3)), pixels[:, 10:50])
+    np.testing.assert_array_equal(decode(pixels, (20, 20, 3), share=0.5), pixels[10:30, 20:40])
+    np.testing.assert_array_equal(decode(pixels, (20, 60, 3)), pixels[10:30])  # thrice as wide as high
+    np.testing.assert_array_equal(decode(pixels, (40, 10, 3)), pixels[:, 25:35])
+    np.testing.assert_array_equal(decode(pixels[..., 0], (40, 40, 1))[..., 0], pixels[:, 10:50, 0])
+    assert decode(pixels, (8, 8, 1)).shape == (8, 8, 1)

@@ -284,46 +284,6 @@ def test_the_terminal_is_closed():
 # ---------------------------------------------------------------- the disk
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A folder on a disk of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "lpjax-test", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(path, leave):
-    """A file that takes all room but `leave` bytes."""
-    with path.open("wb", buffering=0) as file:
-        with contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-        file.truncate(file.tell() - leave)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("leave", [0, 65536], ids=["from the start", "in a save"])
-def test_full_disk(leave, uninterrupted, disk):
-    folder = copy(uninterrupted, disk / "run", 3)
-    fill(disk / "filler", leave)
-    done = lpjax(folder, "--config.log_every=100")  # no line between the save and the next one, which would fail first
-    assert done.returncode == 1, done.stderr
-    said = complaint(done)
-    if leave:
-        assert f"{checkpoints(folder)}: the checkpoint of step 6 could not be written" in said
-        assert "the last good one is of step 3" in said
-    else:
-        assert "No space left" in said
-    assert checkpoint.steps(checkpoints(folder)) == [3]
-    (disk / "filler").unlink()
-    assert "going on from the checkpoint of step 3" in finish(folder)
-    assert_same_end(folder, uninterrupted)
-
-
 def test_no_room_for_a_checkpoint(uninterrupted, tmp_path):
     """As on a full disk, where none can be mounted: files end at 32 kB, longer than structure.json."""
     folder = tmp_path / "run"

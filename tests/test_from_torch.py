@@ -1,16 +1,11 @@
 """Weights from PyTorch: networks that return what their torch originals do, from the same state dict."""
 
-import re
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close
 
-from lpjax.models.from_torch import from_torch, torchvision_resnet_names, wide_resnet_names
+from lpjax.models.from_torch import from_torch, wide_resnet_names
 from lpjax.models.preact_resnet import wide_resnet
-from lpjax.models.resnet import imagenet_resnet
 from lpjax.nn import chain
 from lpjax.nn.chain import Mode, make_chain
 
@@ -89,94 +84,11 @@ def assert_same_logits(network, model, names, images, *, train=False):
     return stats
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_torchvision_resnets(depth):
-    models = pytest.importorskip("torchvision").models
-    model = randomised(getattr(models, f"resnet{depth}")(num_classes=11))
-    images = make_images(64)
-    network = make_chain(imagenet_resnet(depth=depth, classes=11), images.shape[1:])
-    assert_same_logits(network, model, torchvision_resnet_names, images)
-
-
-@pytest.mark.parametrize("depth, widen", [(16, 4), (22, 2), (16, 1)])
+@pytest.mark.parametrize("depth, widen", [(16, 1), (22, 2)])
 def test_wide_resnets(depth, widen):
     model, images = randomised(WideResNet(depth, widen, classes=5)), make_images(16)
     network = make_chain(wide_resnet(depth=depth, widen=widen, classes=5), images.shape[1:])
     assert_same_logits(network, model, wide_resnet_names, images)
 
 
-def test_batch_statistics():
-    """A momentum of 1 leaves the batch's statistics in the torch model: those of every norm are compared too."""
-    model, images = randomised(WideResNet(22, 2, classes=5)), make_images(16)
-    network = make_chain(wide_resnet(depth=22, widen=2, classes=5), images.shape[1:])
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    stats = assert_same_logits(network, model, wide_resnet_names, images, train=True)
-    _, theirs = from_torch(network, model.state_dict(), wide_resnet_names)
-
-    def means(tree):
-        return [leaf for path, leaf in jax.tree.leaves_with_path(tree) if path[-1].key == "mean"]
-
-    assert len(means(stats)) == 13  # 18 blocks of two norms in 6 repeats, and the head's
-    assert_close(means(stats), means(theirs))
-
-
 # ---------------------------------------------------------------- layout and what is refused
-
-
-@pytest.fixture
-def small():
-    """A network of one block a group and its state dict, as numpy arrays."""
-    network = make_chain(wide_resnet(depth=10, widen=1, classes=5), (8, 8, 3))
-    return network, {key: value.numpy() for key, value in randomised(WideResNet(10, 1, 5)).state_dict().items()}
-
-
-def test_numpy_arrays_in_the_layout_and_dtype_of_init(small):
-    network, state_dict = small
-    expected = jax.eval_shape(lambda key: chain.init(network, key), jax.random.key(0))
-    trees = from_torch(network, {key: np.float32(value) for key, value in state_dict.items()}, wide_resnet_names)
-    assert jax.tree.structure(trees) == jax.tree.structure(expected)
-    assert jax.tree.all(jax.tree.map(lambda a, e: (a.shape, a.dtype) == (e.shape, e.dtype), trees, expected))
-
-
-def test_a_missing_key_is_named(small):
-    network, state_dict = small
-    del state_dict["block2.layer.0.convShortcut.weight"]
-    with pytest.raises(
-        ValueError, match=r"no 'block2.layer.0.convShortcut.weight', expected for unit 2 \(preact-basic"
-    ):
-        from_torch(network, state_dict, wide_resnet_names)
-
-
-def test_keys_left_over_are_named(small):
-    network, state_dict = small
-    state_dict["ema.weight"] = np.zeros(3)
-    with pytest.raises(ValueError, match=r"1 keys of the state dict are left over: ema\.weight; expected those of"):
-        from_torch(network, state_dict, wide_resnet_names)
-
-
-def test_a_deeper_network_is_not_cut_short(small):
-    network, _ = small
-    with pytest.raises(ValueError, match=r"30 keys .* left over: block1.layer.1.bn1.weight, .*, \.\.\.; expected"):
-        from_torch(network, WideResNet(16, 1, 5).state_dict(), wide_resnet_names)
-
-
-@pytest.mark.parametrize(
-    "key, found, expected",
-    [
-        ("conv1.weight", (16, 1, 3, 3), (16, 3, 3, 3)),
-        ("fc.weight", (64, 5), (5, 64)),
-        ("bn1.running_var", (1, 64, 1, 1), (64,)),
-    ],
-)
-def test_a_wrong_shape_is_named(small, key, found, expected):
-    network, state_dict = small
-    with pytest.raises(ValueError, match=re.escape(f"'{key}' has shape {found}: expected {expected}; build")):
-        from_torch(network, {**state_dict, key: np.zeros(found)}, wide_resnet_names)
-
-
-def test_names_of_another_network_are_refused(small):
-    network, state_dict = small
-    with pytest.raises(ValueError, match=r"part '' of unit 0 \(stem-16\): expected `names` to give its name"):
-        from_torch(network, state_dict, torchvision_resnet_names)

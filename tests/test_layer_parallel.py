@@ -11,7 +11,6 @@ from lpjax.config.schema.penalty import POLICIES
 from lpjax.cost.traffic import exchanged_bytes
 from lpjax.data.batch import Batch
 from lpjax.methods.layer_parallel import step
-from lpjax.state import train_state
 from lpjax.training import run as runs
 
 
@@ -42,10 +41,6 @@ def test_serial_state_is_replicated():
     state = small_run(method="serial", mesh__stage=2, mesh__data=2).create()
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     assert not jax.tree.leaves((state.aux_params, state.multiplier))
-
-
-def test_rows_of_a_table_divide_over_the_devices():
-    assert [train_state.table_rows(n, 8) for n in (1, 8, 9)] == [8, 8, 16]
 
 
 @pytest.mark.parametrize("sweeps, multiplier", [(0, "coarse_tail"), (1, "adjoint"), (2, "coarse_tail")])

@@ -340,34 +340,6 @@ def test_coarse_adjoint_has_no_path_through_the_auxnet_to_test():
     assert 0 < result.test_accuracy < 1
 
 
-def test_local_needs_a_head_that_fits():
-    with pytest.raises(ValueError, match="method=local: the network's head does not fit behind stage 0"):
-        small_run(
-            method="local",
-            model={"function": "test_methods:narrow_head"},
-            aux__function="own_units",
-            num_stages=2,
-            cuts=(1,),
-        )
-
-
-def narrow_head(*, classes):
-    """A network whose head takes exactly the features before it."""
-    from lpjax.nn import layers
-    from lpjax.nn.chain import Unit
-
-    def linear(inputs, outputs):
-        def init(key, in_shape):
-            if in_shape[-1] != inputs:
-                raise ValueError(f"{in_shape[-1]} features: expected {inputs}")
-            return layers.init_linear(key, inputs, outputs), {}
-
-        return Unit(f"linear-{outputs}", init, lambda p, s, x, mode: (layers.linear(p, x), s))
-
-    flat = Unit("flat", lambda key, shape: ({}, {}), lambda p, s, x, mode: (x.reshape(len(x), -1), s))
-    return [flat, linear(64, 8), linear(8, classes)]
-
-
 # state ----------------------------------------------------------------------------------------------------------------
 
 
@@ -402,7 +374,6 @@ def test_unset_a_mesh_is_of_the_devices_that_a_method_uses():
         ({"delayed__shrink": 0.0}, "delayed.shrink=0.0: expected 0 < shrink <= 1"),
         ({"local__blocks": -1}, "local.blocks=-1: expected at least 0"),
         ({"method": "layer_parallel", "aux__tied": True}, "aux.tied=True with method=layer_parallel, whose AuxNet has"),
-        ({"method": "local", "mesh__stage": 3}, "mesh.stage=3: expected a divisor of num_stages=4"),
         (
             {"phases__methods": ("serial", "nothing"), "phases__epochs": (1.0,)},
             "phases.methods='nothing': expected one",

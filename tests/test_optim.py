@@ -36,11 +36,6 @@ def test_a_warm_up_as_long_as_the_training_is_half_of_it():
     assert optim.warmup_steps(OptimizerConfig(warmup_epochs=0.6), 1, 1) == 0
 
 
-def test_constant_without_warm_up():
-    rate = schedule(schedule="constant", warmup_epochs=0.0)
-    np.testing.assert_allclose([rate(s) for s in (0, 59)], [0.4, 0.4])
-
-
 def test_only_kernels_decay():
     tree = {"conv": {"kernel": 1}, "norm": {"scale": 1, "bias": 1}, "head": {"kernel": 1, "bias": 1}}
     assert optim.decayed(tree) == {

@@ -18,6 +18,7 @@ from lpjax.network.network import composed
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
 from lpjax.parallel.mesh import ALL_AXES, EXAMPLES, make_mesh
+from lpjax.training.run import prepare
 
 pytestmark = pytest.mark.usefixtures("x64")
 TRAIN = Mode(train=True)
@@ -389,7 +390,7 @@ def compiles():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_compile_no_transfer_donated_state(policy, compiles):
-    run = small_run(multiplier=policy, data__crop=0)
+    run = prepare(small_config(multiplier=policy, data__crop=0))
     state, batches = run.create(), run.feed.train()
     counts = []
     for _ in range(3):

@@ -5,6 +5,7 @@ the traced step, and the bars of the drawn schedule; commit e65e7af has the scri
 the numbers part by more than 2 % the tests here say which are right and why.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -75,15 +76,17 @@ def fields(network, row):
     return values
 
 
+@functools.cache
 def cases(network, row):
-    """Configuration, network, examples of the training set, and what was predicted, on each mesh."""
-    values = fields(network, row)
+    """[configuration, network, examples of the training set, and what was predicted], on each mesh."""
+    values, found = fields(network, row), []
     made = None
     for stage, data in [(1, 1)] if row == "serial" else MESHES:
         config = configure(values | {"mesh": {"stage": stage, "data": data}})
         spec = SOURCES[config.data.name].published(config.data)
         made = made or runs.build_network(config, spec)
-        yield config, made, spec.num_train, GOLDEN[f"{network} / {row} / {stage} x {data}"]
+        found.append((config, made, spec.num_train, GOLDEN[f"{network} / {row} / {stage} x {data}"]))
+    return found
 
 
 @pytest.mark.parametrize("network, row", CASES)

@@ -4,15 +4,12 @@ Without a browser these tests are skipped, or fail where LPJAX_BROWSER=required,
 folder LPJAX_SCREENSHOTS, or to pytest's own.
 """
 
-import io
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from run_folders import finished, train_line, write_lines
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -91,9 +88,7 @@ def traces(browser, chart: str) -> list[dict]:
     return browser.execute_script(script, f"#{chart} .plot")
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["one", "three"])
+@pytest.mark.parametrize("name, size, theme", [("one", "phone", "dark"), ("three", "desk", "light")])
 def test_every_chart_shows_its_data(browser, pages, name, size, theme, tmp_path):
     look(browser, pages / f"{name}.html", size, theme)
     folder = Path(os.environ.get("LPJAX_SCREENSHOTS", tmp_path))
@@ -109,37 +104,6 @@ def test_every_chart_shows_its_data(browser, pages, name, size, theme, tmp_path)
     assert not errors(browser)
 
 
-def test_a_change_of_theme_reaches_the_charts(browser, pages):
-    look(browser, pages / "one.html", theme="light")
-
-    def ink() -> str:
-        return browser.execute_script("return getComputedStyle(document.querySelector('.xtick text')).fill")
-
-    assert ink() == "rgb(28, 30, 33)"
-    prefer(browser, "dark")
-    until(browser, lambda: ink() == "rgb(230, 232, 235)")
-    assert not errors(browser)
-
-
-def test_the_legend_switches_a_line(browser, pages):
-    look(browser, pages / "one.html")
-    browser.find_element(By.CSS_SELECTOR, "#violation .legendtoggle").click()
-    until(browser, lambda: [t["visible"] for t in traces(browser, "violation")] == ["legendonly", True, True])
-    assert not errors(browser)
-
-
-def test_the_legend_switches_a_line_of_all_runs(browser, pages):
-    look(browser, pages / "three.html")
-    browser.find_element(By.CSS_SELECTOR, "#violation .legendtoggle").click()
-
-    def off() -> set[str]:
-        return {t["name"] for t in traces(browser, "violation") if t["visible"] == "legendonly"}
-
-    of_runs = {f"{run}: interface 1" for run in ("layer_parallel", "serial", "killed")}
-    until(browser, lambda: off() == {"interface 1"} | of_runs)
-    assert not errors(browser)
-
-
 def test_a_run_is_switched_off_and_on_in_all_charts(browser, pages):
     look(browser, pages / "three.html")
     before = {chart: traces(browser, chart) for chart in ("accuracy-steps", "violation", "penalty")}
@@ -151,57 +115,3 @@ def test_a_run_is_switched_off_and_on_in_all_charts(browser, pages):
     box.click()
     until(browser, lambda: {chart: traces(browser, chart) for chart in before} == before)
     assert not errors(browser)
-
-
-def test_scales_are_switched(browser, pages):
-    look(browser, pages / "one.html")
-    scale = "return document.querySelector('#violation .plot').layout.yaxis.type"
-    button = browser.find_element(By.CSS_SELECTOR, "#violation button[data-axis=yaxis]")
-    assert (browser.execute_script(scale), button.get_attribute("aria-pressed")) == ("log", "true")
-    button.click()
-    until(browser, lambda: browser.execute_script(scale) == "linear")
-    assert button.get_attribute("aria-pressed") == "false"
-    assert not errors(browser)
-
-
-def test_values_show_under_the_mouse(browser, pages):
-    look(browser, pages / "one.html")
-    plot = browser.find_element(By.CSS_SELECTOR, "#violation .nsewdrag")
-    ActionChains(browser).move_to_element(plot).perform()
-    until(browser, lambda: "interface 3" in browser.find_element(By.CSS_SELECTOR, "#violation .hoverlayer").text)
-    bar = browser.find_element(By.CSS_SELECTOR, "#schedule-0 .nsewdrag")
-    ActionChains(browser).move_to_element_with_offset(bar, 0, -25).perform()  # not between the rows of two devices
-    until(browser, lambda: "stage" in browser.find_element(By.CSS_SELECTOR, "#schedule-0 .hoverlayer").text)
-    assert not errors(browser)
-
-
-def test_the_readmes_picture_shows_its_charts(browser, pages):
-    """Of another run than the README's; what stands on the page below is not in the picture."""
-    with Image.open(io.BytesIO(report_picture.charts(browser, pages / "one.html"))) as image:
-        size, colours = image.size, len(image.convert("RGB").getcolors(256))
-    assert size[0] == report_picture.WIDTH
-    assert 1500 < size[1] < 2500
-    assert colours > 100
-    drawn = browser.execute_script(DRAWN)
-    assert len(drawn) == len(report_picture.SHOWN)
-    assert not [chart for chart in drawn if not chart["lines"] + chart["bars"] or not chart["ticks"]]
-    headings = [heading.text for heading in browser.find_elements(By.CSS_SELECTOR, "h2")]
-    assert headings == ["Accuracy and loss", "Constraints", "Cut", "Schedule of a step"]
-    assert not browser.execute_script(OVERLAPS)
-    assert not errors(browser)
-
-
-def test_the_readmes_picture_needs_all_of_its_charts(browser, pages, tmp_path):
-    write([write_lines(tmp_path / "killed", [train_line(1)])], tmp_path / "killed.html")
-    with pytest.raises(ValueError, match="expected all of them"):
-        report_picture.charts(browser, tmp_path / "killed.html")
-
-
-def test_a_page_is_looked_at_when_its_charts_are_drawn(browser, tmp_path):
-    """Also where they are drawn after the page is loaded, and where the same page was looked at before."""
-    draw = "setTimeout(() => { document.querySelector('.plot').innerHTML = '<svg class=main-svg></svg>' }, 700)"
-    page = tmp_path / "late.html"
-    page.write_text(f"<!DOCTYPE html><title>late</title><div class=plot></div><script>{draw}</script>")
-    for _ in range(2):
-        look(browser, page)
-        assert browser.find_elements(By.CSS_SELECTOR, ".plot > svg")

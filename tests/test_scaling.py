@@ -9,12 +9,10 @@ import pytest
 from experiments.predict import scale
 from lpjax.cost.machine import Group, Link, Machine, collective_seconds, kept_bytes, roofline
 from lpjax.cost.model import device_bytes, step_seconds
-from lpjax.cost.traffic import exchanged_bytes
 from lpjax.methods.local import classifiers
 from lpjax.models.resnet import ConvBlock, basic_block, resnet
 from lpjax.nn.count import activation_bytes, layers, unit_flops
 from lpjax.nn.layers import STANDARDISE
-from lpjax.training import run as runs
 from tests.helpers import cut_network, seconds_by_part, small_config
 
 B = 64
@@ -82,11 +80,6 @@ def test_groups_in_and_between_nodes():
 
 
 # ---------------------------------------------------------------------------------------------------------------- units
-
-
-def test_layers_of_a_block():
-    found = layers(basic_block(16, 2), (8, 8, 8))
-    assert (found.kernels, found.params, found.norms) == (2, 9 * 16 * (8 + 16) + 4 * 16, (16, 16))
 
 
 def test_roofline_by_hand():
@@ -218,40 +211,6 @@ def test_batch_norm_waits_for_two_collectives_a_layer():
     assert step("layer_parallel", machine, multiplier="none").batch_norm == pieces, "stages of one column have no other"
 
 
-@pytest.mark.parametrize(
-    ("method", "stage", "data", "policy", "within"),
-    [
-        ("layer_parallel", 2, 2, "coarse_tail", 1e-12),
-        ("layer_parallel", 4, 2, "adjoint", 1e-12),
-        ("data_parallel", 1, 4, "none", 0.001),
-        ("pipeline", 2, 2, "none", 0.02),
-        ("fdg", 4, 2, "none", 0.01),
-        ("ddg", 2, 2, "none", 0.01),
-        ("local", 4, 2, "none", 0.01),
-        ("coarse_adjoint", 4, 2, "none", 0.01),
-        ("coarse_adjoint, tied", 4, 2, "none", 0.01),
-    ],
-)
-def test_bytes_are_those_of_the_traced_step(method, stage, data, policy, within):
-    """On a machine that only takes a second a byte sent, the step takes `cost.exchanged_bytes` seconds."""
-    method, _, tied = method.partition(", ")
-    config = small_config(
-        aux__tied=bool(tied),
-        method="delayed" if method in ("fdg", "ddg") else method,
-        multiplier=policy,
-        mesh__stage=stage,
-        mesh__data=data,
-        delayed__variant="ddg" if method == "ddg" else "fdg",
-        pipeline__micro_batches=2,
-        dry_run=True,
-    )
-    run = runs.prepare(config)
-    sent = sum(exchanged_bytes(runs.trace(run).jaxpr, dict(run.mesh.shape)).values())
-    second_a_byte = Link(0.0, 1.0)
-    machine = Machine("bytes", lambda *_: (0.0, 0.0), 64, second_a_byte, second_a_byte, math.inf, 0.0)
-    assert step_seconds(run.network, config, machine).total == pytest.approx(sent, rel=within)
-
-
 def test_half_the_bytes_of_an_exchange():
     machine = replace(IDEAL, inside=Link(0.0, 1.0))
     whole, half = (step("layer_parallel", machine, exchange__bfloat16=half).exchange for half in (False, True))
@@ -319,15 +278,6 @@ def test_memory_of_tails():
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
-def test_bad_machines():
-    with pytest.raises(ValueError, match=r"bandwidth=0.0.*expected latency >= 0 seconds and bandwidth > 0"):
-        Link(0.0, 0.0)
-    with pytest.raises(ValueError, match="devices_per_node=0, memory_bandwidth=inf: expected at least one device"):
-        replace(IDEAL, devices_per_node=0)
-    with pytest.raises(ValueError, match=r"efficiency=1.5: expected a share of the peak"):
-        roofline(peak_flops=1.0, memory_bandwidth=1.0, efficiency=1.5, kernel_seconds=0.0)
-
-
 # ----------------------------------------------------------------------------------------------------------- experiment
 
 
@@ -350,24 +300,3 @@ def test_the_fastest_of_each_method(monkeypatch):
     monkeypatch.setitem(scale.CAPACITY, "ideal", 0.0)
     row = scale.compare("tiny", IDEAL, 128, 4)
     assert (row["methods"], row["winner"]) == ({}, "none")
-
-
-def test_the_lead_over_the_rivals():
-    """The faster of ours over the faster of them, where both fit; of one machine and batch norm."""
-
-    def row(devices, machine="H100", **speeds):
-        methods = {method: {"speedup": speedup} for method, speedup in speeds.items()}
-        case = {"network": "N", "scaling": "batch 8", "machine": machine, "batch_norm": "own"}
-        return case | {"devices": devices, "methods": methods}
-
-    rows = [
-        row(4, layer_parallel=1.0, coarse_adjoint=3.0, data_parallel=1.5, data_parallel_free=9.0, pipeline=0.5),
-        row(8, layer_parallel=3.0, coarse_adjoint=1.0, data_parallel=1.5, pipeline=6.0),
-        row(16, pipeline=2.0),
-        row(64, layer_parallel=2.0),
-        row(4, machine="TPU v5p", layer_parallel=7.0, pipeline=1.0),
-    ]
-    assert list(map(scale.lead, rows)) == [2.0, 0.5, None, None, 7.0]
-    first, second = scale.large({"rows": rows}).split("TPU v5p:")
-    assert "| N | batch 8 | 2.00 | 0.50 |  |  |  |  |" in first
-    assert "| N | batch 8 | 7.00 |  |  |  |  |  |" in second

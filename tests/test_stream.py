@@ -9,10 +9,10 @@ import time
 import jax
 import numpy as np
 import pytest
-from data_makers import arguments, encoded, make_imagenet
+from data_makers import encoded
 from helpers import small_config
 
-from lpjax.data import SOURCES, images, prepare, stream
+from lpjax.data import images, stream
 from lpjax.data.batch import Batch
 from lpjax.data.feed import make_feed
 from lpjax.data.source import Stream
@@ -56,6 +56,12 @@ def take(batches, count):
     return [jax.device_get(batch) for batch in itertools.islice(iter(batches.__next__, None), count)]
 
 
+def assert_same(some, others):
+    for a, b in zip(some, others, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.index, b.index)
+
+
 def row(batches):
     return np.concatenate([batch.index for batch in batches])
 
@@ -80,44 +86,31 @@ def test_images_labels_and_index_belong_together():
 
 
 def test_each_epoch_is_a_permutation_in_a_new_order():
-    epochs = row(take(streamed(make_stream()).train(), 15)).reshape(3, 40)
+    """Also where a batch of 8 goes from one epoch to the next."""
+    epochs = row(take(streamed(make_stream(36)).train(), 9)).reshape(2, 36)
     for order in epochs:
-        np.testing.assert_array_equal(np.sort(order), np.arange(40))
-    for one, other in itertools.combinations([np.arange(40), *epochs], 2):
+        np.testing.assert_array_equal(np.sort(order), np.arange(36))
+    for one, other in itertools.combinations([np.arange(36), *epochs], 2):
         assert (one == other).mean() < 0.5
 
 
-def test_epochs_follow_without_a_gap():
-    order = row(take(streamed(make_stream(num_train=12)).train(), 3))
-    np.testing.assert_array_equal(np.sort(order.reshape(2, 12)), [np.arange(12)] * 2)
-
-
 def test_the_seed_is_of_order_and_augmentation():
+    """The augmentation changes with the epoch, too."""
     data = make_stream(num_train=8)
     one, again, other = (take(streamed(data, seed=seed).train(), 2) for seed in (1, 1, 2))
-    for a, b in zip(one, again, strict=True):
-        np.testing.assert_array_equal(a.image, b.image)
-        np.testing.assert_array_equal(a.index, b.index)
+    assert_same(one, again)
     assert not np.array_equal(row(one), row(other))
-    for a, b in zip(one, other, strict=True):
+    for a, b in (*zip(one, other, strict=True), one):
         assert not np.array_equal(a.image[np.argsort(a.index)], b.image[np.argsort(b.index)])
-
-
-def test_augmentation_differs_by_epoch():
-    first, second = take(streamed(make_stream(num_train=8)).train(), 2)
-    changed = first.image[np.argsort(first.index)] != second.image[np.argsort(second.index)]
-    assert changed.any((1, 2, 3)).all()
 
 
 def test_the_number_of_threads_changes_nothing():
     data = make_stream(damaged=(3,))
     one, many = (take(streamed(data, data__threads=n, data__prefetch=p).train(), 12) for n, p in ((1, 1), (8, 64)))
-    for a, b in zip(one, many, strict=True):
-        np.testing.assert_array_equal(a.image, b.image)
-        np.testing.assert_array_equal(a.index, b.index)
+    assert_same(one, many)
 
 
-@pytest.mark.parametrize("done", [0, 1, 5, 7])
+@pytest.mark.parametrize("done", [1, 7])
 def test_going_on_from_a_state(done):
     feed = streamed(make_stream(damaged=(3, 9)))
     whole = feed.train()
@@ -127,9 +120,7 @@ def test_going_on_from_a_state(done):
     again = feed.train()
     again.set_state(state)
     assert again.corrupt == state["corrupt"]
-    for a, b in zip(take(again, 8), rest, strict=True):
-        np.testing.assert_array_equal(a.image, b.image)
-        np.testing.assert_array_equal(a.index, b.index)
+    assert_same(take(again, 8), rest)
     assert sorted(again.corrupt) == sorted(whole.corrupt)
     assert len(again.corrupt) == 2, "what was counted before is not counted again"
 
@@ -144,38 +135,6 @@ def test_a_damaged_file_is_skipped_and_reported_once():
     assert sorted(batches.corrupt) == ["image_17.png: not an image file", "image_3.png: not an image file"]
 
 
-def test_a_file_is_counted_once_whatever_is_wrong_with_it(monkeypatch):
-    """How far Pillow gets in a truncated file depends on the crop."""
-    data, times, decode = make_stream(num_train=16), itertools.count(), images.decode
-
-    def fails(file, **options):
-        if file == data.train.files[5]:
-            raise OSError(f"truncated, {next(times)} bytes missing")
-        return decode(file, **options)
-
-    monkeypatch.setattr(images, "decode", fails)
-    batches = streamed(data, data__max_corrupt=1, data__threads=16).train()
-    take(batches, 20)
-    assert next(times) > 10
-    (message,) = batches.corrupt
-    assert message.startswith("image_5.png: truncated, ")
-
-
-def test_a_file_that_cannot_be_read_counts_as_damaged(monkeypatch):
-    data = make_stream(num_train=9)
-    read = Memory.__getitem__
-
-    def fails(files, position):
-        if position == 4:
-            raise OSError("disk failure")
-        return read(files, position)
-
-    monkeypatch.setattr(Memory, "__getitem__", fails)
-    batches = streamed(data).train()
-    assert 4 not in row(take(batches, 4))
-    assert batches.corrupt == ["image_4.png: disk failure"]
-
-
 def test_too_many_damaged_files():
     damaged = range(0, 12, 4)
     assert len(take(streamed(make_stream(damaged=damaged), data__max_corrupt=3).train(), 10)) == 10
@@ -186,18 +145,6 @@ def test_too_many_damaged_files():
         r"\(data.max_corrupt=2\); replace them, or raise data.max_corrupt",
     ):
         take(batches, 10)
-
-
-def test_none_is_tolerated_where_none_should_be():
-    with pytest.raises(CorruptDataError, match=r"image_7\.png.* with it 1 image files .* expected at most 0"):
-        take(streamed(make_stream(damaged=[7]), data__max_corrupt=0).train(), 6)
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_all_files_damaged(split):
-    feed = streamed(make_stream(damaged=range(40), damaged_test=range(11)), data__max_corrupt=1000)
-    with pytest.raises(CorruptDataError, match=rf"with it {40 if split == 'train' else 11} image files"):
-        take(feed.train(), 1) if split == "train" else list(feed.test())
 
 
 def test_the_test_split_in_order_padded():
@@ -231,32 +178,6 @@ def slow(function, seconds):
     return lambda *args: (time.sleep(seconds), function(*args))[1]
 
 
-def test_how_long_a_batch_waited_for_files(monkeypatch):
-    """Eight of them, one after another: 0.02 s each."""
-    monkeypatch.setattr(Memory, "__getitem__", slow(Memory.__getitem__, 0.02))
-    batches = streamed(make_stream(), data__threads=1, data__prefetch=1).train()
-    for _ in range(3):
-        next(batches)
-        assert batches.waited > 0.1
-
-
-def test_what_the_devices_take_for_a_batch_is_no_wait_for_files(monkeypatch):
-    """As where they have a step to finish first: the files are read meanwhile."""
-    batches = streamed(make_stream()).train()
-    next(batches)
-    monkeypatch.setattr(stream, "_on_mesh", slow(stream._on_mesh, 0.3))
-    waited = []
-    for _ in range(5):
-        next(batches)
-        waited.append(batches.waited)
-    assert 0 < np.median(waited) < 0.1
-
-
-def test_grey_streams():
-    (batch,) = take(streamed(make_stream(), data__channels=1).train(), 1)
-    assert batch.image.shape == (8, SIDE, SIDE, 1)
-
-
 def test_batches_lie_over_the_mesh():
     feed, alone = (streamed(make_stream(), mesh=shape) for shape in ((2, 2), (1, 1)))
     for batch, whole in ((next(feed.train()), next(alone.train())), (next(feed.test()), next(alone.test()))):
@@ -285,12 +206,11 @@ def on_processes(monkeypatch, read):
 @pytest.mark.parametrize(
     "num_train, read",
     [
-        (40, lambda feed: take(feed.train(), 7)),
         (13, lambda feed: take(feed.train(), 7)),
         (40, lambda feed: list(feed.test())),
         (40, lambda feed: list(feed.sample(2))),
     ],
-    ids=["train", "train-across-epochs", "test", "sample"],
+    ids=["train", "test", "sample"],
 )
 def test_two_processes_read_the_batches_of_one(num_train, read, monkeypatch):
     feed = streamed(make_stream(num_train))
@@ -312,22 +232,4 @@ def test_going_on_with_another_number_of_processes(monkeypatch):
         state = json.loads(json.dumps(part.get_state()))
     whole = feed.train()
     whole.set_state(state)
-    for a, b in zip(take(whole, 2), rest, strict=True):
-        np.testing.assert_array_equal(a.image, b.image)
-        np.testing.assert_array_equal(a.index, b.index)
-
-
-def test_imagenet_from_its_archives_to_batches(tmp_path, capsys):
-    source, train, test = make_imagenet(tmp_path)
-    assert prepare.main(["prepare", *arguments("imagenet2012", source, tmp_path / "data")]) == 0
-    config = small_config(data__name="imagenet2012", data__dir=str(tmp_path / "data"), data__image_size=SIDE).data
-    data = SOURCES["imagenet2012"].load(config)
-    label = {image.name: image.label for image in train + test}
-    feed = streamed(data, batch_size=4)
-    training, testing = take(feed.train(), 9), [jax.device_get(batch) for batch in feed.test()]
-    np.testing.assert_array_equal(np.sort(row(training).reshape(2, 18)), [np.arange(18)] * 2)
-    np.testing.assert_array_equal(row(testing), [*range(6), -1, -1])
-    for files, batches in ((data.train, training), (data.test, testing)):
-        labels = np.concatenate([batch.label for batch in batches])
-        expected = [label[files.name(int(i))] if i >= 0 else 0 for i in row(batches)]
-        np.testing.assert_array_equal(labels, expected)
+    assert_same(take(whole, 2), rest)

@@ -175,7 +175,7 @@ class StagePrograms:
         self.config = replace(run.config, mesh=MeshConfig(1, 1), batch_size=self.column)
         # A table of multipliers has a column's examples, not the training set.
         step_inputs = replace(run.step_inputs, num_examples=self.column)
-        self.state = self.method.create(run.network, self.config, self.mesh, step_inputs)
+        self.state = self.method.make_create(run.network, self.config, self.mesh, step_inputs)()
 
     def program(self, part: Callable[..., Any], *args: PyTree) -> Program:
         """Compile a part of a step for the device.

@@ -232,8 +232,10 @@ class Method(abc.ABC):
             specs["multiplier"] = stored.spec
         return TrainState(**specs | {"carry": carried.specs if carried else ()})
 
-    def create(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> TrainState:
-        """The state before the first step, made on the devices where it will live."""
+    def make_create(
+        self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs
+    ) -> Callable[[], TrainState]:
+        """A function that returns the state before the first step, made on the devices where it will live."""
         carried, stored = self.carry(network, config), self.stores(network, config, step_inputs.num_examples)
         packed = PackedChains(network.stages, network.params, network.stats)
 
@@ -259,7 +261,8 @@ class Method(abc.ABC):
         on_mesh = jax.shard_map(
             init, mesh=mesh, in_specs=meshes.REPLICATED, out_specs=self.specs(network, config), check_vma=False
         )
-        return jax.jit(on_mesh)(jax.random.key(config.seed))
+        create = jax.jit(on_mesh)
+        return lambda: create(jax.random.key(config.seed))
 
 
 def stage_values(network: Network, config: Config) -> int:

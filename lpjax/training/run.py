@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -147,8 +146,7 @@ def prepare(config: Config) -> Run:
 def _by_method(network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> dict[str, Any]:
     """What the method of a configuration makes of a run."""
     method, parts = methods.METHODS[config.method], (network, config, mesh, step_inputs)
-    create = partial(method.create, *parts)
-    return {"create": create, "step": method.make_step(*parts), "evaluate": make_evaluate(*parts)}
+    return {"create": method.make_create(*parts), "step": method.make_step(*parts), "evaluate": make_evaluate(*parts)}
 
 
 def with_method(run: Run, method: str) -> Run:
