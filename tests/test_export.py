@@ -508,9 +508,8 @@ def test_csv(folder, digits, tmp_path, capsys):
     code, lines, _ = call(capsys, folder, "--csv", "--top=2", paths[0], named, tmp_path / "bad.png")
     rows = list(csv.DictReader(lines))
     assert code == 2
-    assert [row["image"] for row in rows] == [str(paths[0])] * 2 + [str(named).replace("\n", "\ufffd")] * 2 + [
-        str(tmp_path / "bad.png")
-    ]
+    shown = str(named).replace("\n", "\ufffd")
+    assert [row["image"] for row in rows] == [str(paths[0])] * 2 + [shown] * 2 + [str(tmp_path / "bad.png")]
     for (first, second), p in zip((rows[:2], rows[2:4]), expected(folder, pixels[:2]), strict=True):
         best = np.argsort(-p)[:2]
         assert [first["class"], second["class"]] == [str(i) for i in best]

@@ -87,11 +87,7 @@ def test_names_of_classes(tmp_path):
 def test_no_folder(name, tmp_path):
     refused(DataConfig(name=name), "data.dir is unset: expected a folder; set data.dir to the folder with train")
     missing = tmp_path / "no"
-    refused(
-        at(missing, name),
-        f"data.dir={missing}: no such folder; set data.dir to the folder with train",
-        error=FileNotFoundError,
-    )
+    refused(at(missing, name), f"data.dir={missing}: no such folder; set data.dir to the folder", FileNotFoundError)
 
 
 def test_another_set_under_mnists_name(tmp_path):
