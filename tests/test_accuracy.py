@@ -78,14 +78,6 @@ def test_rows_and_seeds_join_those_of_a_json(trained, tmp_path):
         chosen([*more, f"--out={out}"], EXPERIMENTS)
 
 
-def test_a_row_without_runs_is_told_as_failed_only(trained, tmp_path):
-    trained.add("local")
-    code, found = made(["accuracy", "digits", "--seeds=1", "--rows=serial;local"], tmp_path / "out.json")
-    assert code == 1
-    assert [(row["row"], row["n"]) for row in found["rows"]] == [("serial", 1)]
-    assert found["failed"] == ["local, K = 4, seed 0"]
-
-
 # compare --------------------------------------------------------------------------------------------------------------
 
 

@@ -104,12 +104,8 @@ def test_a_crop_is_the_image_moved():
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     moves = set()
     for i in range(64):
-        found = [
-            (dy, dx)
-            for dy in range(5)
-            for dx in range(5)
-            if np.array_equal(padded[i, dy : dy + 8, dx : dx + 8], out[i])
-        ]
+        places = [(dy, dx) for dy in range(5) for dx in range(5)]
+        found = [(dy, dx) for dy, dx in places if np.array_equal(padded[i, dy : dy + 8, dx : dx + 8], out[i])]
         assert found, f"image {i} is no crop of itself"
         moves.update(found)
     assert len(moves) > 15, "all directions occur"

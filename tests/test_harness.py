@@ -10,7 +10,7 @@ from experiments.__main__ import EXPERIMENTS
 from experiments.docs import docs
 from experiments.harness import command, runs, stats
 from experiments.harness.command import chosen
-from experiments.harness.experiment import RESULTS, Experiment, Table
+from experiments.harness.experiment import RESULTS, Experiment
 from experiments.harness.rows import ROWS, fields_of, in_numbers, load, parsed
 from lpjax.errors import BadInput
 
@@ -144,16 +144,6 @@ def test_means_and_paired_differences():
 
 
 # docs -----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_page_gets_its_tables():
-    table = Table(lambda made: f"K {made['config']}", ("compare",))
-    page = "a\n<!-- some -->\nold\n<!-- end -->\n<!-- code -->\n```sh\nx\n```\n<!-- end -->\n"
-    filled = docs.filled("page.md", page, {"some": table})
-    assert "<!-- some -->\n\nK configs/fashion_mnist_small.py\n\nFrom `experiments/results/compare.json`" in filled
-    assert filled.endswith("<!-- end -->\n<!-- code -->\n```sh\nx\n```\n<!-- end -->\n")
-    with pytest.raises(BadInput, match=r"page.md: <!-- other -->: expected the name of a table: some"):
-        docs.filled("page.md", page.replace("some", "other"), {"some": table})
 
 
 def test_pages_that_are_not_what_would_be_written_are_found(tmp_path):
