@@ -151,6 +151,7 @@ def test_mistakes_are_refused(values, message):
         ({"model__function": "lpjax.nothing:resnet"}, "No module named 'lpjax.nothing'; correct the name"),
         ({"model__function": "lpjax.models.resnet:nothing"}, "has no attribute 'nothing'; correct the name"),
         ({"model__function": "lpjax.nn.layers:BATCH_NORM_EPSILON"}, "is a float; name a function"),
+        ({"model": {"function": "imagenet_resnet", "depth": 18}}, "a map of 1x1 cannot be taken at stride 2"),
         ({"data__name": "cifar11"}, "data.name='cifar11': expected one of digits"),
         ({"batch_size": 1600}, "batch_size=1600: the training set has 1437 examples"),
         ({"mesh__data": 4}, r"mesh.stage=4 \* mesh.data=4 = 16 devices: 8 found"),

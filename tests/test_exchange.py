@@ -35,11 +35,6 @@ def test_packing_is_lossless_and_padded_to_the_longest():
         assert not row[kernels:].any()
 
 
-def test_statistics_have_no_kernels():
-    stages = split(make_chain(resnet(depth=8, width=4, classes=10), (8, 8, 1)), num_stages=2)
-    assert set(Packing.of([chain.init(stage, jax.random.key(0))[1] for stage in stages]).lengths) == {"other"}
-
-
 def test_packets_hold_arrays_of_any_shape():
     parts = [jnp.arange(12.0).reshape(2, 3, 2), jnp.arange(4.0).reshape(2, 1, 2)]
     packet = exchange.pack(parts, 2, 11)

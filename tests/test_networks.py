@@ -139,16 +139,3 @@ def test_dropout_is_between_the_convolutions_and_keeps_the_mean(x, keys):
 def test_bad_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
-
-
-@pytest.mark.parametrize(
-    "units, size, message",
-    [
-        (imagenet_resnet(depth=18, classes=10), 1, r"unit 0 \(conv7-64/2\).*1x1 cannot be taken at stride 2"),
-        (imagenet_resnet(depth=50, classes=10), 16, r"unit 15 \(bottleneck-512/2\).*1x1 cannot be taken at stride 2"),
-        (wide_resnet(depth=10, widen=1, classes=10), 2, r"unit 3 \(preact-basic-64/2\).*1x1 cannot be taken"),
-    ],
-)
-def test_an_image_too_small_is_refused(units, size, message):
-    with pytest.raises(ValueError, match=message):
-        make_chain(units, (size, size, 3))
