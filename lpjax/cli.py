@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import stat
 import sys
 import tempfile
 import traceback
@@ -73,7 +74,7 @@ def _fault_in_words(error: Exception) -> str:
 def leave_terminal() -> None:
     """From now on what would be written to a terminal goes nowhere: it was closed, and writing would be an error."""
     for stream in (sys.stdout, sys.stderr):
-        if stream.isatty():
+        if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):  # a closed one is no longer a terminal by isatty
             _discard(stream)
 
 

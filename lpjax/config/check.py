@@ -54,6 +54,7 @@ def check(config: Config, *, staged: bool) -> None:
 def _check_ranges(config: Config) -> None:
     for message in out_of_bounds(config):
         raise BadInput(message)
+    require(config.seed >= 0, f"seed={config.seed}: expected at least 0")
     initial, maximum = config.penalty.initial, config.penalty.maximum
     require(
         initial is None or maximum is None or maximum >= initial,

@@ -70,7 +70,7 @@ class Config:
     multiplier: Policy = "coarse_tail"
     bfloat16: bool = False
     remat: bool = False
-    seed: int = at_least(0, 0)
+    seed: int = 0
     num_epochs: int = at_least(1, 30)
     num_steps: int | None = at_least(1, None)
     batch_size: int = at_least(1, 64)
