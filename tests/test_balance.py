@@ -186,7 +186,7 @@ def test_each_stage_has_a_program_on_a_columns_examples(method, tied):
         gradient = jax.tree.leaves(done.grads)
         assert all(jnp.isfinite(leaf).all() for leaf in gradient)
         assert max(jnp.abs(leaf).max() for leaf in gradient) > 0
-        assert 0.1 < done.loss < 20, "the examples count as real ones"
+        assert 0.1 < done.shares["loss"] < 20, "the examples count as real ones"
 
 
 def test_a_method_whose_stages_have_several_passes_is_refused():
