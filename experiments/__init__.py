@@ -1,1 +1,1 @@
-"""One way to make a figure: `python -m experiments NAME`."""
+"""One way to make a figure: `python -m experiments NAME`, with lpjax's extra `dev`."""

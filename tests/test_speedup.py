@@ -205,14 +205,16 @@ def test_bytes_of_an_exchange_are_those_of_its_arrays():
 @pytest.mark.slow
 def test_a_tiny_speedup(tmp_path):
     fields = ["--config.model.depth=8", "--config.model.width=4", "--config.batch_size=16"]
-    argv = ["speedup", "--config=configs/digits.py", "--rows=coarse_tail", "--stages=2", "--even", *fields]
+    argv = ["speedup", "--config=configs/digits.py", "--rows=coarse_tail;coarse_adjoint"]
+    argv += ["--stages=2", "--even", *fields]
     out = tmp_path / "speedup.json"
     repeats = ["--processes=1", "--rounds=1", "--steps=1", "--repeats=1"]
     assert chosen([*argv, *repeats, f"--out={out}"], EXPERIMENTS) == 0
     made = json.loads(out.read_text())
     measured = [row["row"] for row in made["measured"]]
-    assert measured in ([], ["serial", "coarse_tail"]), "with two cores"
-    assert [row["row"] for row in made["predictions"]] == ["coarse_tail"]
+    assert measured in ([], ["serial", "coarse_tail", "coarse_adjoint"]), "with two cores"
+    assert [row["row"] for row in made["predictions"]] == ["coarse_tail", "coarse_adjoint"]
+    assert made["predictions"][1]["fields"]["aux.grid"] == 4
     assert 0 < made["predictions"][0]["rho"] < 2
 
 

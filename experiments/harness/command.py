@@ -53,9 +53,8 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
 def arguments(experiment: Experiment, argv: Sequence[str]) -> tuple[Call, dict[str, Any]]:
     """How an experiment is called, and its options, from the command line behind its name."""
     name, layout = experiment.name, argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        f"python -m experiments {name}", description=experiment.doc, formatter_class=layout, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(name, description=experiment.doc, formatter_class=layout, allow_abbrev=False)
+    parser.prog = f"python -m experiments {name}"
     for option in list(inspect.signature(experiment.run).parameters.values())[1:]:
         told: dict[str, Any] = {"help": OPTIONS.get(option.name, "")}
         if option.default is option.empty:

@@ -28,7 +28,7 @@ from typing import Any
 
 from experiments.harness import markdown
 from experiments.harness.experiment import Call, Experiment, Json, Table
-from experiments.harness.rows import fields_of
+from experiments.harness.rows import fields_of, load
 from experiments.harness.stats import medians, spread
 from experiments.harness.worker import Process, interleaved
 from experiments.speed.prediction import prediction
@@ -99,6 +99,8 @@ class Bench:
     def fields(self, row: str, num_stages: int) -> Json:
         """Of a row's configuration, with its cuts, which are measured once; a device that holds all needs none."""
         fields = {**fields_of(row), **self.own_fields, "num_stages": num_stages}
+        if "aux.grid" in fields:  # in words
+            fields["aux.grid"] = load(self.config, {**fields, "dry_run": True}).aux.grid
         if self.even or not METHODS[fields["method"]].staged:
             return fields
         if (row, num_stages) not in self.cuts:
