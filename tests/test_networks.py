@@ -121,6 +121,13 @@ def test_dropout_is_between_the_convolutions_and_keeps_the_mean(x, keys):
     assert abs(dropped.mean() - RATE) < 4 * deviation
 
 
+def test_the_mask_belongs_to_the_example_and_the_position_in_the_network(x, keys):
+    """Each unit of a repeat has its own, the one it has where a cut makes it the first of a stage."""
+    first, second = masks(x, keys, offset=5), masks(jnp.cos(x[::-1]), keys[::-1], offset=6)[::-1]
+    assert not np.allclose(first, second)
+    assert_close(masks(x, keys, count=2, offset=5), first + second)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
