@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import assert_close
 
+from lpjax.errors import BadInput
 from lpjax.models.preact_resnet import PreActivationBlock, wide_resnet
 from lpjax.models.resnet import ConvBlock, basic_block, resnet
 from lpjax.network.grid_block import GridBlock
@@ -151,3 +152,20 @@ def test_a_unit_knows_its_place_in_the_network():
         params, stats = chain.init(piece, jax.random.key(0))
         y, _ = chain.apply(piece, params, stats, jnp.zeros((1, 1)), Mode(train=True))
         assert float(y[0, 0]) == sum(range(start, stop))
+
+
+def own(init=lambda key, shape: ({}, {}), apply=lambda p, s, x, mode: (x, s)):
+    return Unit("own", init, apply)
+
+
+@pytest.mark.parametrize(
+    "unit, message",
+    [
+        (own(lambda key, shape: ({"a": {"index": jnp.arange(3)}}, {})), r"'index'\] is int32, expected floating"),
+        (own(lambda key, shape: ({}, {"count": jnp.zeros((), bool)})), r"'count'\] is bool, expected floating"),
+        (own(apply=lambda p, s, x, mode: ((x, x), s)), r"returns PyTreeDef\(\(\*, \*\)\), expected one array"),
+    ],
+)
+def test_what_a_chain_cannot_have(unit, message):
+    with jax.enable_x64(False), pytest.raises(BadInput, match=rf"unit 1 \(own\) .*{message}"):
+        make_chain([own(), unit], (3,))

@@ -16,6 +16,7 @@ from lpjax.cost.model import device_bytes
 from lpjax.data import SOURCES
 from lpjax.errors import BadInput
 from lpjax.methods import METHODS, configure
+from lpjax.models.resnet import Classifier
 from lpjax.nn.count import chain_size
 from lpjax.training import run as runs
 from lpjax.training import summary
@@ -168,3 +169,18 @@ def test_the_first_penalty_coefficient_goes_by_the_policy():
     assert small_config(multiplier="coarse_tail").penalty.initial == 0.1
     assert small_config(multiplier="adjoint").penalty.initial == 1.0
     assert small_config(multiplier="coarse_tail", penalty__initial=3).penalty.initial == 3.0
+
+
+@pytest.mark.parametrize("outputs", [1, 1000])
+def test_a_head_of_another_number_of_classes(outputs):
+    """Refused by both numbers, before anything is compiled."""
+    fields = {"model": {"function": f"{__name__}:network_of_outputs", "outputs": outputs}, "data": {"name": "digits"}}
+    message = (
+        rf"network_of_outputs: its outputs have shape \({outputs},\), expected \(10,\).* data.name=digits; correct"
+    )
+    with pytest.raises(BadInput, match=message):
+        runs.prepare(configure(fields | {"method": "serial", "num_stages": 1}))
+
+
+def network_of_outputs(*, outputs, classes):
+    return [Classifier(outputs)]

@@ -287,3 +287,15 @@ def test_phases_are_one_run(tmp_path):
     assert metrics_of(tmp_path / "half") == metrics_of(tmp_path / "whole")
     with pytest.raises(WorkdirError, match=r"phases\.epochs"):
         trained(tmp_path / "half", **PHASES | {"phases__epochs": (0.4, 0.9)})
+
+
+def test_another_random_generator_is_refused(tmp_path):
+    """Its numbers would be others, and its keys may be of another shape."""
+    run = small_run(num_steps=1)
+    loop.train(run, tmp_path, Console(quiet=True))
+    saved = identity.identity(run)
+    assert saved["JAX_DEFAULT_PRNG_IMPL"] == "threefry2x32"
+    del saved["JAX_DEFAULT_PRNG_IMPL"], saved["JAX_THREEFRY_PARTITIONABLE"]
+    identity.check_same(saved, run, tmp_path)  # of an older version
+    with jax.default_prng_impl("rbg"), pytest.raises(WorkdirError, match=r"PRNG_IMPL: 'threefry2x32' in .* 'rbg' now"):
+        loop.train(small_run(num_steps=2), tmp_path, Console(quiet=True))

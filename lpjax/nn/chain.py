@@ -181,10 +181,17 @@ def make_chain(units: Sequence[UnitLike], in_shape: Shape) -> Chain:
 
 @functools.cache
 def _out_shape(unit: UnitLike, in_shape: Shape) -> Shape:
-    def output(key: PRNGKeyArray, x: Array) -> Array:
-        return unit.apply(*unit.init(key, in_shape), x, Mode(train=True))[0]
-
-    out = jax.eval_shape(output, jax.random.key(0), jax.ShapeDtypeStruct((2, *in_shape), jnp.result_type(float)))
+    key, x = jax.random.key(0), jax.ShapeDtypeStruct((2, *in_shape), jnp.result_type(float))
+    trees = jax.eval_shape(lambda key: unit.init(key, in_shape), key)
+    for path, leaf in jax.tree.leaves_with_path(trees):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"its value {jax.tree_util.keystr(path[1:])} is {leaf.dtype}, expected floating point: what is not "
+                f"trained belongs into the unit's settings or its apply, as a constant"
+            )
+    out = jax.eval_shape(lambda params, stats, x: unit.apply(params, stats, x, Mode(train=True))[0], *trees, x)
+    if not isinstance(out, jax.ShapeDtypeStruct):
+        raise ValueError(f"it returns {jax.tree.structure(out)}, expected one array")
     return tuple(out.shape[1:])
 
 

@@ -168,10 +168,7 @@ def _trap_abort() -> None:
 
 
 def patient(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
-    """Decorate the main function of a program of several processes: an error of the runtime waits before it is raised.
-
-    A collective may fail before the runtime knows of a lost process; it then ends this one meanwhile, and says why.
-    """
+    """Decorate a main function: a collective's error waits, while the runtime may end this process for a lost one."""
 
     @functools.wraps(main)
     def waiting(argv: list[str]) -> int:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -28,8 +29,14 @@ def identity(run: Run) -> dict[str, Any]:
     """
     known = ("image_shape", "classes", "num_train", "num_test")
     found = {f"data set: {name}": getattr(run.spec, name) for name in known}
-    found |= {"cuts": run.network.cuts, "precision": str(jnp.result_type(float))}
+    found |= {"cuts": run.network.cuts, "precision": str(jnp.result_type(float)), **_generator()}
     return _deciding(flatten_dict(dataclasses.asdict(run.config), sep=".") | found)
+
+
+def _generator() -> dict[str, Any]:
+    """The random generator, as the environment chooses it."""
+    names = ("jax_default_prng_impl", "jax_threefry_partitionable")
+    return {name.upper(): getattr(jax.config, name) for name in names}
 
 
 def _deciding(values: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +54,7 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
     Args:
       saved: As it stands in the checkpoint.
     """
+    saved = {"JAX_DEFAULT_PRNG_IMPL": "threefry2x32", "JAX_THREEFRY_PARTITIONABLE": True} | saved
     values = unflatten_dict({name.replace("model.arguments.", "model."): saved[name] for name in saved}, sep=".")
     known = {field.name: values[field.name] for field in dataclasses.fields(Config) if field.name in values}
     filled = methods.filled_in(from_config_dict(known))

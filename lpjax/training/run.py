@@ -19,8 +19,10 @@ from lpjax.data import SOURCES
 from lpjax.data.batch import Batch, Feed, steps_per_epoch
 from lpjax.data.feed import make_feed
 from lpjax.data.source import Spec, Stream, reduced, reduced_spec
+from lpjax.errors import require
 from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
+from lpjax.state.optim import warmup_steps
 from lpjax.state.step_inputs import StepInputs, make_step_inputs
 from lpjax.state.train_state import TrainState
 from lpjax.training.evaluate import Evaluate, make_evaluate
@@ -36,7 +38,8 @@ class Run:
       spec: Of the data set.
       network: Cut into stages.
       mesh: The devices.
-      moments: Mean and standard deviation [C] of the data set's channels.
+      moments: Mean and standard deviation [C] of the data set's channels; 1 for a channel that is always the same.
+      notes: What is unusual about the configuration and the data, in lines for people.
       step_inputs: What a step is fed.
       num_steps: Steps to take.
       feed: The data; None in a dry run, which reads none.
@@ -51,6 +54,7 @@ class Run:
     network: Network
     mesh: Mesh
     moments: tuple[np.ndarray, np.ndarray]
+    notes: tuple[str, ...]
     step_inputs: StepInputs
     num_steps: int
     feed: Feed | None
@@ -97,10 +101,35 @@ class Run:
 
 
 def build_network(config: Config, spec: Spec) -> Network:
-    """Build the network of a configuration for the images of a data set."""
+    """Build the network of a configuration for the images of a data set.
+
+    Raises:
+      BadInput: The configuration does not fit the images, or the network the classes.
+    """
     units = named.call(config.model.function, "model.function", config.model.arguments, classes=spec.classes)
     with_aux_net = any(methods.METHODS[name].aux_net != "none" for name in config.all_methods)
-    return build(units, spec.image_shape, config, with_aux_net=with_aux_net)
+    network = build(units, spec.image_shape, config, with_aux_net=with_aux_net)
+    outputs = network.stages[-1].out_shape
+    require(
+        outputs == (spec.classes,),
+        f"model.function={config.model.function}: its outputs have shape {outputs}, expected ({spec.classes},), one "
+        f"for each class of data.name={config.data.name}; correct the last unit",
+    )
+    return network
+
+
+def _notes(config: Config, steps_per_epoch: int, constant: np.ndarray) -> tuple[str, ...]:
+    """See `Run.notes`; constant: [C], whether a channel of the images is always the same."""
+    notes = []
+    if constant.any():
+        which = ", ".join(str(channel) for channel in np.flatnonzero(constant))
+        notes.append(f"the images' channels {which} (from 0) are the same everywhere: nothing can be learned from them")
+    for name, optimizer in (("optimizer", config.optimizer), ("aux_optimizer", config.aux_optimizer)):
+        steps = warmup_steps(optimizer, steps_per_epoch, config.num_epochs)
+        if steps < round(optimizer.warmup_epochs * steps_per_epoch):
+            whole = f"{name}.warmup_epochs={optimizer.warmup_epochs} is no shorter than the training"
+            notes.append(f"{whole}: the learning rate rises over its first {steps} steps")
+    return tuple(notes)
 
 
 def prepare(config: Config) -> Run:
@@ -120,11 +149,14 @@ def prepare(config: Config) -> Run:
     network = build_network(config, spec)
     per_epoch = steps_per_epoch(spec.num_train, config.batch_size)
     mesh = make_mesh(*config.mesh_shape)
-    feed, mean, std = None, np.zeros(spec.image_shape[-1]), np.ones(spec.image_shape[-1])
+    channels = spec.image_shape[-1]
+    feed, mean, std, constant = None, np.zeros(channels), np.ones(channels), np.zeros(channels, bool)
     if not config.dry_run:
         data = reduced(source.load(config.data), config.data)
         spec = replace(spec, cropped=isinstance(data, Stream))
-        feed, mean, std = make_feed(data, config, mesh), data.mean, data.std
+        feed, mean = make_feed(data, config, mesh), data.mean
+        constant = data.std < 1e-7
+        std = np.where(constant, 1.0, data.std)
     for name in config.all_methods:
         methods.METHODS[name].check(config, spec)
     total = config.num_epochs * per_epoch
@@ -136,6 +168,7 @@ def prepare(config: Config) -> Run:
         network=network,
         mesh=mesh,
         moments=(mean, std),
+        notes=_notes(config, per_epoch, constant),
         step_inputs=step_inputs,
         num_steps=total if config.num_steps is None else min(config.num_steps, total),
         feed=feed,

@@ -16,7 +16,6 @@ from lpjax.nn.chain import Chain
 from lpjax.nn.count import activation_bytes, chain_flops, chain_size, unit_flops
 from lpjax.nn.schedule import Item, Work, to_json
 from lpjax.parallel import platform
-from lpjax.state.optim import warmup_steps
 from lpjax.training.evaluate import Evaluation
 from lpjax.training.log import Log
 from lpjax.training.run import Run
@@ -205,15 +204,12 @@ def cut_table(network: Network, config: Config) -> Table:
 
 
 def print_tables(console: Console, run: Run) -> None:
-    """Print where the devices are, how the network is cut, the AuxNet's share of the cost, and a warm-up cut short."""
+    """Print where the devices are, how the network is cut, the AuxNet's share of the cost, and the run's notes."""
     network, S = run.network, run.mesh.shape["stage"]
     console.print(device_table(run.mesh))
     console.print(cut_table(network, run.config))
     if network.aux_net and any(method.aux_net == "inputs" for method in methods_of(run.config)):
         share = aux_share(network.stages, network.aux_net)
         console.print(f"AuxNet: {share:.1%} of the network's forward cost, {share / S:.1%} a device")
-    steps = run.spec.num_train // run.config.batch_size, run.config.num_epochs
-    for name, optimizer in (("optimizer", run.config.optimizer), ("aux_optimizer", run.config.aux_optimizer)):
-        if round(optimizer.warmup_epochs * steps[0]) > (warmup := warmup_steps(optimizer, *steps)):
-            whole = f"{name}.warmup_epochs={optimizer.warmup_epochs} is no shorter than the training"
-            console.print(f"{whole}: the learning rate rises over its first {warmup} steps")
+    for note in run.notes:
+        console.print(note)
