@@ -129,10 +129,11 @@ def parse(module, words, monkeypatch):
 
 
 def test_commands_could_be_given(monkeypatch):
-    for page in PAGES:
-        for module, *words in commands_in(page.read_text()):
-            if words and module not in ("venv", "pytest") and not {"--config=FILE", "--config=mine.py"} & set(words):
-                parse(module, words, monkeypatch)
+    commands = [command for page in PAGES for command in commands_in(page.read_text())]
+    assert len(commands) > 40
+    for module, *words in commands:
+        if words and module not in ("venv", "pytest") and not {"--config=FILE", "--config=mine.py"} & set(words):
+            parse(module, words, monkeypatch)
 
 
 # names ----------------------------------------------------------------------------------------------------------------
