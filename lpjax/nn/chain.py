@@ -200,7 +200,7 @@ def init(chain: Chain, key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyT
 
     Args:
       chain: The chain.
-      key: Unit i draws from `fold_in(key, chain.offset + i)`.
+      key: Unit i draws from `fold_in(key, chain.offset + i)`; equal units may draw differently.
 
     Returns:
       Parameters and statistics: one tree a repeat, every leaf with a leading axis of length `repeat.count`.
@@ -209,7 +209,11 @@ def init(chain: Chain, key: PRNGKeyArray) -> tuple[tuple[PyTree, ...], tuple[PyT
     def init_repeat(repeat: Repeat) -> tuple[PyTree, PyTree]:
         positions = chain.offset + repeat.first + jnp.arange(repeat.count)
         keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
-        return jax.vmap(lambda k: repeat.unit.init(k, repeat.in_shape))(keys)
+        units = chain.units[repeat.first : repeat.first + repeat.count]
+        if all(unit is repeat.unit for unit in units):
+            return jax.vmap(lambda k: repeat.unit.init(k, repeat.in_shape))(keys)
+        trees = [unit.init(k, repeat.in_shape) for unit, k in zip(units, keys, strict=True)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
     trees = [init_repeat(repeat) for repeat in chain.repeats]
     return tuple(params for params, _ in trees), tuple(stats for _, stats in trees)

@@ -142,17 +142,21 @@ def _per_channel(values: Float[Array, " c"], x: Array) -> Array:
 
 
 def _scaled(
-    x: Float[Array, "*b c"], stats: Stats, scale: Float[Array, " c"], bias: Float[Array, " c"]
+    x: Float[Array, "*b c"], stats: Stats, scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
 ) -> Float[Array, "*b c"]:
     """(x - mean) / std * scale + bias, as one multiply-add in single precision at least."""
-    factor = lax.rsqrt(stats["var"] + BATCH_NORM_EPSILON) * scale
+    factor = lax.rsqrt(stats["var"] + epsilon) * scale
     shift = bias - stats["mean"] * factor
     return (at_least_float32(x) * _per_channel(factor, x) + _per_channel(shift, x)).astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalise(
-    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], axes: tuple[str, ...]
+    x: Float[Array, "*b c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    axes: tuple[str, ...],
+    epsilon: float,
 ) -> tuple[Float[Array, "*b c"], Stats]:
     """`_scaled` by the batch's own statistics, and these, through which no gradient comes back.
 
@@ -160,23 +164,27 @@ def _normalise(
     that a batch split over devices is normalised like the whole batch.  For the backward pass (one pmean as well) x is
     kept and nothing else of its size; autodiff would keep two or three arrays.
     """
-    return _normalise_forward(x, scale, bias, axes)[0]
+    return _normalise_forward(x, scale, bias, axes, epsilon)[0]
 
 
-def _normalise_forward(x: Array, scale: Array, bias: Array, axes: tuple[str, ...]) -> tuple[Any, Any]:
+def _normalise_forward(
+    x: Array, scale: Array, bias: Array, axes: tuple[str, ...], epsilon: float
+) -> tuple[Any, Any]:
     rows = tuple(range(x.ndim - 1))
     values = at_least_float32(x)
     sums = values.mean(rows), jnp.square(values).mean(rows)
     mean, square = lax.pmean(sums, axes) if axes else sums
     stats = {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0.0)}
-    return (_scaled(x, stats, scale, bias), stats), (x, stats, scale)
+    return (_scaled(x, stats, scale, bias, epsilon), stats), (x, stats, scale)
 
 
-def _normalise_backward(axes: tuple[str, ...], saved: Any, cotangents: Any) -> tuple[Array, Array, Array]:
+def _normalise_backward(
+    axes: tuple[str, ...], epsilon: float, saved: Any, cotangents: Any
+) -> tuple[Array, Array, Array]:
     (x, stats, scale), (g, _) = saved, cotangents
     dtype, x, g = x.dtype, at_least_float32(x), at_least_float32(g)
     rows = tuple(range(x.ndim - 1))
-    inverse = lax.rsqrt(stats["var"] + BATCH_NORM_EPSILON)
+    inverse = lax.rsqrt(stats["var"] + epsilon)
     sums = g.mean(rows), (g * (x - _per_channel(stats["mean"], x))).mean(rows) * inverse
     means = lax.pmean(sums, axes) if axes else sums
     # scale / std * (g - E[g] - xhat E[g xhat]), as two multiply-adds
@@ -197,7 +205,11 @@ def init_stats(channels: int) -> Stats:
 
 
 def batch_norm(
-    params: dict[str, Float[Array, " c"]], stats: Stats, x: Float[Array, "*b c"], mode: Mode
+    params: dict[str, Float[Array, " c"]],
+    stats: Stats,
+    x: Float[Array, "*b c"],
+    mode: Mode,
+    epsilon: float = BATCH_NORM_EPSILON,
 ) -> tuple[Float[Array, "*b c"], Stats]:
     """Batch normalisation (arXiv:1502.03167) with a learned scale and bias per channel.
 
@@ -206,13 +218,14 @@ def batch_norm(
       stats: "mean" and "var", which are used if this is not training.
       x: Activations.
       mode: In training the batch's own statistics are used, averaged over `mode.axes` (one pmean).
+      epsilon: Added to the variance.
 
     Returns:
       The normalised activations, and the statistics used.
     """
     if mode.train:
-        return _normalise(x, params["scale"], params["bias"], mode.axes)
-    return _scaled(x, stats, params["scale"], params["bias"]), stats
+        return _normalise(x, params["scale"], params["bias"], mode.axes, epsilon)
+    return _scaled(x, stats, params["scale"], params["bias"], epsilon), stats
 
 
 def init_batch_norm(channels: int) -> tuple[dict[str, Float[Array, " c"]], Stats]:
