@@ -171,6 +171,9 @@ def make_chain(units: Sequence[UnitLike], in_shape: Shape) -> Chain:
     for position, unit in enumerate(units):
         try:
             shapes.append(_out_shape(unit, shapes[-1]))
+        except BadInput as error:
+            said = str(error).removeprefix(f"{unit.name}: ")
+            raise BadInput(f"unit {position} ({unit.name}), for examples of shape {shapes[-1]}: {said}") from error
         except (TypeError, ValueError) as error:
             raise BadInput(
                 f"unit {position} ({unit.name}) does not accept examples of shape {shapes[-1]}; expected a unit that "

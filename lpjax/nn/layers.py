@@ -167,9 +167,7 @@ def _normalise(
     return _normalise_forward(x, scale, bias, axes, epsilon)[0]
 
 
-def _normalise_forward(
-    x: Array, scale: Array, bias: Array, axes: tuple[str, ...], epsilon: float
-) -> tuple[Any, Any]:
+def _normalise_forward(x: Array, scale: Array, bias: Array, axes: tuple[str, ...], epsilon: float) -> tuple[Any, Any]:
     rows = tuple(range(x.ndim - 1))
     values = at_least_float32(x)
     sums = values.mean(rows), jnp.square(values).mean(rows)

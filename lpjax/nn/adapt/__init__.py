@@ -51,16 +51,13 @@ def _modules(modules: Any) -> list[Any]:
     """The modules of a row or of a Sequential; of one with a State, each with that."""
     if isinstance(modules, tuple) and len(modules) == 2 and _is_state(modules[1]):
         return [(module, modules[1]) for module in _modules(modules[0])]
-    library = _library(modules)
-    if library:
-        if type(modules).__name__ != "Sequential":
-            raise BadInput(
-                f"adapt({type(modules).__name__}): expected a list of modules or a Sequential, which can be cut into "
-                f"stages; give the list of the network's blocks"
-            )
+    if _library(modules) and type(modules).__name__ == "Sequential":
         return list(modules.layers)
     if not isinstance(modules, Iterable):
-        raise BadInput(f"adapt({modules!r}): expected a list of modules or a Sequential; give [module, ..]")
+        raise BadInput(
+            f"adapt({type(modules).__name__}): expected a list of modules or a Sequential, which can be cut into "
+            f"stages; give the list of the network's blocks"
+        )
     return list(modules)
 
 

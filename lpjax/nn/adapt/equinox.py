@@ -19,7 +19,9 @@ from jax.tree_util import keystr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from lpjax.errors import BadInput
-from lpjax.nn.adapt.common import Layers, ModuleUnit, Path, arguments, batch_norm, refuse_state
+from lpjax.nn.adapt.call import arguments, check_settings, refuse_state
+from lpjax.nn.adapt.layers import Layers, Path, batch_norm
+from lpjax.nn.adapt.unit import ModuleUnit
 from lpjax.nn.chain import Mode, Shape
 from lpjax.nn.layers import Stats
 
@@ -52,7 +54,7 @@ class EquinoxUnit(ModuleUnit):
                 _put(trees, names, leaf)
         return trees["params"], trees["stats"]
 
-    def run(self, params: PyTree, stats: PyTree, x: Array, layers: Layers) -> tuple[Array, PyTree]:
+    def run(self, params: PyTree, stats: PyTree, x: Array, layers: Layers) -> tuple[Any, PyTree]:
         """See `ModuleUnit.run`."""
         trees, mode = {"params": params, "stats": stats}, layers.mode
         leaves = [
@@ -65,8 +67,8 @@ class EquinoxUnit(ModuleUnit):
 
         def one(x: Array, key: PRNGKeyArray) -> tuple[Any, PyTree]:
             state = eqx.nn.State(module)
-            offered = {"key": key} | ({"state": state} if stateful else {})
-            given = arguments(self.name, module.__call__, layers.train, offered)
+            offered = {"train": layers.train, "training": layers.train, "inference": not layers.train, "key": key}
+            given = arguments(self.name, module.__call__, offered | ({"state": state} if stateful else {}))
             y = module(x, **given)
             if "state" in given and isinstance(y, tuple) and len(y) == 2:
                 y, state = y
@@ -104,19 +106,15 @@ def equinox_unit(make: Callable[[PRNGKeyArray], Any]) -> EquinoxUnit:
             leaves.append((leaf.shape, leaf.dtype) if is_array else leaf)
             if isinstance(leaf, np.ndarray | jax.Array) and not is_array:
                 where = keystr(path, simple=True, separator="/")
-                refuse_state(name, f"the array {where} of {leaf.dtype}", "make it a jax.Array of floats, or in the call")
+                refuse_state(
+                    name, f"the array {where} of {leaf.dtype}", "make it a jax.Array of floats, or in the call"
+                )
         found.append(EquinoxUnit(name, structure, tuple(leaves), tuple(names), make))
         return ()
 
     jax.eval_shape(parts, jax.random.key(0))
     (unit,) = found
-    try:
-        hash(unit)
-    except TypeError as error:
-        raise BadInput(
-            f"{unit.name}: {error}; expected settings that can be compared, such as numbers, strings and functions; "
-            f"use tuples for lists in static fields"
-        ) from error
+    check_settings(unit.name, unit)
     return unit
 
 
@@ -154,7 +152,9 @@ def _prepared(made: Any) -> eqx.Module:
     others = jax.tree.leaves_with_path(module, is_leaf=lambda part: isinstance(part, eqx.nn.StateIndex))
     for path, part in others:
         if isinstance(part, eqx.nn.StateIndex):
-            refuse_state(name, f"the state {keystr(path, simple=True, separator='/')}, which is not of an eqx.nn.BatchNorm")
+            refuse_state(
+                name, f"the state {keystr(path, simple=True, separator='/')}, which is not of an eqx.nn.BatchNorm"
+            )
     return module
 
 

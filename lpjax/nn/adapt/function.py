@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from lpjax.nn.adapt.common import Layers, ModuleUnit, arguments
+from lpjax.nn.adapt.call import arguments, flags
+from lpjax.nn.adapt.layers import Layers
+from lpjax.nn.adapt.unit import ModuleUnit
 from lpjax.nn.chain import Shape
 
 
@@ -25,6 +28,6 @@ class FunctionUnit(ModuleUnit):
         """None."""
         return {}, {}
 
-    def run(self, params: dict, stats: dict, x: Array, layers: Layers) -> tuple[Array, dict]:
+    def run(self, params: dict, stats: dict, x: Array, layers: Layers) -> tuple[Any, PyTree]:
         """The function of x."""
-        return self.function(x, **arguments(self.name, self.function, layers.train)), stats
+        return self.function(x, **arguments(self.name, self.function, flags(layers.train))), stats

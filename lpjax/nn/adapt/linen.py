@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from lpjax.errors import BadInput
-from lpjax.nn.adapt.common import Layers, ModuleUnit, arguments, batch_norm, refuse_state
+from lpjax.nn.adapt.call import arguments, check_settings, flags, refuse_state
+from lpjax.nn.adapt.layers import Layers, batch_norm
+from lpjax.nn.adapt.unit import ModuleUnit
 from lpjax.nn.chain import Mode, Shape
 
 _BATCH_NORM, _DROPOUT = inspect.unwrap(nn.BatchNorm.__call__), inspect.unwrap(nn.Dropout.__call__)
@@ -29,13 +31,13 @@ class LinenUnit(ModuleUnit):
     """
 
     name: str
-    settings: Hashable
+    settings: Any
     module: nn.Module = field(compare=False, repr=False)
 
     def draw(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
         """See `ModuleUnit.draw`."""
         layers = Layers(self.name, Mode(train=False))
-        told = arguments(self.name, self.module.__call__, train=False)
+        told = arguments(self.name, self.module.__call__, flags(train=False))
         with nn.intercept_methods(functools.partial(_intercept, layers)):
             variables = self.module.init({"params": key}, jnp.zeros((1, *in_shape)), **told)
         variables = nn.meta.unbox(variables)
@@ -48,9 +50,9 @@ class LinenUnit(ModuleUnit):
                 refuse_state(self.name, f"{'/'.join(names)} in 'batch_stats', which is not of a linen.BatchNorm")
         return params, stats
 
-    def run(self, params: PyTree, stats: PyTree, x: Array, layers: Layers) -> tuple[Array, PyTree]:
+    def run(self, params: PyTree, stats: PyTree, x: Array, layers: Layers) -> tuple[Any, PyTree]:
         """See `ModuleUnit.run`."""
-        told = arguments(self.name, self.module.__call__, layers.train)
+        told = arguments(self.name, self.module.__call__, flags(layers.train))
         variables = {"params": params, "batch_stats": stats}
         with nn.intercept_methods(functools.partial(_intercept, layers)):
             y, new = self.module.apply(variables, x, mutable=["batch_stats"], **told)
@@ -70,13 +72,7 @@ def linen_unit(module: nn.Module) -> LinenUnit:
     if module.scope is not None:
         raise BadInput(f"{name}: a bound module; expected one that is not; give the module itself, or its clone()")
     settings = _settings(module)
-    try:
-        hash(settings)
-    except TypeError as error:
-        raise BadInput(
-            f"{name}: {error}; expected settings that can be compared, such as numbers, strings and functions; make "
-            f"arrays in the call"
-        ) from error
+    check_settings(name, settings)
     return _first_equal(LinenUnit(name, settings, module))
 
 
@@ -86,7 +82,7 @@ def _first_equal(unit: LinenUnit) -> LinenUnit:
     return unit
 
 
-def _settings(value: Any) -> Hashable:
+def _settings(value: Any) -> Any:
     """A module's settings, lists and dicts as tuples."""
     if isinstance(value, nn.Module):
         own = [entry.name for entry in fields(value) if entry.compare and entry.name != "parent"]

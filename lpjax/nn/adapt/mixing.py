@@ -55,5 +55,3 @@ def _axes(var: Any) -> list[int]:
 
 def _times(size: int) -> int:
     return 0 if size == 0 or size % BATCH else 1 + _times(size // BATCH)
-
-

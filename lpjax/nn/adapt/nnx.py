@@ -9,7 +9,9 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from lpjax.errors import BadInput
-from lpjax.nn.adapt.common import Layers, ModuleUnit, Path, arguments, batch_norm, refuse_state
+from lpjax.nn.adapt.call import arguments, check_settings, flags, refuse_state
+from lpjax.nn.adapt.layers import Layers, Path, batch_norm
+from lpjax.nn.adapt.unit import ModuleUnit
 from lpjax.nn.chain import Shape
 
 
@@ -33,7 +35,7 @@ class NnxUnit(ModuleUnit):
         """See `ModuleUnit.draw`."""
         return _split(self.make(key))[1:]
 
-    def run(self, params: PyTree, stats: PyTree, x: Array, layers: Layers) -> tuple[Array, PyTree]:
+    def run(self, params: PyTree, stats: PyTree, x: Array, layers: Layers) -> tuple[Any, PyTree]:
         """See `ModuleUnit.run`."""
         module = nnx.merge(self.graph, params, stats)
         if layers.train:
@@ -43,7 +45,7 @@ class NnxUnit(ModuleUnit):
         for path, part in nnx.iter_modules(module):
             if isinstance(part, _BatchNorm | _Dropout):
                 part.layers, part.path = layers, path
-        y = module(x, **arguments(self.name, module.__call__, layers.train))
+        y = module(x, **arguments(self.name, module.__call__, flags(layers.train)))
         return y, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
 
@@ -63,6 +65,7 @@ def nnx_unit(make: Callable[[PRNGKeyArray], nnx.Module]) -> NnxUnit:
         if not isinstance(module, nnx.Module):
             raise BadInput(f"a function of `rngs` returns {module!r}; expected an nnx module; correct the function")
         graph, params, stats = _split(module)
+        check_settings(type(module).__name__, graph)
         found.append((type(module).__name__, graph))
         return params, stats
 
@@ -76,14 +79,16 @@ def _split(module: nnx.Module) -> tuple[Any, PyTree, PyTree]:
     """Structure, parameters and statistics of a copy of a module, whose batch norms and dropouts are those below."""
     name, module = type(module).__name__, nnx.clone(module)
     norms = set()
-    for path, part in list(nnx.iter_modules(module)):
+    parts: list[tuple[Path, Any]] = list(nnx.iter_modules(module))
+    for path, part in parts:
         if type(part).__call__ is nnx.BatchNorm.__call__:
             part.__class__ = _BatchNorm
             norms.add(path)
         elif type(part).__call__ is nnx.Dropout.__call__:
             part.__class__ = _Dropout
             part.rngs = nnx.data(None)
-    graph, params, stats, others = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
+    graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
+    params, stats, others = states
     for path, leaf in nnx.to_flat_state(others):
         where = "/".join(map(str, path))
         if isinstance(leaf, nnx.RngState):

@@ -1,0 +1,104 @@
+"""What the units of all libraries are: a module's parameters and statistics, checked before anything is computed."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from lpjax.errors import BadInput
+from lpjax.nn.adapt.call import calling
+from lpjax.nn.adapt.layers import Layers, Path
+from lpjax.nn.adapt.mixing import BATCH, mixing
+from lpjax.nn.chain import Mode, Shape
+
+
+class ModuleUnit:
+    """A unit made of a module; the libraries' are dataclasses derived from it.
+
+    Attributes:
+      name: Of the module's class.
+    """
+
+    name: str
+
+    def draw(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
+        """Parameters and statistics as nested dicts; a batch norm's are at the same path in both."""
+        raise NotImplementedError
+
+    def run(self, params: PyTree, stats: PyTree, x: Array, layers: Layers) -> tuple[Any, PyTree]:
+        """What the module makes of x [b, ..], and the statistics."""
+        raise NotImplementedError
+
+    def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
+        """See `lpjax.nn.chain`."""
+        check(self, in_shape)
+        return self._initial(key, in_shape)
+
+    def _initial(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
+        """As `draw`, in the dtype of `float`."""
+
+        def as_float(leaf: Any) -> Array:
+            return jnp.asarray(leaf, float if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)
+
+        with calling(self.name):
+            return jax.tree.map(as_float, self.draw(key, in_shape))
+
+    def apply(self, params: PyTree, stats: PyTree, x: Array, mode: Mode) -> tuple[Array, PyTree]:
+        """See `lpjax.nn.chain`; weights are cast to the dtype of x, but for those of batch norms."""
+        norms = {path[:-1] for path, _ in jax.tree.leaves_with_path(stats)}
+
+        def cast(path: Path, leaf: Array) -> Array:
+            return leaf if path[:-1] in norms else leaf.astype(x.dtype)
+
+        with calling(self.name):
+            y, stats = self.run(jax.tree.map_with_path(cast, params), stats, x, Layers(self.name, mode))
+        return y.astype(x.dtype), stats
+
+
+@functools.cache
+def check(unit: ModuleUnit, in_shape: Shape) -> None:
+    """Refuse a module that a chain cannot have; it is traced, nothing is computed.
+
+    Args:
+      unit: The unit.
+      in_shape: Of an example.
+
+    Raises:
+      BadInput: Its parameters are not floats, its output is not one array of floats with a row for each example, or a
+        row depends on other examples.
+    """
+    params, stats = jax.eval_shape(lambda key: unit._initial(key, in_shape), jax.random.key(0))
+    for path, leaf in jax.tree.leaves_with_path((params, stats)):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise BadInput(
+                f"{unit.name}: {jax.tree_util.keystr(path[1:], simple=True, separator='/')} is an array of "
+                f"{leaf.dtype}; expected parameters of floats; make it in the call, or a plain number"
+            )
+    x = jax.ShapeDtypeStruct((BATCH, *in_shape), jnp.result_type(float))
+    for train in (True, False):
+
+        def forward(params: PyTree, stats: PyTree, x: Array, train: bool = train) -> Any:
+            return unit.run(params, stats, x, Layers(unit.name, Mode(train=False), train))[0]
+
+        with calling(unit.name):
+            jaxpr, out = jax.make_jaxpr(forward, return_shape=True)(params, stats, x)
+        one = isinstance(out, jax.ShapeDtypeStruct)
+        if not one or out.shape[:1] != (BATCH,) or not jnp.issubdtype(out.dtype, jnp.floating):
+            found = f"{_described(out)}" if one else f"{len(jax.tree.leaves(out))} arrays"
+            raise BadInput(
+                f"{unit.name}: it returns {found}; expected one array of floats with a row for each of the batch's b "
+                f"examples; pass on one array, and join what a skip connects into one module"
+            )
+        operation = mixing(jaxpr.jaxpr)
+        if operation:
+            raise BadInput(
+                f"{unit.name}: its output depends on other examples of the batch ({operation}); expected each row of "
+                f"the output to depend on that row of the input; the library's BatchNorm alone may take in the batch"
+            )
+
+
+def _described(out: jax.ShapeDtypeStruct) -> str:
+    shape = ", ".join("b" if size == BATCH else str(size) for size in out.shape)
+    return f"{out.dtype}[{shape}]"
