@@ -13,6 +13,7 @@ import pytest
 from adapt_nets import WIDTH, eqx
 from flax import nnx
 from helpers import assert_close, on_host, small_run, take_steps, trees
+from jax.extend.core import jaxprs_in_params
 
 from lpjax import adapt
 from lpjax.errors import BadInput
@@ -337,15 +338,25 @@ def test_what_decays_in_flax_decays_in_equinox():
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_bfloat16(library):
-    """Weights are cast to the dtype of the activations, scales of batch norms are not."""
+def test_a_module_computes_in_the_dtype_of_its_input(library):
     (unit,) = adapt([BLOCKS[library](0.5)])
     params, stats = random_like(unit.init(jax.random.key(0), SHAPES[library]))
     x = examples(4, *SHAPES[library])
-    y, new = unit.apply(params, stats, x.astype(jnp.bfloat16), TRAIN)
+    half = x.astype(jnp.bfloat16)
+    y, new = unit.apply(params, stats, half, TRAIN)
     assert (y.dtype, {leaf.dtype for leaf in jax.tree.leaves(new)}) == (jnp.bfloat16, {jnp.dtype("float32")})
     expected, _ = unit.apply(params, stats, x, TRAIN)
     np.testing.assert_allclose(y.astype(float), expected, rtol=0.1, atol=0.05 * float(abs(expected).max()))
+    program = jax.make_jaxpr(lambda x: unit.apply(params, stats, x, TRAIN))(half).jaxpr
+    products = [eqn for eqn in equations(program) if eqn.primitive.name == "conv_general_dilated"]
+    assert [var.aval.dtype for eqn in products for var in eqn.outvars] == [jnp.bfloat16] * 2
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner)
 
 
 # what a chain cannot have ---------------------------------------------------------------------------------------------

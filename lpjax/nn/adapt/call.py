@@ -27,6 +27,8 @@ def calling(name: str) -> Iterator[None]:
     except BadInput:
         raise
     except (FlaxError, NameError, RuntimeError) as error:
+        if isinstance(error, NameError) and "axis name" not in str(error):
+            raise  # a fault of the module's code
         raise BadInput(
             f"{name}: {error}; expected a module that needs its parameters, batch statistics and dropout alone; "
             f"change it, or write a unit"

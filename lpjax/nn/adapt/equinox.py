@@ -105,10 +105,8 @@ def equinox_unit(make: Callable[[PRNGKeyArray], Any]) -> EquinoxUnit:
             names.append(_names(path, owners.get(path[:-1])) if is_array else None)
             leaves.append((leaf.shape, leaf.dtype) if is_array else leaf)
             if isinstance(leaf, np.ndarray | jax.Array) and not is_array:
-                where = keystr(path, simple=True, separator="/")
-                refuse_state(
-                    name, f"the array {where} of {leaf.dtype}", "make it a jax.Array of floats, or in the call"
-                )
+                what = f"the array {keystr(path, simple=True, separator='/')} of {leaf.dtype}"
+                refuse_state(name, what, "make it an array of floats, or compute it in the call")
         found.append(EquinoxUnit(name, structure, tuple(leaves), tuple(names), make))
         return ()
 
@@ -149,12 +147,10 @@ def _prepared(made: Any) -> eqx.Module:
         return _own_norm(name, part, state) if type(part) is eqx.nn.BatchNorm else part
 
     module = jax.tree.map(ours, module, is_leaf=lambda part: type(part) is eqx.nn.BatchNorm)
-    others = jax.tree.leaves_with_path(module, is_leaf=lambda part: isinstance(part, eqx.nn.StateIndex))
-    for path, part in others:
+    for path, part in jax.tree.leaves_with_path(module, is_leaf=lambda part: isinstance(part, eqx.nn.StateIndex)):
         if isinstance(part, eqx.nn.StateIndex):
-            refuse_state(
-                name, f"the state {keystr(path, simple=True, separator='/')}, which is not of an eqx.nn.BatchNorm"
-            )
+            where = keystr(path, simple=True, separator="/")
+            refuse_state(name, f"the state {where}, which is not of an eqx.nn.BatchNorm")
     return module
 
 
