@@ -38,7 +38,7 @@ class LinenHead(nn.Module):
 
 
 def linen_resnet(*, classes):
-    return adapt(nn.Sequential([nn.Conv(WIDTH, SIZE), *[LinenBlock()] * 5, LinenHead(classes)]))
+    return adapt(nn.Sequential([nn.Conv(WIDTH, SIZE), *[LinenBlock()] * 3, LinenHead(classes)]))
 
 
 class NnxBlock(nnx.Module):
@@ -64,7 +64,7 @@ class NnxHead(nnx.Module):
 
 def nnx_resnet(*, classes):
     stem, head = lambda rngs: nnx.Conv(1, WIDTH, SIZE, rngs=rngs), lambda rngs: NnxHead(classes, rngs=rngs)
-    return adapt([stem, *[lambda rngs: NnxBlock(rngs=rngs)] * 5, head])
+    return adapt([stem, *[lambda rngs: NnxBlock(rngs=rngs)] * 3, head])
 
 
 if eqx:
@@ -110,4 +110,4 @@ if eqx:
 
 def equinox_resnet(*, classes):
     stem, head = lambda key: EquinoxStem(key=key), lambda key: EquinoxHead(classes, key=key)
-    return adapt([stem, *[lambda key: EquinoxBlock(key=key)] * 5, head])
+    return adapt([stem, *[lambda key: EquinoxBlock(key=key)] * 3, head])
