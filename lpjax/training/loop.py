@@ -97,13 +97,13 @@ def _requests() -> Iterator[_Requests]:
         yield requests
 
 
-def train(run: Run, folder: Path, console: Console, *, restart: bool = False) -> dict[str, Any]:
+def train(run: Run, folder: Path, console: Console | None = None, *, restart: bool = False) -> dict[str, Any]:
     """Train to the run's last step from where `folder` has got, test, and write result.json; returns the result.
 
     Args:
       run: Not a dry one.
       folder: Its workdir.
-      console: For what is shown.
+      console: For what is shown; stdout where none is given.
       restart: Move what is in the folder aside first.
 
     Raises:
@@ -112,6 +112,7 @@ def train(run: Run, folder: Path, console: Console, *, restart: bool = False) ->
         says how the run ended.
     """
     assert run.feed is not None, "a dry run reads no data"
+    console = console or cli.console()
     recovery, watched, tries = run.config.recovery, run.config.watch, Counter[int]()
     say = partial(console.print, highlight=False)
     heartbeat = 0.0 if console.is_terminal else watched.heartbeat_seconds  # there the progress bar shows it
