@@ -197,6 +197,14 @@ def test_options_of_batch_norm(options, train, x64):
     assert_close(y, own)
 
 
+def test_a_frozen_batch_norm_keeps_its_statistics(x64):
+    (unit,) = adapt([nn.BatchNorm(use_running_average=True)])
+    params, stats = random_like(unit.init(jax.random.key(0), (4,)))
+    x = examples(6, 4)
+    (y, new), (tested, _) = (unit.apply(params, stats, x, mode) for mode in (TRAIN, TEST))
+    assert_close((y, new), (tested, stats), rtol=0, atol=0)
+
+
 # dropout --------------------------------------------------------------------------------------------------------------
 
 DROPOUTS = {
@@ -225,17 +233,17 @@ def test_a_mask_is_the_examples_own(library):
         np.testing.assert_array_equal(nothing, x)
 
 
-def test_two_dropouts_of_a_unit_differ_and_broadcast_dims_share():
-    class Two(nn.Module):
+def test_dropouts_of_a_unit_differ_and_broadcast_dims_share():
+    class Three(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return jnp.stack([nn.Dropout(0.5)(x), nn.Dropout(0.5, broadcast_dims=(-1,))(x)], axis=1)
+            return jnp.stack([nn.Dropout(0.5)(x), nn.Dropout(0.5)(x), nn.Dropout(0.5, (-1,))(x)], axis=1)
 
-    (unit,) = adapt([Two()])
+    (unit,) = adapt([Three()])
     y, _ = unit.apply({}, {}, jnp.ones((4, 20, 30)), Mode(train=True, keys=keys(4)))
     assert not np.array_equal(y[:, 0], y[:, 1])
-    assert np.ptp(y[:, 1], axis=-1).max() == 0
-    assert set(np.unique(y[:, 1])) == {0.0, 2.0}
+    assert np.ptp(y[:, 2], axis=-1).max() == 0
+    assert set(np.unique(y[:, 2])) == {0.0, 2.0}
 
 
 # initial weights and equality -----------------------------------------------------------------------------------------
