@@ -22,6 +22,7 @@ from lpjax.network.network import composed
 from lpjax.network.packing import kind
 from lpjax.nn import chain
 from lpjax.nn.chain import Mode, make_chain
+from lpjax.nn.count import unit_flops
 from lpjax.training import resume
 
 needs_equinox = pytest.mark.skipif(eqx is None, reason="equinox is not installed")
@@ -104,6 +105,8 @@ def test_samples_of_the_docs(library):
     exec(compile(SAMPLES[library], f"{library}_net.py", "exec"), names)
     network = make_chain(names["network"](classes=10), (8, 8, 1))
     assert max(repeat.count for repeat in network.repeats) == 6
+    flops = [unit_flops(unit, shape) for unit, shape in zip(network.units, network.shapes[:-1], strict=True)]
+    assert sum(flops) > 6e4, "and none where axes are only moved"
     params, stats = chain.init(network, jax.random.key(0))
     y, _ = chain.apply(network, params, stats, examples(3, 8, 8, 1).astype("float32"), TRAIN._replace(keys=keys(3)))
     assert y.shape == (3, 10)
