@@ -61,7 +61,7 @@ def test_collectives_between_processes(tmp_path):
     with processes("helpers", 2, workdir=str(tmp_path), x64=False) as started:
         outputs = [process.communicate(timeout=240) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
-    assert [out for out, _ in outputs] == ["compared 40 arrays\n"] * 2
+    assert [out.splitlines()[-1] for out, _ in outputs] == ["compared 40 arrays"] * 2  # Gloo prints lines of its own
 
 
 def images_folder(folder):

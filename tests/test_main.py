@@ -53,7 +53,7 @@ def test_dry_run(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--config.mehtod=serial"], 'Did you mean "method"'),
+        (["--config.mehtod=serial"], "mehtod: no such field; did you mean method?"),
         (["--config.num_stages=99", "--config.batch_size=99"], "num_stages=99: the network is a chain of 14 units"),
         (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
         (["nonsense"], "unexpected argument 'nonsense'"),
