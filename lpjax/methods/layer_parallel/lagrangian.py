@@ -60,7 +60,7 @@ def stage_loss(
     target: Features,
     multiplier: Multiplier | None,
     penalty_coef: Float[Array, ""] | float,
-    tail_loss: PerExample | None = None,
+    tail_loss: Callable[[Features], PerExample] | None = None,
 ) -> PerExample:
     """Local loss of a stage that is not the last: (2), or (3) when the loss of a coarse tail is given.
 
@@ -69,13 +69,13 @@ def stage_loss(
       target: lambda_{k+1}, a constant.
       multiplier: kappa_{k+1}, a constant; None is zero.
       penalty_coef: beta.
-      tail_loss: phi of the AuxNet's remaining pieces at X_k.
+      tail_loss: X_k -> phi of the AuxNet's remaining pieces at X_k.
     """
     loss = penalty_coef * psi(violation(target, output))
     if multiplier is not None:
         loss = loss - inner(multiplier, output)
     if tail_loss is not None:
-        loss = loss + tail_loss
+        loss = loss + tail_loss(output)
     return loss
 
 

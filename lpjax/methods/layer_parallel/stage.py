@@ -61,11 +61,13 @@ def stage_pass(
         if target is None:
             loss = losses.task_loss(output, labels)
         else:
-            tail = None
-            if with_tail:
+
+            def tail_loss(x: Features) -> losses.PerExample:
                 how = mode._replace(keys=None), config.aux.tail
-                logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, output, *how)
-                tail = losses.task_loss(logits, labels)
+                logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, x, *how)
+                return losses.task_loss(logits, labels)
+
+            tail = tail_loss if with_tail else None
             loss = lagrangian.stage_loss(output, target, multiplier, penalty_coef, tail)
         return loss.sum() / config.batch_size, (output, batch_stats)
 
