@@ -38,10 +38,3 @@ def x64():
     """Double precision, so that two routes to one number agree to 1e-9."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forget():
-    """What a module's tests have compiled is of no use to the next one, and takes gigabytes."""
-    yield
-    jax.clear_caches()
