@@ -18,8 +18,7 @@ def command(*arguments, config="configs/digits.py"):
 
 
 def environment(**changes):
-    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    return os.environ | {"XLA_FLAGS": " ".join(flags)} | changes
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | changes
 
 
 def lpjax(*arguments, config="configs/digits.py", cwd=ROOT, **changes):
