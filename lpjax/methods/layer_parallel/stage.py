@@ -64,11 +64,11 @@ def stage_pass(
 
             def tail_loss(x: Features) -> losses.PerExample:
                 how = mode._replace(keys=None), config.aux.tail
-                logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, x, *how)
-                return losses.task_loss(logits, labels)
+                return losses.task_loss(
+                    aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, x, *how), labels
+                )
 
-            tail = tail_loss if with_tail else None
-            loss = lagrangian.stage_loss(output, target, multiplier, penalty_coef, tail)
+            loss = lagrangian.stage_loss(output, target, multiplier, penalty_coef, tail_loss if with_tail else None)
         return loss.sum() / config.batch_size, (output, batch_stats)
 
     gradients = jax.value_and_grad(local_loss, argnums=(0, 1, 2) if with_tail else (0, 1), has_aux=True)
