@@ -54,20 +54,17 @@ def stage_pass(
       examples, "correct" (0 but for the last stage), "violation", psi(r_{k+1}), and "output", psi(X_k) (0 for the last
       stage).  `beside` is the gradient of "loss" with respect to the AuxNet (policy coarse_tail; otherwise ()).
     """
-    with_tail = config.multiplier == "coarse_tail"
+    with_tail, how = config.multiplier == "coarse_tail", (mode._replace(keys=None), config.aux.tail)
 
     def local_loss(params: PyTree, lam: Features, aux_params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
+        def tail_loss(x: Features) -> losses.PerExample:
+            logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, x, *how)
+            return losses.task_loss(logits, labels)
+
         output, batch_stats = chain.apply(network.stages[k], params, stats, lam, mode)
         if target is None:
             loss = losses.task_loss(output, labels)
         else:
-
-            def tail_loss(x: Features) -> losses.PerExample:
-                how = mode._replace(keys=None), config.aux.tail
-                return losses.task_loss(
-                    aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, x, *how), labels
-                )
-
             loss = lagrangian.stage_loss(output, target, multiplier, penalty_coef, tail_loss if with_tail else None)
         return loss.sum() / config.batch_size, (output, batch_stats)
 
