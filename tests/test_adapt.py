@@ -541,7 +541,7 @@ MIXING = {
 
 @pytest.mark.parametrize("function", NOT_MIXING.values(), ids=NOT_MIXING)
 def test_functions_of_each_example(function):
-    make_chain(adapt([function]), (5, 4))
+    assert len(make_chain(adapt([function]), (5, 4)).units) == 1
 
 
 @pytest.mark.parametrize("function", MIXING.values(), ids=MIXING)

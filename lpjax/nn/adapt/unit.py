@@ -1,5 +1,6 @@
 """What the units of all libraries are: a module's parameters and statistics, checked before anything is computed."""
 
+import abc
 import functools
 from typing import Any
 
@@ -14,7 +15,7 @@ from lpjax.nn.adapt.mixing import BATCH, mixing
 from lpjax.nn.chain import Mode, Shape
 
 
-class ModuleUnit:
+class ModuleUnit(abc.ABC):
     """A unit made of a module; the libraries' are dataclasses derived from it.
 
     Attributes:
@@ -23,13 +24,13 @@ class ModuleUnit:
 
     name: str
 
+    @abc.abstractmethod
     def draw(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
         """Parameters and statistics as nested dicts; a batch norm's are at the same path in both."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def run(self, params: PyTree, stats: PyTree, x: Array, layers: Layers) -> tuple[Any, PyTree]:
         """What the module makes of x [b, ..], and the statistics."""
-        raise NotImplementedError
 
     def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
         """See `lpjax.nn.chain`."""
