@@ -27,6 +27,7 @@ from lpjax.cost import dry_run, model
 from lpjax.parallel import platform, processes
 from lpjax.training import loop, summary, workdir
 from lpjax.training import run as runs
+from lpjax.training.evaluate import in_words
 from lpjax.training.log import NonFiniteError
 
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or test the newest checkpoint of the workdir.")
@@ -68,11 +69,10 @@ def main(argv: list[str]) -> int:
     try:
         if _MODE.value == "eval":
             result = loop.evaluate(run, folder)
-            console.print(f"step {result['step']}: test accuracy {result['test_accuracy']:.4f}; {folder}/eval.json")
+            console.print(f"step {result['step']}: {in_words(result)}; {folder}/eval.json")
         else:
             result = loop.train(run, folder, console, restart=_RESTART.value)
-            seconds = f"{result['seconds_total']:.0f} s; {folder}/result.json"
-            console.print(f"test accuracy {result['test_accuracy']:.4f}, {seconds}")
+            console.print(f"{in_words(result)}, {result['seconds_total']:.0f} s; {folder}/result.json")
     except KeyboardInterrupt as error:
         message = f"interrupted; the same command goes on from the last checkpoint in {folder}"
         raise errors.Interrupted(message) from error

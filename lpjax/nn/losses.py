@@ -40,6 +40,13 @@ def task_loss(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Pe
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def correct(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
-    """Whether the largest logit is the label's."""
-    return logits.argmax(-1).astype(labels.dtype) == labels
+def correct(logits: Float[Array, "b classes"], labels: Int[Array, " b"], top: int = 1) -> Bool[Array, " b"]:
+    """Whether the label's logit is among the `top` largest.
+
+    Of equal logits the first one counts as larger, so that equal logits are right as often as a guess.  NaN counts as
+    larger than all others, and is never right.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], 1)
+    before = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None] < labels[:, None]
+    above = ~(logits <= own) | ((logits == own) & before)
+    return above.sum(-1) < top

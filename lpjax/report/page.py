@@ -95,7 +95,10 @@ def _number(value: Any, form: str) -> str:
 
 def _runs(records: Sequence[Record]) -> str:
     """The table of runs, what is missing of them, and the switches of their lines."""
-    head = ("run", "method", "K", "mesh", "seed", "steps", "test accuracy", "AuxNet path", "s/step", "seconds", "ended")
+    accuracies = {"test_accuracy": "test accuracy", "aux_path_accuracy": "AuxNet path"}
+    more = {"test_top5_accuracy": "top-5"}  # columns of runs that have it
+    accuracies |= {name: more[name] for name in more if any(name in record.lines for record in records)}
+    head = ("run", "method", "K", "mesh", "seed", "steps", *accuracies.values(), "s/step", "seconds", "ended")
     rows = []
     for index, record in enumerate(records):
         result = record.result or {}
@@ -111,8 +114,7 @@ def _runs(records: Sequence[Record]) -> str:
             " x ".join(map(str, mesh.values())) or NOTHING,
             result.get("seed", config.get("seed", NOTHING)),
             f"{record.last_step:,}",
-            _last(record, "test_accuracy"),
-            _last(record, "aux_path_accuracy"),
+            *(_last(record, name) for name in accuracies),
             _number(record.step_seconds, ".3g"),
             _number(result.get("seconds_total"), ",.0f"),
             record.ended,

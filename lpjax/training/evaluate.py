@@ -6,7 +6,7 @@ over some training batches, augmented and with dropout as in training, for every
 the statistics of such batches: those of images that are not augmented cost up to 6 points of accuracy on CIFAR-10.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +27,9 @@ from lpjax.parallel import mesh as meshes
 from lpjax.state.step_inputs import StepInputs, example_keys
 from lpjax.state.train_state import TrainState
 
+TOP5_ABOVE = 20
+"""With more classes than these there is a top-5 accuracy."""
+
 
 class Evaluation(NamedTuple):
     """Test metrics of a state: losses in nats, accuracies in 0..1.
@@ -38,6 +41,8 @@ class Evaluation(NamedTuple):
         None without AuxNet.
       aux_head_accuracy: Of the AuxNet by itself with its own head.  None without AuxNet.
       test_examples: How many; fewer than the split has where image files cannot be decoded.
+      test_top5_accuracy: Whether the label is among the five largest logits of the composed network.  None with at most
+        `TOP5_ABOVE` classes.
     """
 
     test_loss: float
@@ -45,6 +50,13 @@ class Evaluation(NamedTuple):
     aux_path_accuracy: float | None
     aux_head_accuracy: float | None
     test_examples: int
+    test_top5_accuracy: float | None = None
+
+
+def in_words(metrics: Mapping[str, Any]) -> str:
+    """The accuracies of an `Evaluation`, given by name, in a line of text."""
+    names = {"test_accuracy": "test accuracy", "test_top5_accuracy": "top-5", "aux_path_accuracy": "AuxNet path"}
+    return ", ".join(f"{word} {metrics[name]:.4f}" for name, word in names.items() if metrics.get(name) is not None)
 
 
 Calibrate = Callable[[TrainState, Feed], tuple[PyTree, ...]]
@@ -127,6 +139,8 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
             path, _ = chain.apply(network.stages[-1], trees[-1], running, lam[-1], mode)
             logits |= {"aux_path": path, "aux_head": head}
         sums = {name: (real & losses.correct(out, batch.label)).astype(float).sum() for name, out in logits.items()}
+        if network.chain.out_shape[-1] > TOP5_ABOVE:
+            sums["top5"] = (real & losses.correct(logits["composed"], batch.label, top=5)).astype(float).sum()
         sums["examples"] = real.astype(float).sum()
         sums["loss"] = jnp.where(real, losses.task_loss(logits["composed"], batch.label), 0.0).sum()
         return lax.psum(sums, meshes.ALL_AXES)
@@ -138,7 +152,13 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
         sums = [jax.device_get(count((state, calibrated), batch)) for batch in feed.test()]
         totals = jax.tree.map(lambda *values: sum(map(float, values)), *sums)
         means = {name: total / totals["examples"] for name, total in totals.items()}
-        examples = round(totals["examples"])
-        return Evaluation(means["loss"], means["composed"], means.get("aux_path"), means.get("aux_head"), examples)
+        return Evaluation(
+            test_loss=means["loss"],
+            test_accuracy=means["composed"],
+            aux_path_accuracy=means.get("aux_path"),
+            aux_head_accuracy=means.get("aux_head"),
+            test_examples=round(totals["examples"]),
+            test_top5_accuracy=means.get("top5"),
+        )
 
     return evaluate

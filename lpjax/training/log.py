@@ -16,7 +16,7 @@ from lpjax.errors import Error
 from lpjax.methods import METHODS
 from lpjax.parallel import processes
 from lpjax.state.canonical import Arrays
-from lpjax.training.evaluate import Evaluation
+from lpjax.training.evaluate import Evaluation, in_words
 from lpjax.training.resume import Start
 from lpjax.training.run import Run
 from lpjax.training.watch import Watch, duration, time_left
@@ -144,10 +144,9 @@ class Log:
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Write and show the test metrics after a step."""
         self.write("eval", step, result._asdict())
-        aux = "" if result.aux_path_accuracy is None else f", AuxNet path {result.aux_path_accuracy:.4f}"
         some = self._run.spec.num_test - result.test_examples
         damaged = f", {some} test images left out: they cannot be decoded" if some else ""
-        self.say(f"epoch {self._epoch(step):.1f}: test accuracy {result.test_accuracy:.4f}{aux}{damaged}")
+        self.say(f"epoch {self._epoch(step):.1f}: {in_words(result._asdict())}{damaged}")
 
     def say(self, text: str) -> None:
         """Print a line of text."""

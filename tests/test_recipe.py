@@ -1,0 +1,62 @@
+"""Parts of common training recipes: top-5 accuracy."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import dataset, detach, small_config
+
+from lpjax.data import SOURCES, digits
+from lpjax.network.network import composed
+from lpjax.nn import losses
+from lpjax.nn.chain import Mode
+from lpjax.training import evaluate
+from lpjax.training.run import prepare
+
+
+@pytest.fixture
+def thirty_classes(monkeypatch):
+    """The digits, each in three classes by its position."""
+
+    def load(config):
+        data, thirds = digits.load(config), lambda labels: labels + np.arange(len(labels), dtype=np.int32) % 3 * 10
+        return replace(data, train_labels=thirds(data.train_labels), test_labels=thirds(data.test_labels))
+
+    def describe(config):
+        return replace(digits.describe(config), classes=30, class_names=None)
+
+    monkeypatch.setitem(SOURCES, "digits", replace(digits, describe=describe, load=load))
+
+
+@pytest.mark.parametrize("top", [1, 5])
+def test_a_label_is_among_the_largest_logits(top):
+    logits = np.random.default_rng(0).integers(0, 9, (200, 30)).astype(np.float32)  # with ties
+    labels = np.arange(200, dtype=np.int32) % 30
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :top]  # of equal ones the first
+    right = losses.correct(jnp.asarray(logits), jnp.asarray(labels), top)
+    np.testing.assert_array_equal(right, (best == labels[:, None]).any(1))
+    assert losses.correct(jnp.zeros((30, 30)), jnp.arange(30), top).sum() == top, "as often as a guess"
+    assert not losses.correct(jnp.full((30, 30), jnp.nan), jnp.arange(30), top).any()
+    one = jnp.zeros((1, 30)).at[0, 7].set(jnp.nan)
+    assert not losses.correct(one, jnp.array([7]), top).any(), "NaN is never right"
+    assert losses.correct(one, jnp.array([0]), top).all() == (top > 1), "and larger than others"
+
+
+def test_top5_accuracy_is_of_the_composed_network(thirty_classes):
+    """On all test images, the last batch padded, on a mesh."""
+    run = prepare(small_config(method="serial", mesh__stage=2, mesh__data=2, batch_size=32))
+    state, _ = run.step(run.create(), next(run.feed.train()))
+    got, network = run.evaluate(state, run.feed), run.network
+    assert got.test_examples == 360  # 32 does not divide it
+    calibrated = evaluate.make_calibrate(network, run.config, run.mesh, run.step_inputs)
+    stats = calibrated(evaluate.replicated(state, run.mesh), run.feed)
+    params = network.params.unpack_all(state.stage_params)
+    x = run.step_inputs.normalised(jnp.asarray(dataset(run).test_images))
+    logits = np.asarray(composed(network, *detach((params, stats)), x, Mode(train=False))[0])
+    best, labels = np.argsort(-logits, axis=1)[:, :5], dataset(run).test_labels
+    np.testing.assert_allclose(got.test_accuracy, (best[:, 0] == labels).mean(), atol=1e-6)
+    np.testing.assert_allclose(got.test_top5_accuracy, (best == labels[:, None]).any(1).mean(), atol=1e-6)
+    words = f"test accuracy {got.test_accuracy:.4f}, top-5 {got.test_top5_accuracy:.4f}"
+    assert 0 < got.test_accuracy < got.test_top5_accuracy < 1
+    assert evaluate.in_words(got._asdict()) == words
