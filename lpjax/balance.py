@@ -19,7 +19,7 @@ from lpjax import cli, errors, methods
 from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
 from lpjax.cost import balance
-from lpjax.parallel import platform
+from lpjax.parallel import compilation, platform
 from lpjax.training import run as runs
 from lpjax.training import workdir
 
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     """Measure the units, print the cuts; returns the exit code, see the module's docstring."""
     fields, folder = command_line.parse(argv)
     config = methods.resolve(replace(from_config_dict(fields), dry_run=True))
+    compilation.keep()
     platform.provide_devices(math.prod(config.mesh_shape))
     timer = balance.make_timer(config, _REPEATS.value)
     if flags.FLAGS.workdir:

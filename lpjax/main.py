@@ -24,7 +24,7 @@ from lpjax import cli, errors, methods
 from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
 from lpjax.cost import dry_run, model
-from lpjax.parallel import platform, processes
+from lpjax.parallel import compilation, platform, processes
 from lpjax.training import loop, summary, workdir
 from lpjax.training import run as runs
 from lpjax.training.evaluate import in_words
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
     with errors.bad_input():
         fields, folder = command_line.parse(argv)
         config = from_config_dict(fields)
+        compilation.keep()
         count = processes.initialize(
             detect=_DISTRIBUTED.value,
             coordinator=_COORDINATOR.value,

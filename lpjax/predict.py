@@ -30,6 +30,7 @@ from lpjax.config.command_line import local_path
 from lpjax.errors import BadInput, bad_input, extra_packages
 from lpjax.export import model_file
 from lpjax.export.model_file import Description, Model
+from lpjax.parallel import compilation
 
 BATCH = 32
 MAX_BYTES, MAX_PIXELS = 64 * 2**20, 50_000_000
@@ -183,6 +184,7 @@ def main(argv: list[str]) -> int:
     if options.csv:
         print("image,class,probability,error")
     code, left_out = 0, []
+    compilation.keep()
     model = model_file.load(local_path(str(options.model)))
     files = [file for argument in options.images for file in find_images(argument)]
     for file, result in predict(model, files, options.top):

@@ -1,5 +1,7 @@
 """Layers and ResNets against independent routes."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,11 @@ def test_a_network_is_cut_at_the_same_places_on_every_platform(monkeypatch):
     unit_flops.__wrapped__(ConvBlock(64, 1, 3), (8, 8, 64))
     with pytest.raises(TypeError, match="NoneType"):
         jax.vjp(lambda x: conv(x, jnp.zeros((3, 3, 2, 2)), 1), jnp.zeros((1, 4, 4, 2)))
+
+
+def test_weights_are_drawn_in_their_shape():
+    key, shape = jax.random.key(3), (3, 3, 5, 7)
+    assert (layers.he_normal(key, shape) == jax.random.normal(key, shape) * math.sqrt(2 / 45)).all()
 
 
 def test_a_winograd_convolution_is_as_exact_as_the_direct_one():

@@ -18,7 +18,7 @@ from lpjax import cli, errors, methods
 from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
 from lpjax.export import from_run, model_file
-from lpjax.parallel import platform
+from lpjax.parallel import compilation, platform
 from lpjax.training import resume
 from lpjax.training.run import prepare
 
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
         raise errors.BadInput("dry_run=True: the batch-norm statistics are found on training data; leave it out")
     output = command_line.local_path(_OUTPUT.value)
     model_file.check_free(output)
+    compilation.keep()
     platform.provide_devices(math.prod(methods.resolve(config).mesh_shape))
     run = prepare(config)
     state, step, meta = resume.load(run, workdir, _STEP.value)

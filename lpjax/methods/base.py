@@ -239,7 +239,7 @@ class Method(abc.ABC):
         carried, stored = self.carry(network, config), self.stores(network, config, step_inputs.num_examples)
         packed = PackedChains(network.stages, network.params, network.stats)
 
-        def init(key: PRNGKeyArray) -> TrainState:
+        def init_state(key: PRNGKeyArray) -> TrainState:
             keys = [jax.random.fold_in(key, i) for i in range(4)]
             devices = mesh.shape["stage"] if self.staged else 1
             params, stats = meshes.on_stages(partial(packed.init, key=keys[0]), network.num_stages, devices)
@@ -259,7 +259,7 @@ class Method(abc.ABC):
             )
 
         on_mesh = jax.shard_map(
-            init, mesh=mesh, in_specs=meshes.REPLICATED, out_specs=self.specs(network, config), check_vma=False
+            init_state, mesh=mesh, in_specs=meshes.REPLICATED, out_specs=self.specs(network, config), check_vma=False
         )
         create = jax.jit(on_mesh)
         return lambda: create(jax.random.key(config.seed))

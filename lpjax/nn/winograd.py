@@ -51,27 +51,24 @@ def transposed_kernel_transform(u: Tile) -> Tile:
     return [u[0] + (u[1] + u[2]) / 2, (u[1] - u[2]) / 2, (u[1] + u[2]) / 2 + u[3]]
 
 
-def both_axes(transform: Transform, d: list[Tile]) -> list[Tile]:
-    """T d T^T of tiles `d[i][j]`."""
-    rows = [transform(row) for row in d]
-    return [list(row) for row in zip(*(transform(list(column)) for column in zip(*rows, strict=True)), strict=True)]
+def both_axes(transform: Transform, d: Float[Array, "i j ..."]) -> Float[Array, "n n ..."]:
+    """T d T^T."""
+    rows = jnp.stack(transform(list(d.swapaxes(0, 1))))
+    return jnp.stack(transform(list(rows.swapaxes(0, 1))))
 
 
-def tiled(x: Float[Array, "b h w c"], size: int) -> list[Tile]:
-    """Pixel (i, j) of all tiles of size x size, one every two pixels: arrays [b, h', w', c]."""
-    span = [n - size + 1 for n in x.shape[1:3]]
-    return [[x[:, i : i + span[0] : 2, j : j + span[1] : 2] for j in range(size)] for i in range(size)]
-
-
-def as_matrices(tiles: list[Tile]) -> Float[Array, "16 t c"]:
-    """A matrix for each place of a 4x4 tile: a row a tile."""
-    return jnp.stack([d.reshape(-1, d.shape[-1]) for row in tiles for d in row])
+def tiled(transform: Transform, x: Float[Array, "b h w c"], size: int) -> Float[Array, "nn t c"]:
+    """T d T^T of tiles d of size x size pixels, one every two pixels: a matrix for each place, with a row a tile."""
+    for _ in range(2):  # along the width; then along the height, which is axis 2 by then
+        span = x.shape[2] - size + 1
+        x = jnp.stack(transform([x[:, :, i : i + span : 2] for i in range(size)]))
+    return x.reshape(x.shape[0] ** 2, -1, x.shape[-1])
 
 
 def input_matrices(x: Float[Array, "b h w c"]) -> Float[Array, "16 t c"]:
     """B^T d B of images padded by a pixel, and to an even size."""
     x = jnp.pad(x, ((0, 0), (1, 1 + x.shape[1] % 2), (1, 1 + x.shape[2] % 2), (0, 0)))
-    return as_matrices(both_axes(input_transform, tiled(x, 4)))
+    return tiled(input_transform, x, 4)
 
 
 def in_chunks(x: Array, chunk: int) -> Array:
@@ -101,13 +98,11 @@ def convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"], chu
     """
     (batch, height, width, _), features = x.shape, kernel.shape[-1]
     rows, columns = -(-height // 2), -(-width // 2)
-    taps = [list(row) for row in kernel]
-    filters = jnp.stack([u for row in both_axes(kernel_transform, taps) for u in row])
+    filters = both_axes(kernel_transform, kernel).reshape(16, *kernel.shape[2:])
 
     def of_chunk(x: Array) -> Array:
         products = jnp.matmul(input_matrices(x), filters).reshape(4, 4, chunk, rows, columns, features)
-        tiles = both_axes(output_transform, [list(row) for row in products])
-        y = jnp.stack([jnp.stack(row, 3) for row in tiles], 2)  # [chunk, rows, 2, columns, 2, features]
+        y = both_axes(output_transform, products).transpose(2, 3, 0, 4, 1, 5)  # [chunk, rows, 2, columns, 2, features]
         return y.reshape(chunk, 2 * rows, 2 * columns, features)[:, :height, :width]
 
     if chunk == batch:
@@ -129,9 +124,8 @@ def kernel_gradient(x: Float[Array, "b h w c"], g: Float[Array, "b h w f"], chun
 
     def of_chunk(x: Array, g: Array) -> Array:
         g = jnp.pad(g, ((0, 0), (0, g.shape[1] % 2), (0, g.shape[2] % 2), (0, 0)))
-        tiles = as_matrices(both_axes(gradient_transform, tiled(g, 2)))
+        tiles = tiled(gradient_transform, g, 2)
         return lax.dot_general(input_matrices(x), tiles, (((1,), (1,)), ((0,), (0,))))
 
     total = sum_of_chunks(of_chunk, x, g, chunk)
-    places = [list(row) for row in total.reshape(4, 4, *total.shape[1:])]
-    return jnp.stack([jnp.stack(row) for row in both_axes(transposed_kernel_transform, places)])
+    return both_axes(transposed_kernel_transform, total.reshape(4, 4, *total.shape[1:]))

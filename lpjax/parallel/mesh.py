@@ -102,8 +102,12 @@ def jit_step(step: Callable[..., Any], mesh: Mesh, specs: PyTree) -> Callable[..
       mesh: The mesh.
       specs: Partition specs of the state.
     """
+
+    def train_step(state: PyTree, batch: PyTree) -> Any:  # a name for the compiled program
+        return step(state, batch)
+
     sharded = jax.shard_map(
-        step,
+        train_step,
         mesh=mesh,
         in_specs=(specs, EXAMPLES),
         out_specs=(specs, REPLICATED),

@@ -35,7 +35,7 @@ from rich.console import Console
 from lpjax import cli
 from lpjax.data.batch import TrainBatches
 from lpjax.errors import Error, Interrupted
-from lpjax.parallel import platform, processes
+from lpjax.parallel import compilation, platform, processes
 from lpjax.state.train_state import TrainState
 from lpjax.training import checkpoint, identity, resume, summary, workdir
 from lpjax.training.diagnosis import Diagnosis
@@ -117,7 +117,7 @@ def train(run: Run, folder: Path, console: Console | None = None, *, restart: bo
     say = partial(console.print, highlight=False)
     heartbeat = 0.0 if console.is_terminal else watched.heartbeat_seconds  # there the progress bar shows it
     watch = Watch(say, heartbeat_seconds=heartbeat, stall_seconds=watched.stall_seconds, more=memory_line)
-    with workdir.lock_for_all(folder), _requests() as requests, watch:
+    with workdir.lock_for_all(folder), _requests() as requests, watch, compilation.said(say):
         if restart and processes.is_writer() and (earlier := workdir.set_aside(folder)):
             say(f"files of an earlier run moved to {earlier}")
         failed: NonFiniteError | None = None
