@@ -97,6 +97,10 @@ def console(**options: Any) -> Console:
     return Console(**{"soft_wrap": not sys.stdout.isatty()} | options, markup=False, emoji=False)
 
 
+JOINERS = "\u200c\u200d"
+"""What joins the letters before and after it, or keeps them apart: part of words in many scripts."""
+
+
 def printable(text: object) -> str:
     """The text without control characters: a file's name may hold what a terminal takes for commands."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return "".join(c if c.isprintable() or c in JOINERS else "\N{REPLACEMENT CHARACTER}" for c in str(text))

@@ -1,6 +1,7 @@
 """Sets in files: IDX, folders of images, and what becomes of an image file."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES, images
-from lpjax.data.source import Spec
+from lpjax.data.source import Spec, reduced_spec
 
 
 def at(where, name, **fields):
@@ -160,16 +161,13 @@ def crop(file):
     return np.asarray(Image.open(io.BytesIO(file)))[1:15, 1:15]
 
 
-@pytest.mark.parametrize("test_name", ["test", "validation"])
+@pytest.mark.parametrize("test_name", ["test", "Validation"])
 def test_a_folder_of_images(test_name, pictures, tmp_path):
     train, test = pictures
     make_folder(tmp_path, train, test, test_name)
-    for name in ("notes.txt", ".hidden.png", ".hidden/a.png"):
-        (tmp_path / "train" / "cat" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "train" / "cat" / name).write_bytes(b"no image")
-    (tmp_path / "train" / ".cache").mkdir()
     spec, data = read(at(tmp_path, "folder", **SMALL))
     assert spec == Spec((14, 14, 3), classes=3, num_train=9, num_test=2)
+    assert spec.notes == ("no test images of ant (1)",)
     classes = ["ant", "cat", "dog"]
     for split, files, made in (("train", data.train, train), (test_name, data.test, test)):
         found = {files.name(i): files[i] for i in range(len(files))}
@@ -178,6 +176,145 @@ def test_a_folder_of_images(test_name, pictures, tmp_path):
     crops = np.stack([crop(file) for file in train.values()]) / 255
     np.testing.assert_allclose(data.mean, crops.mean((0, 1, 2)))
     np.testing.assert_allclose(data.std, crops.std((0, 1, 2)))
+
+
+PNG = encoded(np.zeros((4, 4, 3), np.uint8))
+
+
+def make_tree(where, counts):
+    """Images where/FOLDER/0.png .. for {FOLDER: how many}; {FILE: bytes} makes one file."""
+    for name, content in counts.items():
+        files = {name: content} if isinstance(content, bytes) else {f"{name}/{i}.png": PNG for i in range(content)}
+        for path, data in files.items():
+            (where / path).parent.mkdir(parents=True, exist_ok=True)
+            (where / path).write_bytes(data)
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path):
+    """Content decides, at any depth; each file that is not used is named with the reason."""
+    make_tree(tmp_path, {"train/cat": 2, "train/cat/black/wild": 1, "train/dog": 3, "test/cat": 1, "test/dog": 1})
+    make_tree(tmp_path, {"train/dog/a": PNG, "train/dog/b.jfif": PNG, "train/dog/notes.txt": b"no", "train/x.png": PNG})
+    make_tree(tmp_path, {"train/__MACOSX": 2, "train/cat/._0.png": b"", "test/@eaDir": 1, "more": 2, "read.me": b""})
+    (tmp_path / "train/cat/gone.png").symlink_to("nowhere")
+    (tmp_path / "train/cat/again").symlink_to("..")
+    (tmp_path / "train/dog/album.jpg").mkdir()
+    spec = SOURCES["folder"].describe(at(tmp_path, "folder"))
+    assert (spec.class_names, spec.num_train, spec.num_test) == (("cat", "dog"), 8, 2)
+    assert sorted(spec.notes) == [
+        "left out, hidden, or added by an archive or a disk: test/@eaDir, train/__MACOSX, train/cat/._0.png (3)",
+        "left out, in no class folder: train/x.png (1)",
+        "left out, in no folder of a split: more, read.me (2)",
+        "left out, links to a folder that they are in: train/cat/again (1)",
+        "left out, links to what is not there: train/cat/gone.png (1)",
+        "left out, no images in a format that is read: train/dog/notes.txt (1)",
+    ]
+    refused(
+        at(tmp_path, "folder", max_corrupt=0), "1 files cannot be read: expected at most data.max_corrupt=0; .*gone"
+    )
+
+
+TRAIN = {"train/cat": 8, "train/dog": 8}
+
+
+@pytest.mark.parametrize(
+    "tree, fields, counts, note",
+    [
+        ({"valid/cat": 2, "valid/dog": 1}, {}, (16, 3), ""),
+        (
+            {"test/cat": 2, "val/dog": 1},
+            {},
+            (16, 2),
+            "not tested on, val: 1 images in sub-folders dog .1.: data.test_sp",
+        ),
+        (
+            {"test/cat": 2, "Val/dog": 1},
+            {"test_split": "val"},
+            (16, 1),
+            "not tested on, test: 2 images in sub-folders cat",
+        ),
+        ({"test": 3, "val/cat": 2, "val/dog": 2}, {}, (16, 4), "not tested on, test: 3 images in no class folder"),
+        ({"test/x": 3, "val/cat": 2, "val/dog": 2}, {}, (16, 4), "not tested on, test: 3 images in sub-folders x"),
+        ({}, {"holdout": 0.25}, (12, 4), ""),
+        ({"test/cat": 1}, {"holdout": 0.01}, (14, 2), "not tested on, test: 1 images in sub-folders cat"),
+    ],
+)
+def test_splits_as_people_have_them(tree, fields, counts, note, tmp_path):
+    make_tree(tmp_path, TRAIN | tree)
+    spec = SOURCES["folder"].describe(at(tmp_path, "folder", **fields))
+    assert (spec.num_train, spec.num_test) == counts
+    assert re.search(note, " ".join(spec.notes))
+
+
+@pytest.mark.parametrize(
+    "tree, fields, error, message",
+    [
+        ({"cat": 4, "dog": 4}, {}, OSError, "no folder train: .*; if cat, dog .2. are the classes, data.holdout=0.1"),
+        ({"set/train/cat": 4}, {}, OSError, "no folder train: .*: .*/set has one"),
+        (TRAIN | {"test": 3}, {}, ValueError, "no images to test on .*test: 3 images in no class folder.*data.holdout"),
+        (TRAIN | {"test/Cat": 3}, {}, ValueError, "test/Cat: no class of that name .*, is it cat?"),
+        (TRAIN | {"val/cat": 1}, {"test_split": "dev"}, ValueError, "data.test_split=dev: expected .* train: val"),
+        (
+            TRAIN | {"train/ox/a": b"", "val/cat": 1},
+            {},
+            ValueError,
+            "no image of ox .1.: .*; left out, no images.*ox/a",
+        ),
+        (TRAIN | {"train/\u00e9": 1, "train/e\u0301": 1}, {}, ValueError, "second class folder of this name"),
+        (TRAIN | {"val/ILSVRC2012_val_00000003.JPEG": PNG}, {}, ValueError, "none is of a class of train"),
+    ],
+)
+def test_folders_without_usable_splits(tree, fields, error, message, tmp_path):
+    make_tree(tmp_path, tree)
+    refused(at(tmp_path, "folder", **fields), message, error)
+
+
+def test_imagenets_validation_images_in_one_folder(tmp_path):
+    """By the list that comes with the set: images 1 to 4 are of n01751748, n09193705, n02105855, n04263257."""
+    names = [f"val/ILSVRC2012_val_{i:08d}.JPEG" for i in (4, 2, 1)]
+    make_tree(tmp_path, {"train/n09193705": 1, "train/n04263257": 1} | dict.fromkeys(names, PNG))
+    _, data = read(at(tmp_path, "folder"))
+    assert {data.test.name(i)[-6:-5]: data.test[i][1] for i in range(len(data.test))} == {"2": 1, "4": 0}
+
+
+def test_what_is_held_out(tmp_path):
+    """A share of each class, the same at each start, hardly another after an addition, another by another seed."""
+
+    def held(**fields):
+        _, data = read(at(tmp_path, "folder", holdout=0.2, **fields))
+        train, test = (
+            [files.name(i)[len(str(tmp_path)) :] for i in range(len(files))] for files in (data.train, data.test)
+        )
+        assert not set(train) & set(test)
+        return train, test
+
+    make_tree(tmp_path, {"cat": 20, "dog": 10})
+    train, test = held()
+    assert [sum(name.startswith(f"/{label}/") for name in test) for label in ("cat", "dog")] == [4, 2]
+    assert len(train) == 24
+    assert held() == (train, test)
+    assert held(holdout_seed=1)[1] != test
+    make_tree(tmp_path, {"cat/more.png": PNG})
+    assert len(set(held()[1]) & set(test)) >= 5
+
+
+def test_a_class_of_one_name_in_two_unicode_forms(tmp_path):
+    make_tree(tmp_path, {"train/caf\u00e9": 1, "train/dog": 1, "train/Dog": 1, "test/cafe\u0301": 1})
+    spec = SOURCES["folder"].describe(at(tmp_path, "folder"))
+    assert spec.class_names == ("Dog", "caf\u00e9", "dog")
+    assert spec.num_test == 1
+    assert "classes of one name but for the case of letters: Dog, dog (2)" in spec.notes
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (("cat",), "all examples are of one class, cat: expected two"),
+        (("a\x1b", "b"), "characters, that can be shown; rename"),
+    ],
+)
+def test_classes_that_cannot_be_trained_or_exported(names, message):
+    with pytest.raises(ValueError, match=message):
+        reduced_spec(Spec((8, 8, 1), len(names), 10, 10, names), DataConfig())
 
 
 def test_a_class_that_is_not_in_train(pictures, tmp_path):
@@ -224,17 +361,41 @@ PICTURE = smooth(80, 100)
 PALETTE = PICTURE.quantize(256)
 
 
+def on_white(picture, transparency=None):
+    """A picture with transparent parts as a page shows it."""
+    if transparency is not None:
+        picture = picture.copy()
+        picture.info["transparency"] = transparency
+    red, green, blue, alpha = np.moveaxis(np.asarray(picture.convert("RGBA"), float), -1, 0)
+    mixed = [(alpha * colour + (255 - alpha) * 255) / 255 for colour in (red, green, blue)]
+    return Image.fromarray(np.stack(mixed, -1).round().astype(np.uint8))
+
+
+def turned(number, kind):
+    """PICTURE stored otherwise, with the EXIF orientation that shows it upright."""
+    rows = np.asarray(PICTURE)
+    rows = {2: rows[:, ::-1], 3: rows[::-1, ::-1], 4: rows[::-1], 5: rows.swapaxes(0, 1), 6: np.rot90(rows),
+            7: rows[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(rows, -1)}.get(number, rows)  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return encoded(np.ascontiguousarray(rows), kind, exif=exif)
+
+
 @pytest.mark.parametrize(
     "file, reference, channels",
     [
         (encoded(PICTURE, "JPEG", quality=95), PICTURE, 3),
         (encoded(PICTURE.convert("L"), "JPEG", quality=95), PICTURE.convert("L"), 3),
         (encoded(PICTURE.convert("CMYK"), "JPEG", quality=95), PICTURE, 1),
-        (encoded(smooth(80, 100, "RGBA")), smooth(80, 100, "RGBA").convert("RGB"), 3),
-        (encoded(PALETTE, transparency=bytes([0, 128] * 128)), PALETTE, 3),
+        (encoded(smooth(80, 100, "RGBA")), on_white(smooth(80, 100, "RGBA")), 3),
+        (encoded(PALETTE, transparency=bytes([0, 128] * 128)), on_white(PALETTE, bytes([0, 128] * 128)), 3),
+        (encoded(smooth(80, 100, "LA")), on_white(smooth(80, 100, "LA")), 1),
+        (encoded(PICTURE, transparency=PICTURE.getpixel((50, 40))), on_white(PICTURE, PICTURE.getpixel((50, 40))), 3),
         (encoded(PICTURE.convert("1")), PICTURE.convert("1"), 1),
+        (encoded(PICTURE, "GIF", save_all=True, append_images=[smooth(80, 100, "L")]), PALETTE, 3),
+        (encoded(PICTURE, "AVIF", quality=100), PICTURE, 3),
+        *((turned(number, kind), PICTURE, 3) for number in range(1, 9) for kind in ("PNG", "TIFF")),
     ],
-    ids=["JPEG", "grey JPEG", "CMYK", "RGBA", "transparent palette", "1"],
 )
 def test_every_kind_of_image_file(file, reference, channels):
     mode = "RGB" if channels == 3 else "L"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lpjax.data.source import check_labels
-from lpjax.data.tfds_sets import import_tfds
+from lpjax.data.tfds_sets import imagenet_validation_labels
 from lpjax.errors import BadInput
 
 CIFAR_URL, IMAGENET_URL = "https://www.cs.toronto.edu/~kriz/cifar.html", "https://image-net.org/download-images"
@@ -188,6 +188,5 @@ def splits(builder: Any, paths: Sequence[Path]) -> dict[str, Examples]:
     """
     if builder.name != "imagenet2012":
         return cifar_splits(builder, paths[0])
-    labels = import_tfds().core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-    synsets = builder.info.features["label"].names
+    labels, synsets = imagenet_validation_labels(), builder.info.features["label"].names
     return {"train": imagenet_train(paths[0], synsets), "validation": imagenet_validation(paths[1], labels)}

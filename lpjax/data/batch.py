@@ -61,10 +61,14 @@ class Feed(abc.ABC):
       num_test: Examples of the test split.
       config: The run's.
       mesh: What a batch is sharded over.
+
+    Attributes:
+      corrupt: One message for each test image left out so far because it could not be decoded.
     """
 
     def __init__(self, num_train: int, num_test: int, config: Config, mesh: Mesh) -> None:
         self._num_train, self._num_test, self._config, self._mesh = num_train, num_test, config, mesh
+        self.corrupt: list[str] = []
 
     @abc.abstractmethod
     def train(self) -> TrainBatches:

@@ -1,18 +1,31 @@
-"""A folder of class sub-folders of image files: DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg (or val).
+"""A folder of image files in class sub-folders, with the splits that people have them in.
 
-Classes are the names of the sub-folders of train, in alphabetical order.  Hidden files and folders do not count.
+    DIR/train/CLASS/..  and  DIR/test/CLASS/..     (or val, valid, ..), files at any depth below CLASS
+    DIR/train/CLASS/..  or  DIR/CLASS/..           with data.holdout
+    DIR/val/ILSVRC2012_val_00000001.JPEG ..        ImageNet's validation images, as they come
+
+Classes are the sub-folders of the training split, in alphabetical order.
 """
 
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lpjax.config.schema import DataConfig
-from lpjax.data.source import Source, Spec, Stream, data_folder
-from lpjax.errors import BadInput, extra_packages
+from lpjax.data import tree
+from lpjax.data.source import Source, Spec, Stream, data_folder, held_out
+from lpjax.data.tree import LeftOut
+from lpjax.errors import BadInput, extra_packages, require
 
 CONTENT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
-TEST_NAMES = ("test", "val", "validation")
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+"""Names of a split that is tested on, in any case of letters; the first that has class folders is."""
+
+HOLDOUT = "data.holdout=0.1 holds a tenth of each class out to test on"
+_IMAGENET = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,59 +50,272 @@ class Files:
         """The file's path."""
         return str(self.paths[position])
 
+    def only(self, positions: Sequence[int]) -> "Files":
+        """Those at some positions."""
+        return Files([self.paths[i] for i in positions], [self.labels[i] for i in positions])
 
-def _splits(config: DataConfig) -> tuple[list[str], Files, Files]:
-    """Names of the classes, and the files of the training and of the test split.
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """The image files of a folder of class sub-folders.
+
+    Attributes:
+      folder: It.
+      classes: The files of each class, by its name, in alphabetical order; a class folder may have none.
+      beside: Files in no class folder.
+    """
+
+    folder: Path
+    classes: dict[str, list[Path]]
+    beside: list[Path]
+
+    def files(self, classes: Sequence[str]) -> Files:
+        """Those of the classes, labelled by their positions."""
+        pairs = [(path, label) for label, name in enumerate(classes) for path in self.classes.get(name, ())]
+        return Files([path for path, _ in pairs], [label for _, label in pairs])
+
+    def in_words(self) -> str:
+        """What is in the folder, such as "test: 3 images in no class folder"."""
+        filled = [name for name, files in self.classes.items() if files]
+        inside = sum(len(self.classes[name]) for name in filled)
+        found = {f"in sub-folders {tree.some(filled)}": inside, "in no class folder": len(self.beside)}
+        return f"{self.folder.name}: {' and '.join(f'{n:,} images {where}' for where, n in found.items() if n)}"
+
+
+def _read(folder: Path, left_out: LeftOut) -> _Split:
+    """Look through a split.
+
+    Raises:
+      BadInput: Two class folders have one name, in two Unicode forms.
+    """
+    names: dict[str, str] = {}
+    for path in tree.folders_in(folder):
+        # In one form, and sorted by it: copies between systems change it, and must not change the labels.
+        name = unicodedata.normalize("NFC", path.name)
+        require(
+            name not in names,
+            f"{path}: the second class folder of this name, in another Unicode form; put them into one",
+        )
+        names[name] = path.name
+    found: dict[str, list[Path]] = {path: [] for path in names.values()}
+    beside: list[Path] = []
+    for path in tree.image_files(folder, left_out):
+        first, *deeper = path.relative_to(folder).parts
+        (found[first] if deeper else beside).append(path)
+    return _Split(folder, {name: found[names[name]] for name in sorted(names)}, beside)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """A set on disk.
+
+    Attributes:
+      classes: Their names.
+      train: Files of the training split.
+      test: Files of the test split.
+      notes: What is unusual, in lines for people.
+    """
+
+    classes: tuple[str, ...]
+    train: Files
+    test: Files
+    notes: tuple[str, ...]
+
+
+def _find(config: DataConfig) -> _Layout:
+    """Find the classes and the files of each split.
 
     Raises:
       BadInput, FileNotFoundError: The folder is not laid out as it should be.
     """
     parent = data_folder(config.dir, f"set data.dir to the folder with {CONTENT}")
-    train = parent / "train"
-    tests = [parent / name for name in TEST_NAMES if (parent / name).is_dir()]
-    if not train.is_dir() or not tests:
-        missing = "train" if not train.is_dir() else " or ".join(TEST_NAMES)
-        raise FileNotFoundError(f"{parent}: no folder {missing}: expected {CONTENT}; make it, or correct data.dir")
-    classes = _sub_folders(train)
-    unknown = sorted(set(_sub_folders(tests[0])) - set(classes))
-    if unknown:
-        raise BadInput(
-            f"{tests[0] / unknown[0]}: no class of that name in train: expected one of its {len(classes)} sub-folders; "
-            f"rename or remove it"
+    left_out, notes = LeftOut(), []
+    train = _read(_training_folder(parent, config), left_out)
+    _check_classes(train, left_out, parent)
+    classes = tuple(train.classes)
+    files = train.files(classes)
+    others = [] if train.folder == parent else [_read(path, left_out) for path in _test_folders(parent, train, config)]
+    if config.holdout is None:
+        chosen = _choose(others, classes, parent, config)
+        test = _imagenet(chosen, classes) if _is_imagenet(chosen) else chosen.files(classes)
+        others.remove(chosen)
+    else:
+        files, test = _held_out(files, train.folder, config)
+    notes += [f"not tested on, {split.in_words()}: data.test_split chooses" for split in others]
+    missing = [classes[label] for label in sorted(set(files.labels) - set(test.labels))]
+    notes += [f"no test images of {tree.some(missing)}"] if missing else []
+    for path in train.beside:
+        left_out.add(tree.BESIDE, path)
+    if train.folder != parent:
+        used = {train.folder, *_of_names(parent.iterdir(), TEST_NAMES)}
+        for path in set(parent.iterdir()) - used:
+            left_out.add(tree.STRAY if tree.is_stray(path.name) else tree.UNUSED, path)
+    reasons = left_out.in_words(parent)
+    unread = left_out.count(tree.NO_TARGET, tree.NO_PERMISSION)
+    require(
+        unread <= config.max_corrupt,
+        f"{parent}: {unread} files cannot be read: expected at most data.max_corrupt={config.max_corrupt}; "
+        f"{'; '.join(reasons)}; is a disk not mounted?",
+    )
+    return _Layout(classes, files, test, (*notes, *_alike(classes), *reasons))
+
+
+def _training_folder(parent: Path, config: DataConfig) -> Path:
+    """The folder of the training split, which is the parent where there are class folders only."""
+    inside = tree.folders_in(parent)
+    train, test = _of_names(inside, TRAIN_NAMES), _of_names(inside, TEST_NAMES)
+    if train:
+        return train[0]
+    deeper = [folder for folder in inside if _of_names(tree.folders_in(folder), TRAIN_NAMES)]
+    missing = f"{parent}: no folder train: expected {CONTENT}; make it, or correct data.dir"
+    if deeper:
+        raise FileNotFoundError(f"{missing}: {deeper[0]} has one")
+    if test or not inside:
+        raise FileNotFoundError(missing)
+    if config.holdout is None:
+        names = tree.some([folder.name for folder in inside])
+        raise FileNotFoundError(f"{missing}; if {names} are the classes, {HOLDOUT}")
+    return parent
+
+
+def _test_folders(parent: Path, train: _Split, config: DataConfig) -> list[Path]:
+    """The folders that may be the test split, the one that the configuration names first.
+
+    Raises:
+      BadInput, FileNotFoundError: There is none, or not the one named.
+    """
+    inside = [folder for folder in tree.folders_in(parent) if folder != train.folder]
+    usual = _of_names(inside, TEST_NAMES)
+    if config.test_split is not None:
+        named = _of_names(inside, (config.test_split.lower(),))
+        there = ", ".join(folder.name for folder in inside) or "none"
+        require(named, f"data.test_split={config.test_split}: expected a folder beside {train.folder.name}: {there}")
+        return list(dict.fromkeys(named + usual))
+    if not usual and config.holdout is None:
+        raise FileNotFoundError(
+            f"{parent}: no folder {' or '.join(TEST_NAMES[:5])}: expected {CONTENT}; make it, or correct "
+            f"data.dir, or hold images out: {HOLDOUT}"
         )
-    return classes, _files(train, classes), _files(tests[0], classes)
+    return usual
 
 
-def _sub_folders(split: Path) -> list[str]:
-    return sorted(path.name for path in split.glob("[!.]*") if path.is_dir())
+def _of_names(folders: Iterable[Path], names: Sequence[str]) -> list[Path]:
+    """Those folders that have one of the names, in any case of letters, in the order of the names."""
+    found = [folder for folder in folders if folder.name.lower() in names]
+    return sorted(found, key=lambda folder: names.index(folder.name.lower()))
 
 
-def _files(split: Path, classes: list[str]) -> Files:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (split / name).glob("[!.]*") if path.suffix.lower() in SUFFIXES)
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
+def _check_classes(train: _Split, left_out: LeftOut, parent: Path) -> None:
+    """Refuse a training split without an image, or with a class that has none."""
+    empty = [name for name, files in train.classes.items() if not files]
+    reasons = "".join(f"; {line}" for line in left_out.in_words(parent))
+    require(
+        len(empty) < len(train.classes),
+        f"{train.folder}: the split is empty: expected CLASS/*.jpg with at least one image; add images, or correct "
+        f"data.dir{reasons}",
+    )
+    require(
+        not empty,
+        f"{train.folder}: no image of {tree.some(empty)}: expected at least one in each class folder; add images, or "
+        f"remove the folder{reasons}",
+    )
+
+
+def _choose(others: list[_Split], classes: Sequence[str], parent: Path, config: DataConfig) -> _Split:
+    """The split to test on: the first one whose images are in folders of the classes, or are ImageNet's.
+
+    Raises:
+      BadInput: There is none, or a class is not in train.
+    """
+    candidates = others[:1] if config.test_split else others
+    for split in candidates:
+        filled = [name for name, files in split.classes.items() if files]
+        if _is_imagenet(split):
+            return split
+        if set(filled) & set(classes) or (filled and len(candidates) == 1 and not split.beside):
+            _check_known(split.folder, filled, classes)
+            return split
+    found = [split.in_words() for split in candidates if split.beside or any(split.classes.values())]
+    if not found:
+        folder = candidates[0].folder
         raise BadInput(
-            f"{split}: the split is empty: expected CLASS/*.jpg with at least one image; add images, or correct "
-            f"data.dir"
+            f"{folder}: the split is empty: expected CLASS/*.jpg; add images, or correct data.dir; {HOLDOUT}"
         )
-    return Files(paths, labels)
+    raise BadInput(
+        f"{parent}: no images to test on in folders of the classes ({'; '.join(found)}): expected test/CLASS/*.jpg or "
+        f"val/CLASS/*.jpg; sort them into class folders, or hold images out: {HOLDOUT}"
+    )
+
+
+def _check_known(folder: Path, names: list[str], classes: Sequence[str]) -> None:
+    """Refuse a class to be tested on that is not in train."""
+    alike = {name.casefold(): name for name in classes}
+    for name in names:
+        near = alike.get(name.casefold())
+        require(
+            name in classes,
+            f"{folder / name}: no class of that name in train: expected one of its {len(classes)} sub-folders"
+            f"{f', is it {near}?' if near else ''}; rename or remove it, or hold images out: {HOLDOUT}",
+        )
+
+
+def _is_imagenet(split: _Split) -> bool:
+    """Whether the images are those of ImageNet's validation split, in one folder."""
+    no_classes = not any(split.classes.values())
+    return no_classes and bool(split.beside) and all(_IMAGENET.fullmatch(path.name) for path in split.beside)
+
+
+def _imagenet(split: _Split, classes: Sequence[str]) -> Files:
+    """ImageNet's validation images, in one folder, labelled by the list that came with the set; those of the classes.
+
+    Raises:
+      BadInput: tensorflow-datasets, which has the list, is not installed, or none is of the classes.
+    """
+    from lpjax.data.tfds_sets import imagenet_validation_labels
+
+    synsets, label_of = imagenet_validation_labels(), {name: label for label, name in enumerate(classes)}
+    pairs = []
+    for path in split.beside:
+        number = int(path.name[15:23])
+        if 1 <= number <= len(synsets) and synsets[number - 1] in label_of:
+            pairs.append((path, label_of[synsets[number - 1]]))
+    require(
+        pairs,
+        f"{split.folder}: {len(split.beside)} images of ImageNet's validation split in no class folders, and none is "
+        f"of a class of train, by the set's own list; sort them into class folders, or hold images out: {HOLDOUT}",
+    )
+    return Files([path for path, _ in pairs], [label for _, label in pairs])
+
+
+def _held_out(files: Files, folder: Path, config: DataConfig) -> tuple[Files, Files]:
+    """Training files without those that are held out, and these: see `source.held_out`."""
+    names = [path.relative_to(folder).as_posix() for path in files.paths]
+    out = held_out(files.labels, names, config)
+    train, test = ([i for i in range(len(files)) if out[i] == wanted] for wanted in (False, True))
+    return files.only(train), files.only(test)
+
+
+def _alike(classes: Iterable[str]) -> list[str]:
+    """A line for class names that differ in nothing but the case of letters."""
+    found: dict[str, list[str]] = {}
+    for name in classes:
+        found.setdefault(name.casefold(), []).append(name)
+    return [
+        f"classes of one name but for the case of letters: {tree.some(names)}" for names in found.values() if names[1:]
+    ]
 
 
 def _describe(config: DataConfig) -> Spec:
-    classes, train, test = _splits(config)
+    found = _find(config)
     shape = (config.image_size, config.image_size, config.channels)
-    return Spec(shape, len(classes), len(train), len(test), tuple(classes))
+    return Spec(shape, len(found.classes), len(found.train), len(found.test), found.classes, notes=found.notes)
 
 
 def _load(config: DataConfig) -> Stream:
     with extra_packages():
         from lpjax.data.images import sampled_moments
-    _, train, test = _splits(config)
-    return Stream(train, test, *sampled_moments(train, config))
+    found = _find(config)
+    return Stream(found.train, found.test, *sampled_moments(found.train, config))
 
 
-folder = Source("folder", _describe, _load)
+folder = Source("folder", _describe, _load, splits=True)

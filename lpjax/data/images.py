@@ -2,10 +2,13 @@
 
 import io
 import math
+import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lpjax.config.schema import DataConfig
 from lpjax.data.source import ImageFiles, channel_moments
@@ -18,8 +21,16 @@ Box = tuple[float, float, float, float]
 CENTRE_SHARE = 224 / 256
 """Share of the shorter side that the centre crop keeps; 224 of 256 pixels is customary."""
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded.  Pillow knows more, some of which it hands to other programs, such as EPS to Ghostscript."""
+
+GROUND = 255
+"""Grey value that shows through where an image is transparent: white, as on most pages."""
+
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # fmt: skip
+"""From EXIF's orientation to what shows the image upright."""
 
 SAMPLED_FILES = 1000
 """Training images that mean and standard deviation are estimated from, and whether the set is in colour."""
@@ -59,7 +70,7 @@ def centre_box(width: int, height: int, *, share: float = CENTRE_SHARE, aspect: 
 
 
 def decode(file: bytes, *, size: int, channels: int, rng: np.random.Generator | None) -> np.ndarray:
-    """The pixels of an image file: a random resized crop, or without `rng` the centre crop.
+    """The pixels of an image file as a viewer shows it: a random resized crop, or without `rng` the centre crop.
 
     Returns:
       uint8 [size, size, channels].
@@ -68,8 +79,7 @@ def decode(file: bytes, *, size: int, channels: int, rng: np.random.Generator | 
       OSError, SyntaxError, ValueError, Image.DecompressionBombError: It cannot be decoded (`DECODING_ERRORS`).
     """
     with _open(file) as image:
-        box = centre_box(*image.size) if rng is None else random_box(*image.size, rng)
-        return _cropped(image, box, (size, size, channels))
+        return _cropped(image, (size, size, channels), centre_box if rng is None else partial(random_box, rng=rng))
 
 
 def decode_foreign(file: bytes, shape: Shape, *, share: float, max_pixels: int) -> np.ndarray:
@@ -94,22 +104,47 @@ def decode_foreign(file: bytes, shape: Shape, *, share: float, max_pixels: int) 
         width, height = image.size
         if width * height > max_pixels:
             raise Image.DecompressionBombError(f"{width}x{height} pixels, more than {max_pixels:,}")
-        return _cropped(image, centre_box(width, height, share=share, aspect=shape[1] / shape[0]), shape)
+        return _cropped(image, shape, partial(centre_box, share=share, aspect=shape[1] / shape[0]))
 
 
-def _cropped(image: Image.Image, box: Box, shape: Shape) -> np.ndarray:
-    """The box of an image not yet decoded, resized to uint8 `shape`, [H, W, C]."""
+def _cropped(image: Image.Image, shape: Shape, box: Callable[[int, int], Box]) -> np.ndarray:
+    """A box of an image not yet decoded, as a viewer shows it, resized to uint8 `shape`, [H, W, C].
+
+    Args:
+      image: Its first frame is taken.
+      shape: Of the result.
+      box: From the width and height of the upright image.
+    """
     height, width, channels = shape
-    full_width, full_height = image.size
+    turn = _turn(image)
+    lies = turn in (5, 6, 7, 8)
+    full_width, full_height = image.size[::-1] if lies else image.size
+    left, top, right, bottom = box(full_width, full_height)
     mode = "RGB" if channels == 3 else "L"
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, where the crop is to be made smaller than that anyway.
-    needed = math.ceil(width * full_width / (box[2] - box[0])), math.ceil(height * full_height / (box[3] - box[1]))
-    image.draft(mode, needed)
-    scale_x, scale_y = image.size[0] / full_width, image.size[1] / full_height
-    scaled = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
-    opaque = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of a transparent palette
-    cropped = opaque.convert(mode).resize((width, height), Image.Resampling.BILINEAR, box=scaled)
-    return np.asarray(cropped).reshape(shape)
+    needed = math.ceil(width * full_width / (right - left)), math.ceil(height * full_height / (bottom - top))
+    image.draft(mode, needed[::-1] if lies else needed)
+    opaque = _opaque(image).convert(mode)
+    upright = opaque.transpose(TURNS[turn]) if turn in TURNS else opaque
+    scale_x, scale_y = upright.size[0] / full_width, upright.size[1] / full_height
+    scaled = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
+    return np.asarray(upright.resize((width, height), Image.Resampling.BILINEAR, box=scaled)).reshape(shape)
+
+
+def _turn(image: Image.Image) -> int:
+    """EXIF's orientation, 1 where there is none; Pillow turns TIFF itself."""
+    try:
+        return 1 if image.format == "TIFF" else int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF, which viewers pass over, makes Pillow raise what it likes
+        return 1
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image decoded, on `GROUND` where it is transparent."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image
+    colours = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colours.size, (GROUND, GROUND, GROUND, 255)), colours)
 
 
 def is_grey(file: bytes) -> bool:
@@ -137,8 +172,8 @@ def sampled_moments(files: ImageFiles, config: DataConfig) -> tuple[np.ndarray, 
     """
     moments, grey = [], []
     for i in np.unique(np.linspace(0, len(files) - 1, SAMPLED_FILES).astype(int)).tolist():
-        file, _ = files[i]
         try:
+            file, _ = files[i]
             pixels = decode(file, size=config.image_size, channels=config.channels, rng=None)
         except DECODING_ERRORS as error:  # a damaged file is for training to count
             damage = error
@@ -158,6 +193,25 @@ def sampled_moments(files: ImageFiles, config: DataConfig) -> tuple[np.ndarray, 
     means, stds = np.moveaxis(np.array(moments), 1, 0)
     mean = means.mean(0)
     return mean, np.sqrt((stds**2 + (means - mean) ** 2).mean(0))
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as one of `FORMATS` does.
+
+    Raises:
+      PermissionError: It may not be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its size, say: it is looked at closely when it is decoded
+            Image.open(path, formats=FORMATS).close()
+    except PermissionError:
+        raise
+    except UnidentifiedImageError:
+        return False
+    except DECODING_ERRORS:
+        return True
+    return True
 
 
 def _open(file: bytes) -> Image.Image:

@@ -9,17 +9,22 @@ image files by position).  The way from files to pixels is the same for every so
 4. Shared: `reduced`, then `feed` makes batches, of image files by `images.decode`.
 """
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from lpjax.cli import printable
 from lpjax.config.schema import DataConfig
-from lpjax.errors import BadInput
+from lpjax.errors import BadInput, require
 from lpjax.nn.chain import Shape
+
+MAX_NAME = 300
+"""Characters of a class's name; a folder's name has at most 255."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Spec:
       num_test: Examples of the test split.
       class_names: One a class, for people; None where the set has none, so that classes go by their numbers.
       cropped: Whether images are cropped at random as they are read, so that an example is never the same twice.
+      notes: What is unusual about the files, such as those that are left out, in lines for people.
     """
 
     image_shape: Shape
@@ -41,6 +47,7 @@ class Spec:
     num_test: int
     class_names: tuple[str, ...] | None = field(default=None, compare=False)
     cropped: bool = field(default=False, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +119,14 @@ class Source:
       describe: The `Spec` of what is in `config.dir`, from headers and lists of files only.
       load: The data.
       published: The `Spec` of the published set, without looking at any file; None for a format.
+      splits: Whether it obeys `data.holdout` and `data.test_split`.
     """
 
     name: str
     describe: Callable[[DataConfig], Spec]
     load: Callable[[DataConfig], Dataset | Stream]
     published: Callable[[DataConfig], Spec] | None = None
+    splits: bool = False
 
 
 def data_folder(path: str | os.PathLike[str] | None, remedy: str) -> Path:
@@ -153,12 +162,53 @@ def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.maximum(shares @ values**2 - mean**2, 0.0))
 
 
+def held_out(labels: Sequence[int], names: Sequence[str], config: DataConfig) -> np.ndarray:
+    """Which training examples are held out to be tested on, by `data.holdout`.
+
+    Of each class that share, rounded: at least one and not all, but none of a single one.  Chosen by a hash of
+    `data.holdout_seed` and the example's name, so they are the same at each start, and hardly change as some are added.
+
+    Args:
+      labels: Of the examples.
+      names: Of the examples.
+      config: Says how many.
+
+    Returns:
+      bool [N].
+    """
+    digests = [
+        hashlib.sha256(f"{config.holdout_seed} {name}".encode(errors="surrogateescape")).digest() for name in names
+    ]
+    out, of = np.zeros(len(labels), bool), np.asarray(labels)
+    for label in np.unique(of):
+        members = sorted(np.flatnonzero(of == label), key=lambda i: digests[i])
+        count = min(max(round((config.holdout or 0.0) * len(members)), 1), len(members) - 1)
+        out[members[:count]] = True
+    return out
+
+
+def _check_classes(spec: Spec, config: DataConfig) -> None:
+    """Refuse a single class, and names that an exported model could not have."""
+    names = spec.class_names or ()
+    require(
+        spec.classes > 1,
+        f"data.name={config.name}: all examples are of one class{', '.join(('', *names))}: expected two or more; is "
+        f"data.dir={config.dir} the right folder?",
+    )
+    for name in names:
+        require(
+            printable(name) == name and len(name) <= MAX_NAME,
+            f"class {printable(name)[:MAX_NAME]!r}: expected at most {MAX_NAME} characters, that can be shown; rename it",
+        )
+
+
 def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
     """The `Spec` after `data.shrink`, `data.validation_examples` and `data.train_examples`.
 
     Raises:
       BadInput: They do not fit the set.
     """
+    _check_classes(spec, config)
     (height, width, channels), factor = spec.image_shape, config.shrink
     if height % factor or width % factor:
         raise BadInput(
@@ -195,7 +245,7 @@ def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
         raise BadInput(
             f"data.shrink={config.shrink}, data.train_examples={count}, data.validation_examples={held_out} with "
             f"data.name={config.name}: expected 1 and unset, as its image files are read while training; set "
-            f"data.image_size for smaller images"
+            f"data.image_size for smaller images, data.holdout=0.1 to hold a tenth of each class out for testing"
         )
     train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
     if held_out:

@@ -86,7 +86,7 @@ class Streamed(Feed):
 
     def in_order(self, split: str, order: list[np.ndarray]) -> Iterator[Batch]:
         """See `Feed`: batches of one size; training images are cropped at random."""
-        decoder = _Decoder(self._files[split], self._config, [])
+        decoder = _Decoder(self._files[split], self._config, self.corrupt if split == "test" else [])
         examples = grain.MapDataset.source(np.concatenate(order)).seed(0)
         examples = examples.random_map(lambda i, rng: decoder.padded(int(i), rng if split == "train" else None))
         starts = np.cumsum([0] + [len(positions) for positions in order])

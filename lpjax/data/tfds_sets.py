@@ -60,6 +60,16 @@ def is_prepared(folder: Path) -> bool:
     return (folder / "dataset_info.json").is_file()
 
 
+def imagenet_validation_labels() -> list[str]:
+    """The synsets of ImageNet's validation images 1, 2, .., by the list that came with the set.
+
+    Raises:
+      BadInput: tensorflow-datasets, which has the list, is not installed.
+    """
+    labels: str = import_tfds().core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text()
+    return labels.split()
+
+
 def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """The stock builder of a set that is prepared in `data_dir`, as array_record files.
 

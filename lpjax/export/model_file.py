@@ -29,6 +29,8 @@ import numpy as np
 from jax import export
 from jaxtyping import Array, Float, UInt8
 
+from lpjax.cli import printable
+from lpjax.data.source import MAX_NAME
 from lpjax.errors import BadInput, extra_packages
 from lpjax.export import program as programs
 from lpjax.nn.chain import Shape
@@ -39,7 +41,7 @@ FORMAT = "lpjax model 1"
 MAX_BYTES = {PROGRAM: 2**31, DESCRIPTION: 2**24, CHECKSUMS: 2**12}
 """Of what is read into memory.  The program's container cannot hold more than 2 GiB."""
 
-MAX_SIDE, MAX_NAME = 2**13, 200
+MAX_SIDE = 2**13
 _REMEDY = "copy the folder again, or export the model again"
 _EXPORT_PACKAGES = "an exported model", "export"
 
@@ -79,7 +81,7 @@ def _check_description(values: Mapping[str, Any]) -> None:
     ok = ok and len(values["image_shape"]) == 3
     require(ok, "image_shape", f"height, width and channels, 1 to {MAX_SIDE} each")
     # Names reach a terminal, where a control character is a command.
-    ok = are("class_names", lambda name: isinstance(name, str) and name.isprintable() and len(name) <= MAX_NAME)
+    ok = are("class_names", lambda name: isinstance(name, str) and name == printable(name) and len(name) <= MAX_NAME)
     require(ok and len(values["class_names"]) > 0, "class_names", f"printable names of at most {MAX_NAME} characters")
     require(_is_number(values["crop"]) and 0 < values["crop"] <= 1, "crop", "a share, from above 0 to 1")
     channels = values["image_shape"][-1]

@@ -17,6 +17,7 @@ from lpjax.training.workdir import WorkdirError
 
 _SECTIONS = ("checkpoint", "eval", "mesh", "recovery", "start", "watch")
 _DATA = ("data.dir", "data.max_corrupt", "data.prefetch", "data.threads")
+_CLASS_NAMES = "data set: class_names"
 FREE = (*_SECTIONS, *_DATA, "diagnose_every", "dry_run", "log_every", "num_steps")
 """Fields of the configuration (and sections) that a resumed run may change."""
 
@@ -27,7 +28,7 @@ def identity(run: Run) -> dict[str, Any]:
     Returns:
       Names to values, in JSON's types.
     """
-    known = ("image_shape", "classes", "num_train", "num_test")
+    known = ("image_shape", "classes", "class_names", "num_train", "num_test")
     found = {f"data set: {name}": getattr(run.spec, name) for name in known}
     found |= {"cuts": run.network.cuts, "precision": str(jnp.result_type(float)), **_generator()}
     return _deciding(flatten_dict(dataclasses.asdict(run.config), sep=".") | found)
@@ -61,6 +62,14 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
     return _deciding(saved | flatten_dict(dataclasses.asdict(filled), sep="."))
 
 
+def _difference(name: str, was: Any, now: Any) -> str:
+    """One difference in words: of class names, the first that is another."""
+    if name == _CLASS_NAMES and was and now:
+        position = next((i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), min(len(was), len(now)))
+        name, was, now = f"class {position}", *((names[position : position + 1] or [None])[0] for names in (was, now))
+    return f"{name}: {was!r} in the checkpoint, {now!r} now"
+
+
 def check_same(saved: dict[str, Any], run: Run, workdir: Path) -> None:
     """Check that a checkpoint is of a run of the same numbers.
 
@@ -72,10 +81,11 @@ def check_same(saved: dict[str, Any], run: Run, workdir: Path) -> None:
     Raises:
       WorkdirError: It is of another run; lists what differs.
     """
-    saved, now = understood(saved), identity(run)
+    now = identity(run)
+    saved = {_CLASS_NAMES: now[_CLASS_NAMES]} | understood(saved)  # which earlier versions did not keep
     names = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
     if names:
-        listed = "; ".join(f"{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now" for name in names)
+        listed = "; ".join(_difference(name, saved.get(name), now.get(name)) for name in names)
         raise WorkdirError(
             f"workdir={workdir} holds another run: {listed}. Give the new run another --workdir (with "
             f"--config.start.workdir={workdir} it starts from this one's weights), or --restart to move this one aside"

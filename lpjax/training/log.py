@@ -12,6 +12,7 @@ from jaxtyping import Array
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lpjax.cli import printable
 from lpjax.errors import Error
 from lpjax.methods import METHODS
 from lpjax.parallel import processes
@@ -145,12 +146,13 @@ class Log:
         """Write and show the test metrics after a step."""
         self.write("eval", step, result._asdict())
         some = self._run.spec.num_test - result.test_examples
-        damaged = f", {some} test images left out: they cannot be decoded" if some else ""
+        such_as = "".join(f", such as {message}" for message in self._run.data.corrupt[:1])
+        damaged = f", {some} test images left out: they cannot be decoded{such_as}" if some else ""
         self.say(f"epoch {self._epoch(step):.1f}: {in_words(result._asdict())}{damaged}")
 
     def say(self, text: str) -> None:
         """Print a line of text."""
-        self._console.print(text, highlight=False)
+        self._console.print(printable(text), highlight=False)
         self.watch.printed()
 
     def sync(self) -> None:

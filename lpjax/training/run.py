@@ -14,11 +14,11 @@ from jaxtyping import Array
 from lpjax import methods
 from lpjax.config import named
 from lpjax.config.check import require_one_of
-from lpjax.config.schema import Config, OptimizerConfig
+from lpjax.config.schema import Config, DataConfig, OptimizerConfig
 from lpjax.data import SOURCES
 from lpjax.data.batch import Batch, Feed, steps_per_epoch
 from lpjax.data.feed import make_feed
-from lpjax.data.source import Spec, Stream, reduced, reduced_spec
+from lpjax.data.source import Source, Spec, Stream, reduced, reduced_spec
 from lpjax.errors import require
 from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
@@ -132,6 +132,19 @@ def _notes(config: Config, steps_per_epoch: int, constant: np.ndarray) -> tuple[
     return tuple(notes)
 
 
+def _check_splits(config: DataConfig, source: Source) -> None:
+    """Refuse fields that the source does not look at."""
+    others = {"validation_examples": "data.holdout=0.1 holds a tenth of each class out to test on"}
+    if not source.splits:
+        others = {
+            "holdout": "data.validation_examples holds training examples out",
+            "test_split": "its splits are fixed",
+        }
+    for name, instead in others.items():
+        value = getattr(config, name)
+        require(value is None, f"data.{name}={value}: expected unset for data.name={config.name}; unset it: {instead}")
+
+
 def prepare(config: Config) -> Run:
     """Build a run; compiles nothing.
 
@@ -144,6 +157,7 @@ def prepare(config: Config) -> Run:
     given, config = config, methods.resolve(config)
     require_one_of("data.name", config.data.name, SOURCES)
     source = SOURCES[config.data.name]
+    _check_splits(config.data, source)
     spec = source.published(config.data) if config.dry_run and source.published else source.describe(config.data)
     spec = reduced_spec(spec, config.data)
     network = build_network(config, spec)
@@ -168,7 +182,7 @@ def prepare(config: Config) -> Run:
         network=network,
         mesh=mesh,
         moments=(mean, std),
-        notes=_notes(config, per_epoch, constant),
+        notes=spec.notes + _notes(config, per_epoch, constant),
         step_inputs=step_inputs,
         num_steps=total if config.num_steps is None else min(config.num_steps, total),
         feed=feed,

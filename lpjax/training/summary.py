@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Column, Table
 
+from lpjax.cli import printable
 from lpjax.config.schema import Config
 from lpjax.methods import METHODS
 from lpjax.methods.base import Method
@@ -212,4 +213,4 @@ def print_tables(console: Console, run: Run) -> None:
         share = aux_share(network.stages, network.aux_net)
         console.print(f"AuxNet: {share:.1%} of the network's forward cost, {share / S:.1%} a device")
     for note in run.notes:
-        console.print(note)
+        console.print(printable(note))

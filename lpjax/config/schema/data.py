@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lpjax.config.schema.limits import at_least
+from lpjax.config.schema.limits import at_least, bounded
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,12 @@ class DataConfig:
       train_examples: The first so many of the training set of a set in memory.  Unset: all.
       validation_examples: The last so many of that training set are not trained on and take the place of the test set:
         for choosing settings without it.  Unset: none.
+      holdout: Share of each class's training images that is not trained on and takes the place of the test set, for
+        `folder` and `parquet`.  Unset: none.
+      holdout_seed: Another one holds other images out.
+      test_split: Name of the split to test on, for `folder` and `parquet`.  Unset: test, else val, valid, .. that has
+        labels.
+      label: Column of the labels, for `parquet`.  Unset: the one that is declared as labels, or is called so.
       crop: Pixels of zero padding for the random crop; 0 for none.
       flip: Random left-right flip.
       cutout: Side in pixels of the square that is set to the mean, 0 for none (arXiv:1708.04552).
@@ -33,6 +39,10 @@ class DataConfig:
     shrink: int = at_least(1, 1)
     train_examples: int | None = at_least(1, None)
     validation_examples: int | None = at_least(1, None)
+    holdout: float | None = bounded(None, above=0, below=1, remedy="0.1 holds a tenth out")
+    holdout_seed: int = at_least(0, 0)
+    test_split: str | None = None
+    label: str | None = None
     crop: int = at_least(0, 1)
     flip: bool = False
     cutout: int = at_least(0, 0)
