@@ -147,14 +147,15 @@ IDX_NAMES = {"train": "train-{}-idx{}-ubyte.gz", "test": "t10k-{}-idx{}-ubyte.gz
 """As the official files of MNIST are called; the axes of an image file are 3 there."""
 
 
-def make_idx(folder, shape=(28, 28), classes=10, counts=(30, 20), names=IDX_NAMES):
+def make_idx(folder, shape=(28, 28), classes=10, counts=(30, 20), names=IDX_NAMES, first=0):
     """Four IDX files, gzipped where the name says so; {split: (images [N, *shape], labels [N])}."""
     rng, made = np.random.default_rng(0), {}
     for (split, name), count in zip(names.items(), counts, strict=True):
         images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
-        labels = (np.arange(count) % classes).astype(np.uint8)
+        labels = (first + np.arange(count) % classes).astype(np.uint8)
         for kind, axes, values in (("images", 3, images), ("labels", 1, labels)):
             path = Path(folder) / name.format(kind, axes)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes((gzip.compress if path.suffix == ".gz" else bytes)(idx_bytes(values)))
         made[split] = images, labels
     return made

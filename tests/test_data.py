@@ -10,7 +10,8 @@ from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES, augment, feed
 from lpjax.data.batch import epoch_order
 from lpjax.data.feed import make_feed
-from lpjax.data.source import Dataset, Spec, reduced, reduced_spec
+from lpjax.data.source import Dataset, Spec
+from lpjax.data.subset import reduced, reduced_spec
 from lpjax.parallel.mesh import EXAMPLES, make_mesh
 from lpjax.state.step_inputs import example_keys
 

@@ -3,9 +3,11 @@
 import gzip
 import io
 import os
+import pickle
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -30,7 +32,7 @@ from PIL import Image
 from tensorflow_datasets.core import shuffle
 
 from lpjax.config.schema import DataConfig
-from lpjax.data import archives, prepare, tfds_sets
+from lpjax.data import archives, prepare, python_cifar, tfds_sets
 from lpjax.data.source import Spec
 
 ROOT = Path(__file__).parent.parent
@@ -217,6 +219,116 @@ def test_cifar_archives_that_are_not_what_they_should_be(name, change, message, 
     assert str(archive) in err
 
 
+class PythonTwo(pickle._Pickler):
+    """Writes bytes as Python 2 wrote its strings, of which the official files are full."""
+
+    def save_string(self, value):
+        self.write(b"T" + struct.pack("<i", len(value)) + value)
+        self.memoize(value)
+
+    dispatch = pickle._Pickler.dispatch | {bytes: save_string}
+
+
+def two(value):
+    out = io.BytesIO()
+    PythonTwo(out, protocol=2).dump(value)
+    return out.getvalue()
+
+
+def python_version(name, members, pickled):
+    """The files of the python version, from those of the binary version."""
+    known, content = python_cifar.FILES[name], {Path(path).name: data for path, data in members.items()}
+    binary = [file for file in content if file.endswith(".bin")]
+    keys = [key.encode() for key in python_cifar.LABELS[name]]
+    files = {}
+    for path, file in zip([*known["train"], *known["test"]], sorted(binary, key=lambda f: "test" in f), strict=True):
+        records = np.frombuffer(content[file], np.uint8).reshape(-1, 3072 + len(keys))
+        labels = dict(zip(keys, records[:, : len(keys)].T.tolist(), strict=True))
+        files[path] = pickled({b"data": records[:, len(keys) :].copy(), b"filenames": [b"x.png"]} | labels)
+    texts = [content[file].split() for file in sorted(content) if file.endswith(".txt")]
+    names = dict(zip([key.encode() for key in python_cifar.NAMES[name]], texts, strict=True))
+    return files | {known["names"]: pickled(names)}
+
+
+def members(archive):
+    with tarfile.open(archive) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar if "readme" not in member.name}
+
+
+@pytest.mark.parametrize(
+    "pickled", [two, lambda value: pickle.dumps(value, 2), pickle.dumps], ids=["Python 2", "2", "new"]
+)
+@pytest.mark.parametrize("name, make", [("cifar10", make_cifar10), ("cifar100", make_cifar100)])
+def test_the_python_version_holds_the_records_of_the_binary_one(name, make, pickled, tmp_path):
+    binary = members(make(tmp_path)[0])
+    layout = tfds.builder_cls(name)(data_dir=tmp_path)._cifar_info
+    found = python_cifar.as_binary(name, python_version(name, binary, pickled), layout)
+    content = {Path(path).name: data for path, data in binary.items()}
+    assert {file: data.split() if file.endswith("txt") else data for file, data in found.items()} == {
+        file: data.split() if file.endswith("txt") else data for file, data in content.items()
+    }
+
+
+@pytest.mark.parametrize("version", ["python archive", "python", "binary"])
+def test_cifar_archives_as_they_lie_on_disks(version, tmp_path, capsys):
+    archive, *_ = make_cifar10(tmp_path)
+    files = members(archive)
+    archive.unlink()
+    if version != "binary":
+        made = python_version("cifar10", files, pickle.dumps)
+        files = {f"cifar-10-batches-py/{file}": data for file, data in made.items()}
+    if version == "python archive":
+        source = write_tar(tmp_path / "cifar-10-python.tar.gz", files, "w:gz")
+        code, out, err = run(capsys, "cifar10", f"--source={source}", f"--data_dir={tmp_path / 'data'}")
+        assert code == 2
+        assert (
+            "(the binary version) or 6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce (the python"
+            in err
+        )
+        given = [f"--sha256={sha256(source)}"]
+    else:
+        source, given = tmp_path, []
+        for file, data in files.items():
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_bytes(data)
+    code, out, err = run(capsys, "cifar10", f"--source={source}", f"--data_dir={tmp_path / 'data'}", *given)
+    assert (code, "100 train, 30 test" in out) == (0, True), err
+    assert ("unpacked files have no checksum" in out) == (not given)
+
+
+class Calls:
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.mark.parametrize("function", [os.mkdir, eval, np.frombuffer, tarfile.open, Path], ids=lambda f: f.__name__)
+def test_a_pickle_calls_nothing(function, tmp_path):
+    content = pickle.dumps({b"data": Calls(function, str(tmp_path / "made")), b"labels": []})
+    with pytest.raises(
+        ValueError, match=r"batch: not a file of the python version \(asks for .*, which no CIFAR file does"
+    ):
+        python_cifar._records("batch", content, ["labels"])
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({b"labels": [1]}, "no data"),
+        ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}, "data of shape .2, 3072.: expected .1, 3072."),
+        ({b"data": np.zeros((1, 3072), np.int16), b"labels": [1]}, "an array is not of unsigned bytes"),
+        ({b"data": np.zeros((1, 3072), np.uint8), b"labels": [256]}, "labels that are not 1 numbers from 0 to 255"),
+        ([1], "not a file of the python version"),
+    ],
+)
+def test_files_of_the_python_version_that_are_not_what_they_should_be(entries, message):
+    with pytest.raises(ValueError, match=f"batch: .*{message}"):
+        python_cifar._records("batch", pickle.dumps(entries), ["labels"])
+
+
 def test_damaged_and_missing_cifar_archives(tmp_path, capsys):
     archive, *_ = make_cifar10(tmp_path)
     whole = archive.read_bytes()
@@ -226,7 +338,9 @@ def test_damaged_and_missing_cifar_archives(tmp_path, capsys):
         assert f"{archive}: not a whole tar archive (" in err
         assert "download cifar-10-binary.tar.gz again from https" in err
     write_tar(archive, {"readme.html": b""}, "w:gz")
-    assert "not the binary version of cifar10: no cifar-10-b" in refused(capsys, "cifar10", archive, tmp_path / "data")
+    assert "not the binary version of cifar10: no data_batch_1.bin" in refused(
+        capsys, "cifar10", archive, tmp_path / "data"
+    )
     archive.unlink()
     assert "no such file or folder; download" in refused(capsys, "cifar10", archive, tmp_path / "data")
     assert "found no cifar-10-binary.tar.gz;" in refused(capsys, "cifar10", tmp_path, tmp_path / "data")

@@ -1,5 +1,6 @@
 """Sets in files: IDX, folders of images, and what becomes of an image file."""
 
+import gzip
 import io
 import re
 
@@ -10,7 +11,8 @@ from PIL import Image
 
 from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES, images
-from lpjax.data.source import Spec, reduced_spec
+from lpjax.data.source import Spec
+from lpjax.data.subset import data_notes, reduced_spec
 
 
 def at(where, name, **fields):
@@ -56,6 +58,58 @@ def test_idx_files_image_by_image(name, train_name, test_name, shape, tmp_path):
     np.testing.assert_allclose(data.std, made["train"][0].std() / 255)
 
 
+ROW = {"train": "train-{0}-idx{1}-ubyte", "test": "t10k-{0}-idx{1}-ubyte"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {split: f"emnist-letters-{name}.gz" for split, name in ROW.items()},
+        {split: f"MNIST/raw/{name}" for split, name in ROW.items()},
+        {split: f"{name}/{name}" for split, name in ROW.items()},
+        {split: f"archive/{name}/{name}" for split, name in ROW.items()},
+        {"train": "train-{0}.idx{1}-ubyte", "test": "t10k_{0}_idx{1}_ubyte.gz"},
+    ],
+)
+def test_idx_files_under_the_names_they_are_found_by(names, tmp_path):
+    made = make_idx(tmp_path, names=names)
+    _, data = read(at(tmp_path, "mnist"))
+    np.testing.assert_array_equal(data.test_images[..., 0], made["test"][0])
+
+
+def test_the_nearest_of_several_sets(tmp_path):
+    """Zipped or not, whatever the name says; and two sets at one depth are refused by name."""
+    make_idx(tmp_path, names={split: f"a/{name}" for split, name in ROW.items()}, classes=3)
+    make_idx(tmp_path, names={split: f"b/raw/{name}" for split, name in ROW.items()}, classes=4)
+    for path in [*tmp_path.rglob("*-ubyte")][::2]:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    assert SOURCES["idx"].describe(at(tmp_path, "idx")).classes == 3
+    (tmp_path / "a").rename(tmp_path / "b" / "cooked")
+    refused(at(tmp_path, "idx"), "several sets: .*b/cooked/train-images.*, .*b/raw/train-images.*: expected one; set")
+
+
+def test_labels_from_one(tmp_path):
+    made = make_idx(tmp_path, first=1, classes=3, names=PLAIN)
+    spec, data = read(at(tmp_path, "idx"))
+    assert (spec.classes, spec.class_names) == (3, ("1", "2", "3"))
+    np.testing.assert_array_equal(data.train_labels, made["train"][1] - 1)
+    np.testing.assert_array_equal(data.test_labels, made["test"][1] - 1)
+    refused_labels = made["test"][1].copy()
+    refused_labels[4] = 0
+    (tmp_path / TEST_LABELS).write_bytes(idx_bytes(refused_labels))
+    with pytest.raises(ValueError, match="label 0 of example 4: expected 1 to 3"):
+        SOURCES["idx"].load(at(tmp_path, "idx"))
+
+
+def test_classes_without_an_image_are_said(tmp_path):
+    make_idx(tmp_path, classes=6, counts=(5, 4), names=PLAIN)
+    spec, data = read(at(tmp_path, "fashion_mnist"))
+    assert data_notes(data, spec) == (
+        "no training images of class Sandal, Shirt, Sneaker, ..",
+        "no test images of class Coat, Sandal, Shirt, ..",
+    )
+
+
 def test_published_sets_are_known_without_looking():
     nowhere = DataConfig(dir="no/such/folder", image_size=160)
     found = {name: source.published and source.published(nowhere) for name, source in SOURCES.items()}
@@ -99,7 +153,8 @@ def test_another_set_under_mnists_name(tmp_path):
 def test_one_idx_file_is_missing(tmp_path):
     make_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
-    refused(at(tmp_path, "mnist"), rf"{tmp_path}: no t10k-labels-idx1-ubyte\[.gz\]; put it there, or correct data.dir")
+    message = rf"{tmp_path}: no t10k-labels-idx1-ubyte\[.gz\]; put it there, or correct data.dir"
+    refused(at(tmp_path, "mnist"), message, FileNotFoundError)
 
 
 PLAIN = {"train": "train-{}-idx{}-ubyte", "test": "t10k-{}-idx{}-ubyte"}
@@ -309,7 +364,7 @@ def test_a_class_of_one_name_in_two_unicode_forms(tmp_path):
     "names, message",
     [
         (("cat",), "all examples are of one class, cat: expected two"),
-        (("a\x1b", "b"), "characters, that can be shown; rename"),
+        (("a\x1b", "b"), "characters that can be shown; rename"),
     ],
 )
 def test_classes_that_cannot_be_trained_or_exported(names, message):

@@ -13,7 +13,8 @@ from typing import Any
 
 from lpjax.config.schema import Config, DataConfig
 from lpjax.data import SOURCES
-from lpjax.data.source import Spec, reduced_spec
+from lpjax.data.source import Spec
+from lpjax.data.subset import reduced_spec
 from lpjax.errors import BadInput
 from lpjax.methods import METHODS, configure
 

@@ -8,12 +8,14 @@ import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from lpjax.data.python_cifar import FILES, as_binary
 from lpjax.data.source import check_labels
 from lpjax.data.tfds_sets import imagenet_validation_labels
 from lpjax.errors import BadInput
@@ -23,6 +25,39 @@ ARCHIVES = {
     "cifar10": ("cifar-10-binary.tar.gz",),
     "cifar100": ("cifar-100-binary.tar.gz",),
     "imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+}
+
+
+@dataclass(frozen=True)
+class CifarFiles:
+    """What else than the archive of the binary version there is of a CIFAR set.
+
+    Attributes:
+      python_archive: Of the python version.
+      python_sha256: Of it, in hex, as Keras has it.
+      unpacked: Folders that the archives unpack into.
+      test_files: Of the test split, one of which is in such a folder.
+    """
+
+    python_archive: str
+    python_sha256: str
+    unpacked: tuple[str, str]
+    test_files: tuple[str, str]
+
+
+CIFAR = {
+    "cifar10": CifarFiles(
+        "cifar-10-python.tar.gz",
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        ("cifar-10-batches-bin", "cifar-10-batches-py"),
+        ("test_batch.bin", "test_batch"),
+    ),
+    "cifar100": CifarFiles(
+        "cifar-100-python.tar.gz",
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        ("cifar-100-binary", "cifar-100-python"),
+        ("test.bin", "test"),
+    ),
 }
 
 Examples = Iterator[tuple[int | str, dict[str, Any]]]
@@ -66,24 +101,39 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
+def _contents(name: str, archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
+    """The contents of files of an archive, or of the folder that it was unpacked into, by name."""
+    if archive.is_dir():
+        return {file: (archive / file).read_bytes() for file in wanted if (archive / file).is_file()}
+    with open_tar(name, archive) as tar:
+        # In one pass: going back in a compressed archive is to decompress it again.
+        return {file: content(tar, member) for file, member in files_in(tar) if file in wanted}
+
+
 def cifar_splits(builder: Any, archive: Path) -> dict[str, Examples]:
     """Examples of each split of CIFAR-10 or CIFAR-100, from an archive that is checked before they are read.
 
     Args:
       builder: The stock builder; its features are given the names of the classes.
-      archive: The binary version.
+      archive: The binary or the python version, or the folder that it was unpacked into.
 
     Raises:
       BadInput: It is damaged, or another archive.
     """
     name, features, layout = builder.name, builder.info.features, builder._cifar_info
-    wanted = [*layout.train_files, *layout.test_files, *layout.label_files]
-    with open_tar(name, archive) as tar:
-        # In one pass: going back in a compressed archive is to decompress it again.
-        found = {file: content(tar, member) for file, member in files_in(tar) if file in wanted}
-    missing = [f"{layout.prefix}{file}" for file in wanted if file not in found]
+    wanted, version = [*layout.train_files, *layout.test_files, *layout.label_files], "binary"
+    python = [file for files in FILES[name].values() for file in ([files] if isinstance(files, str) else files)]
+    found = _contents(name, archive, {*wanted, *python})
+    if any(file in found for file in python):
+        wanted, version = python, "python"
+    missing = [file for file in wanted if file not in found]
     if missing:
-        raise bad(name, archive, f"not the binary version of {name}: no {', '.join(missing)}")
+        raise bad(name, archive, f"not the {version} version of {name}: no {', '.join(missing)}")
+    if version == "python":
+        try:
+            found = as_binary(name, found, layout)
+        except BadInput as error:
+            raise bad(name, archive, str(error)) from error
     for key, file in zip(layout.label_keys, layout.label_files, strict=True):
         names, count = [line for line in found[file].decode().splitlines() if line], features[key].num_classes
         if len(names) != count:

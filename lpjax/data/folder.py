@@ -8,15 +8,15 @@ Classes are the sub-folders of the training split, in alphabetical order.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lpjax.config.schema import DataConfig
 from lpjax.data import tree
-from lpjax.data.source import Source, Spec, Stream, data_folder, held_out
-from lpjax.data.tree import LeftOut
+from lpjax.data.source import Source, Spec, Stream, data_folder
+from lpjax.data.subset import held_out
+from lpjax.data.tree import Files, LeftOut, Split, read_split
 from lpjax.errors import BadInput, extra_packages, require
 
 CONTENT = "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"
@@ -26,83 +26,6 @@ TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 
 HOLDOUT = "data.holdout=0.1 holds a tenth of each class out to test on"
 _IMAGENET = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-
-
-@dataclass(frozen=True, eq=False)
-class Files:
-    """`ImageFiles` on disk.
-
-    Attributes:
-      paths: Of the files.
-      labels: Of each file.
-    """
-
-    paths: list[Path]
-    labels: list[int]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, position: int) -> tuple[bytes, int]:
-        return self.paths[position].read_bytes(), self.labels[position]
-
-    def name(self, position: int) -> str:
-        """The file's path."""
-        return str(self.paths[position])
-
-    def only(self, positions: Sequence[int]) -> "Files":
-        """Those at some positions."""
-        return Files([self.paths[i] for i in positions], [self.labels[i] for i in positions])
-
-
-@dataclass(frozen=True, eq=False)
-class _Split:
-    """The image files of a folder of class sub-folders.
-
-    Attributes:
-      folder: It.
-      classes: The files of each class, by its name, in alphabetical order; a class folder may have none.
-      beside: Files in no class folder.
-    """
-
-    folder: Path
-    classes: dict[str, list[Path]]
-    beside: list[Path]
-
-    def files(self, classes: Sequence[str]) -> Files:
-        """Those of the classes, labelled by their positions."""
-        pairs = [(path, label) for label, name in enumerate(classes) for path in self.classes.get(name, ())]
-        return Files([path for path, _ in pairs], [label for _, label in pairs])
-
-    def in_words(self) -> str:
-        """What is in the folder, such as "test: 3 images in no class folder"."""
-        filled = [name for name, files in self.classes.items() if files]
-        inside = sum(len(self.classes[name]) for name in filled)
-        found = {f"in sub-folders {tree.some(filled)}": inside, "in no class folder": len(self.beside)}
-        return f"{self.folder.name}: {' and '.join(f'{n:,} images {where}' for where, n in found.items() if n)}"
-
-
-def _read(folder: Path, left_out: LeftOut) -> _Split:
-    """Look through a split.
-
-    Raises:
-      BadInput: Two class folders have one name, in two Unicode forms.
-    """
-    names: dict[str, str] = {}
-    for path in tree.folders_in(folder):
-        # In one form, and sorted by it: copies between systems change it, and must not change the labels.
-        name = unicodedata.normalize("NFC", path.name)
-        require(
-            name not in names,
-            f"{path}: the second class folder of this name, in another Unicode form; put them into one",
-        )
-        names[name] = path.name
-    found: dict[str, list[Path]] = {path: [] for path in names.values()}
-    beside: list[Path] = []
-    for path in tree.image_files(folder, left_out):
-        first, *deeper = path.relative_to(folder).parts
-        (found[first] if deeper else beside).append(path)
-    return _Split(folder, {name: found[names[name]] for name in sorted(names)}, beside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +53,13 @@ def _find(config: DataConfig) -> _Layout:
     """
     parent = data_folder(config.dir, f"set data.dir to the folder with {CONTENT}")
     left_out, notes = LeftOut(), []
-    train = _read(_training_folder(parent, config), left_out)
+    train = read_split(_training_folder(parent, config), left_out)
     _check_classes(train, left_out, parent)
     classes = tuple(train.classes)
     files = train.files(classes)
-    others = [] if train.folder == parent else [_read(path, left_out) for path in _test_folders(parent, train, config)]
+    others = (
+        [] if train.folder == parent else [read_split(path, left_out) for path in _test_folders(parent, train, config)]
+    )
     if config.holdout is None:
         chosen = _choose(others, classes, parent, config)
         test = _imagenet(chosen, classes) if _is_imagenet(chosen) else chosen.files(classes)
@@ -178,7 +103,7 @@ def _training_folder(parent: Path, config: DataConfig) -> Path:
     return parent
 
 
-def _test_folders(parent: Path, train: _Split, config: DataConfig) -> list[Path]:
+def _test_folders(parent: Path, train: Split, config: DataConfig) -> list[Path]:
     """The folders that may be the test split, the one that the configuration names first.
 
     Raises:
@@ -205,7 +130,7 @@ def _of_names(folders: Iterable[Path], names: Sequence[str]) -> list[Path]:
     return sorted(found, key=lambda folder: names.index(folder.name.lower()))
 
 
-def _check_classes(train: _Split, left_out: LeftOut, parent: Path) -> None:
+def _check_classes(train: Split, left_out: LeftOut, parent: Path) -> None:
     """Refuse a training split without an image, or with a class that has none."""
     empty = [name for name, files in train.classes.items() if not files]
     reasons = "".join(f"; {line}" for line in left_out.in_words(parent))
@@ -221,7 +146,7 @@ def _check_classes(train: _Split, left_out: LeftOut, parent: Path) -> None:
     )
 
 
-def _choose(others: list[_Split], classes: Sequence[str], parent: Path, config: DataConfig) -> _Split:
+def _choose(others: list[Split], classes: Sequence[str], parent: Path, config: DataConfig) -> Split:
     """The split to test on: the first one whose images are in folders of the classes, or are ImageNet's.
 
     Raises:
@@ -259,13 +184,13 @@ def _check_known(folder: Path, names: list[str], classes: Sequence[str]) -> None
         )
 
 
-def _is_imagenet(split: _Split) -> bool:
+def _is_imagenet(split: Split) -> bool:
     """Whether the images are those of ImageNet's validation split, in one folder."""
     no_classes = not any(split.classes.values())
     return no_classes and bool(split.beside) and all(_IMAGENET.fullmatch(path.name) for path in split.beside)
 
 
-def _imagenet(split: _Split, classes: Sequence[str]) -> Files:
+def _imagenet(split: Split, classes: Sequence[str]) -> Files:
     """ImageNet's validation images, in one folder, labelled by the list that came with the set; those of the classes.
 
     Raises:
@@ -288,7 +213,7 @@ def _imagenet(split: _Split, classes: Sequence[str]) -> Files:
 
 
 def _held_out(files: Files, folder: Path, config: DataConfig) -> tuple[Files, Files]:
-    """Training files without those that are held out, and these: see `source.held_out`."""
+    """Training files without those that are held out, and these: see `subset.held_out`."""
     names = [path.relative_to(folder).as_posix() for path in files.paths]
     out = held_out(files.labels, names, config)
     train, test = ([i for i in range(len(files)) if out[i] == wanted] for wanted in (False, True))

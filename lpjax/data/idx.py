@@ -2,7 +2,8 @@
 
 An IDX file is a header, two zero bytes, type, number of axes, axes as big-endian uint32, and the values, row by row
 (http://yann.lecun.com/exdb/mnist).  A set is four of them: train and t10k (or test), images and labels, under the names
-MNIST gave them: train-images-idx3-ubyte.gz and so on.  Debian's package dataset-fashion-mnist is such a folder.
+MNIST gave them, train-images-idx3-ubyte.gz and so on, with a prefix as in EMNIST, or in folders.  Debian's package
+dataset-fashion-mnist is such a folder.
 """
 
 import contextlib
@@ -24,7 +25,13 @@ from lpjax.data.source import Dataset, Source, Spec, check_labels, data_folder
 from lpjax.errors import BadInput, require
 from lpjax.nn.chain import Shape
 
-_NAME = re.compile(r"(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx\d-ubyte(\.gz)?")
+_NAME = re.compile(
+    r"(?P<set>(?:.*[-_])?)(?P<split>train|t10k|test)[-_](?P<kind>images|labels)[-._]idx\d[-._]ubyte(\.gz)?"
+)
+_KINDS = (("images", 3), ("labels", 1))
+_DEPTHS = ("*", "*/*", "*/*/*")
+"""Where files are looked for: as archives unpack, and as torchvision lays them, ROOT/MNIST/raw."""
+
 _UNSIGNED_BYTE = 0x08
 MNIST = Spec((28, 28, 1), classes=10, num_train=60_000, num_test=10_000, class_names=tuple("0123456789"))
 FASHION_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -41,7 +48,9 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedIOBase, Shape]]:
     """
     remedy = f"copy or download {path.name} again"
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"  # whatever the name says: browsers and unpackers change one of both
+        with gzip.open(path) if zipped else path.open("rb") as file:
             zeros, kind, num_axes = struct.unpack(">HBB", file.read(4))
             is_idx = not zeros and kind == _UNSIGNED_BYTE and num_axes
             require(is_idx, f"{path}: expected the header of an IDX file of unsigned bytes; {remedy}")
@@ -76,23 +85,37 @@ def read(path: Path) -> np.ndarray:
 
 
 def _files(config: DataConfig) -> dict[tuple[str, str], Path]:
-    """The four files, by ("train" or "test", "images" or "labels").
+    """The four files, by ("train" or "test", "images" or "labels"): of the one whole set that is nearest to the folder.
 
     Raises:
-      BadInput, FileNotFoundError: One is missing.
+      BadInput, FileNotFoundError: One is missing, or there are several sets.
     """
     content = "train-images-idx3-ubyte.gz and the other three IDX files of the set"
     folder = data_folder(config.dir, f"set data.dir to the folder with {content}")
-    found: dict[tuple[str, str], Path] = {}
-    for path in sorted(folder.iterdir()):
-        if match := _NAME.fullmatch(path.name):
+    sets: dict[tuple[Path, str], dict[tuple[str, str], Path]] = {}
+    for path in sorted(path for depth in _DEPTHS for path in folder.glob(depth)):
+        if (match := _NAME.fullmatch(path.name)) and path.is_file():
+            # A folder of the file's own name is what some programs unpack a file into.
+            place = path.parent.parent if _NAME.fullmatch(path.parent.name) and path.parent != folder else path.parent
             split = "train" if match["split"] == "train" else "test"
-            found.setdefault((split, match["kind"]), path)
-    for split, name in (("train", "train"), ("test", "t10k")):
-        for kind, rank in (("images", 3), ("labels", 1)):
-            message = f"{folder}: no {name}-{kind}-idx{rank}-ubyte[.gz]; put it there, or correct data.dir"
-            require((split, kind) in found, message)
-    return found
+            sets.setdefault((place, match["set"]), {}).setdefault((split, match["kind"]), path)
+    whole = [key for key in sets if len(sets[key]) == 4]
+    nearest = [key for key in whole if len(key[0].parts) == min(len(place.parts) for place, _ in whole)]
+    if len(nearest) > 1:
+        names = ", ".join(sorted(str(place / f"{name}train-images..") for place, name in nearest))
+        raise BadInput(f"{folder}: several sets: {names}: expected one; set data.dir to a folder with one of them")
+    if nearest:
+        return sets[nearest[0]]
+    found = max(sets.values(), key=len, default={})
+    wanted = [(split, name, *kind) for split, name in (("train", "train"), ("test", "t10k")) for kind in _KINDS]
+    lacks = [f"{name}-{kind}-idx{rank}-ubyte[.gz]" for split, name, kind, rank in wanted if (split, kind) not in found]
+    missing = ", ".join(lacks)
+    raise FileNotFoundError(f"{folder}: no {missing}; put it there, or correct data.dir")
+
+
+def _first_label(published: Spec | None, labels: np.ndarray) -> int:
+    """The label of the network's first output: 1 in a set of one's own whose labels start there, else 0."""
+    return int(published is None and labels.min() == 1)
 
 
 def _describe(published: Spec | None, config: DataConfig) -> Spec:
@@ -118,7 +141,10 @@ def _describe(published: Spec | None, config: DataConfig) -> Spec:
         f"use files of one set",
     )
     if published is None:
-        return Spec(shapes["train"], int(read(files["train", "labels"]).max()) + 1, counts["train"], counts["test"])
+        values = read(files["train", "labels"])
+        first, last = _first_label(published, values), int(values.max())
+        names = tuple(map(str, range(first, last + 1))) if first else None
+        return Spec(shapes["train"], last + 1 - first, counts["train"], counts["test"], names)
     require(
         shapes["train"] == published.image_shape,
         f"{files['train', 'images']}: images of {shapes['train']}: expected {published.image_shape}; choose "
@@ -129,11 +155,12 @@ def _describe(published: Spec | None, config: DataConfig) -> Spec:
 
 def _load(published: Spec | None, config: DataConfig) -> Dataset:
     spec, files = _describe(published, config), _files(config)
+    first = _first_label(published, read(files["train", "labels"]))
 
     def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
         labels = read(files[split, "labels"]).astype(np.int32)
-        check_labels(labels, spec.classes, str(files[split, "labels"]))
-        return read(files[split, "images"]).reshape(-1, *spec.image_shape), labels
+        check_labels(labels, spec.classes, str(files[split, "labels"]), first=first)
+        return read(files[split, "images"]).reshape(-1, *spec.image_shape), labels - first
 
     return Dataset.of(arrays("train"), arrays("test"))
 

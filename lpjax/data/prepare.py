@@ -16,32 +16,38 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from lpjax import cli, errors
 from lpjax.config.command_line import local_path
-from lpjax.data.archives import ARCHIVES, Examples, download_again, splits
+from lpjax.data.archives import ARCHIVES, CIFAR, Examples, download_again, splits
 from lpjax.data.tfds_sets import allow_open_files, import_tfds, is_prepared, open_set, set_folder
 from lpjax.errors import BadInput
 
 
 def find_archives(name: str, source: Path) -> list[Path]:
-    """The archives of a set, in the order of `ARCHIVES`.
+    """The archives of a set, in the order of `ARCHIVES`; of CIFAR either version, or a folder it was unpacked into.
 
     Args:
       name: Of the set.
-      source: The archive, or the folder with the archives under their official names.
+      source: The archive, or the folder with the archives under their official names; of CIFAR also an unpacked one.
 
     Raises:
       FileNotFoundError: Some are missing; names them.
     """
     if not source.exists():
         raise FileNotFoundError(f"--source={source}: no such file or folder; {download_again(name)}")
-    if source.is_file() and len(ARCHIVES[name]) == 1:
-        return [source]
+    if name in CIFAR:
+        known = CIFAR[name]
+        inside = [source / file for file in (*ARCHIVES[name], known.python_archive, *known.unpacked)]
+        found = [path for path in inside if path.exists()]
+        if source.is_file() or any((source / file).is_file() for file in known.test_files):
+            return [source]
+        if found:
+            return found[:1]
     paths = [source / file for file in ARCHIVES[name]]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
@@ -52,13 +58,22 @@ def find_archives(name: str, source: Path) -> list[Path]:
     return paths
 
 
-def check_sha256(name: str, archive: Path, expected: str) -> None:
+def official_sha256(name: str, builder: Any) -> list[dict[str, str]]:
+    """What each archive of a set may be, in the order of `ARCHIVES`: SHA-256, in hex, to words."""
+    sums = {url.rpartition("/")[2]: info.checksum for url, info in builder.url_infos.items()}
+    if name not in CIFAR:
+        return [{sums[file]: "the official archive"} for file in ARCHIVES[name]]
+    (binary,) = ARCHIVES[name]
+    return [{sums[binary]: "the binary version", CIFAR[name].python_sha256: "the python version"}]
+
+
+def check_sha256(name: str, archive: Path, expected: Mapping[str, str]) -> None:
     """Check that an archive is the official one, or the one the user says it is.
 
     Args:
       name: Of the set.
       archive: The file.
-      expected: Its SHA-256, in hex.
+      expected: The SHA-256, in hex, of what it may be, to words.
 
     Raises:
       BadInput: It has another one.
@@ -71,9 +86,10 @@ def check_sha256(name: str, archive: Path, expected: str) -> None:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
             progress.update(len(chunk))
-    if digest.hexdigest() != expected:
+    if digest.hexdigest() not in expected:
+        known = " or ".join(f"{value} ({words})" for value, words in expected.items())
         raise BadInput(
-            f"{archive}: sha256 is {digest.hexdigest()}, expected {expected}: damaged, or not the official archive; "
+            f"{archive}: sha256 is {digest.hexdigest()}, expected {known}: damaged, or not the official archive; "
             f"{download_again(name)}, or say --sha256={digest.hexdigest()} if you packed it yourself"
         )
 
@@ -84,7 +100,8 @@ def check_space(data_dir: Path, archives: Sequence[Path]) -> None:
     Raises:
       OSError: There is less.
     """
-    needed = sum(archive.stat().st_size for archive in archives)
+    files = [path for archive in archives for path in (archive.iterdir() if archive.is_dir() else [archive])]
+    needed = sum(path.stat().st_size for path in files)
     free = shutil.disk_usage(next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())).free
     if free < needed:
         raise OSError(
@@ -165,18 +182,24 @@ def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ())
         raise FileExistsError(f"{folder}: exists, but is no finished data set; remove it and try again")
     archives = find_archives(name, source)
     builder = import_tfds().builder_cls(name)(data_dir=os.fspath(data_dir))
-    official = {url.rpartition("/")[2]: info.checksum for url, info in builder.url_infos.items()}
-    expected = [digest.lower() for digest in sha256] or [official[file] for file in ARCHIVES[name]]
+    expected = [{digest.lower(): "as you say"} for digest in sha256] or official_sha256(name, builder)
     if len(expected) != len(archives):
         raise BadInput(
             f"--sha256 given {len(expected)} times: expected {len(archives)}, for {' and '.join(ARCHIVES[name])}"
         )
-    for archive, digest in zip(archives, expected, strict=True):
-        check_sha256(name, archive, digest)
+    unpacked = archives[0].is_dir()
+    if unpacked and sha256:
+        raise BadInput(
+            f"--sha256 with the folder {archives[0]}: expected an archive; leave it out, or give the archive"
+        )
+    for archive, sums in zip(archives, expected, strict=True):
+        if not unpacked:
+            check_sha256(name, archive, sums)
     remove_unfinished(folder)
     check_space(data_dir, archives)
     write(builder, splits(builder, archives), folder)
     counts = ", ".join(f"{split.num_examples} {name}" for name, split in builder.info.splits.items())
+    counts += "; unpacked files have no checksum" if unpacked else ""
     return (
         f"{name} is prepared in {folder} ({counts}); train with --config.data.name={name} --config.data.dir={data_dir}"
     )
@@ -196,7 +219,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lpjax.data.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=sorted(ARCHIVES), help="the data set")
     names = "; ".join(f"{name}: {', '.join(files)}" for name, files in ARCHIVES.items())
-    archives = f"the archive, or the folder of the archives under their official names: {names}"
+    archives = f"the archive (of CIFAR also the python version, or unpacked), or the folder of the archives: {names}"
     data_dir = "where to write: config.data.dir of a run"
     sums = "the archive's sha256 where it is not the official one; once per archive, in the order above"
     parser.add_argument("--source", type=local_path, required=True, help=archives)

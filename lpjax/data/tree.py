@@ -1,14 +1,16 @@
-"""Image files under a folder: which there are, and what is left out and why.
+"""Image files under the folder of a split: which there are, of which classes, and what is left out and why.
 
 What a file holds decides, not its name: files without a usual suffix are looked into.  Nothing is left out in silence:
 `LeftOut` counts it.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lpjax.errors import extra_packages
+from lpjax.errors import extra_packages, require
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".avif"})
 """Files of these are taken for images without a look; one that is none is counted when it is decoded."""
@@ -107,3 +109,84 @@ def _not_image(entry: "os.DirEntry[str]") -> str | None:
         return None if is_image(entry.path) else NO_IMAGE
     except PermissionError:
         return NO_PERMISSION
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """`ImageFiles` on disk.
+
+    Attributes:
+      paths: Of the files.
+      labels: Of each file.
+    """
+
+    paths: list[Path]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int) -> tuple[bytes, int]:
+        return self.paths[position].read_bytes(), self.labels[position]
+
+    def name(self, position: int) -> str:
+        """The file's path."""
+        return str(self.paths[position])
+
+    def only(self, positions: Sequence[int]) -> "Files":
+        """The files at some positions."""
+        return Files([self.paths[i] for i in positions], [self.labels[i] for i in positions])
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The image files of a folder of class sub-folders.
+
+    Attributes:
+      folder: It.
+      classes: The files of each class, by its name, in alphabetical order; a class folder may have none.
+      beside: Files in no class folder.
+    """
+
+    folder: Path
+    classes: dict[str, list[Path]]
+    beside: list[Path]
+
+    def files(self, classes: Sequence[str]) -> Files:
+        """The files of the classes, labelled by the classes' positions."""
+        pairs = [(path, label) for label, name in enumerate(classes) for path in self.classes.get(name, ())]
+        return Files([path for path, _ in pairs], [label for _, label in pairs])
+
+    def in_words(self) -> str:
+        """What is in the folder, such as "test: 3 images in no class folder"."""
+        filled = [name for name, files in self.classes.items() if files]
+        inside = sum(len(self.classes[name]) for name in filled)
+        found = {f"in sub-folders {some(filled)}": inside, "in no class folder": len(self.beside)}
+        return f"{self.folder.name}: {' and '.join(f'{n:,} images {where}' for where, n in found.items() if n)}"
+
+
+def read_split(folder: Path, left_out: LeftOut) -> Split:
+    """Look through the folder of a split.
+
+    Args:
+      folder: It.
+      left_out: Is added what is no image.
+
+    Raises:
+      BadInput: Two class folders have one name, in two Unicode forms.
+    """
+    names: dict[str, str] = {}
+    for path in folders_in(folder):
+        # In one form, and sorted by it: copies between systems change it, and must not change the labels.
+        name = unicodedata.normalize("NFC", path.name)
+        require(
+            name not in names,
+            f"{path}: the second class folder of this name, in another Unicode form; put them into one",
+        )
+        names[name] = path.name
+    found: dict[str, list[Path]] = {path: [] for path in names.values()}
+    beside: list[Path] = []
+    for path in image_files(folder, left_out):
+        first, *deeper = path.relative_to(folder).parts
+        (found[first] if deeper else beside).append(path)
+    return Split(folder, {name: found[names[name]] for name in sorted(names)}, beside)

@@ -30,7 +30,7 @@ from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from lpjax.cli import printable
-from lpjax.data.source import MAX_NAME
+from lpjax.data.subset import MAX_NAME
 from lpjax.errors import BadInput, extra_packages
 from lpjax.export import program as programs
 from lpjax.nn.chain import Shape

@@ -18,7 +18,8 @@ from lpjax.config.schema import Config, DataConfig, OptimizerConfig
 from lpjax.data import SOURCES
 from lpjax.data.batch import Batch, Feed, steps_per_epoch
 from lpjax.data.feed import make_feed
-from lpjax.data.source import Source, Spec, Stream, reduced, reduced_spec
+from lpjax.data.source import Source, Spec, Stream
+from lpjax.data.subset import CONSTANT, data_notes, reduced, reduced_spec
 from lpjax.errors import require
 from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
@@ -118,12 +119,9 @@ def build_network(config: Config, spec: Spec) -> Network:
     return network
 
 
-def _notes(config: Config, steps_per_epoch: int, constant: np.ndarray) -> tuple[str, ...]:
-    """See `Run.notes`; constant: [C], whether a channel of the images is always the same."""
+def _notes(config: Config, steps_per_epoch: int) -> tuple[str, ...]:
+    """What is unusual about the configuration."""
     notes = []
-    if constant.any():
-        which = ", ".join(str(channel) for channel in np.flatnonzero(constant))
-        notes.append(f"the images' channels {which} (from 0) are the same everywhere: nothing can be learned from them")
     for name, optimizer in (("optimizer", config.optimizer), ("aux_optimizer", config.aux_optimizer)):
         steps = warmup_steps(optimizer, steps_per_epoch, config.num_epochs)
         if steps < round(optimizer.warmup_epochs * steps_per_epoch):
@@ -164,13 +162,13 @@ def prepare(config: Config) -> Run:
     per_epoch = steps_per_epoch(spec.num_train, config.batch_size)
     mesh = make_mesh(*config.mesh_shape)
     channels = spec.image_shape[-1]
-    feed, mean, std, constant = None, np.zeros(channels), np.ones(channels), np.zeros(channels, bool)
+    feed, mean, std, notes = None, np.zeros(channels), np.ones(channels), spec.notes
     if not config.dry_run:
         data = reduced(source.load(config.data), config.data)
         spec = replace(spec, cropped=isinstance(data, Stream))
         feed, mean = make_feed(data, config, mesh), data.mean
-        constant = data.std < 1e-7
-        std = np.where(constant, 1.0, data.std)
+        std = np.where(data.std < CONSTANT, 1.0, data.std)
+        notes += data_notes(data, spec)
     for name in config.all_methods:
         methods.METHODS[name].check(config, spec)
     total = config.num_epochs * per_epoch
@@ -182,7 +180,7 @@ def prepare(config: Config) -> Run:
         network=network,
         mesh=mesh,
         moments=(mean, std),
-        notes=spec.notes + _notes(config, per_epoch, constant),
+        notes=notes + _notes(config, per_epoch),
         step_inputs=step_inputs,
         num_steps=total if config.num_steps is None else min(config.num_steps, total),
         feed=feed,
