@@ -451,6 +451,26 @@ def test_files_that_are_missing_or_damaged(copy):
         tfds_sets.cifar10.load(DataConfig(dir=str(data_dir)))
 
 
+@pytest.mark.parametrize("place", [".", "..", "../..", "../../.."])
+def test_a_prepared_set_is_found_from_any_of_its_folders(place, copy):
+    """Up to tensorflow-datasets' own default, a folder tensorflow_datasets in the home folder."""
+    data_dir, _ = copy
+    home = data_dir.rename(data_dir.with_name("tensorflow_datasets")).parent
+    found = home / "tensorflow_datasets" / "cifar10" / "3.0.2" / place
+    spec = tfds_sets.cifar10.describe(DataConfig(dir=str(found.resolve())))
+    assert (spec.num_train, spec.num_test, spec.notes) == (100, 30, ())
+
+
+def test_a_prepared_set_of_another_version(copy):
+    data_dir, folder = copy
+    older = folder.rename(folder.with_name("3.0.1"))
+    info = older / "dataset_info.json"
+    info.write_text(info.read_text().replace("3.0.2", "3.0.1"))
+    spec = tfds_sets.cifar10.describe(DataConfig(dir=str(data_dir)))
+    assert spec.notes == ("cifar10 is prepared in version 3.0.1: tensorflow-datasets has 3.0.2",)
+    assert len(tfds_sets.cifar10.load(DataConfig(dir=str(data_dir))).train_labels) == 100
+
+
 def test_members_that_lead_out_of_the_folder(capsys, tmp_path):
     """Archives are read, never extracted: whatever their members are called, no file comes of them."""
     source, data_dir = tmp_path / "source", tmp_path / "data"

@@ -122,6 +122,7 @@ def test_published_sets_are_known_without_looking():
         "imagenet2012": Spec((160, 160, 3), 1000, 1_281_167, 50_000),
         "idx": None,
         "folder": None,
+        "parquet": None,
     }
     assert SOURCES["imagenet2012"].published(DataConfig()).image_shape == (224, 224, 3)
 

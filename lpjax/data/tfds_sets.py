@@ -5,6 +5,7 @@ Files that `lpjax.data.prepare` or tensorflow-datasets itself wrote are the same
 
 import io
 import os
+import re
 import resource
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,12 +53,34 @@ def allow_open_files() -> None:
 
 def set_folder(name: str, data_dir: str | os.PathLike[str]) -> Path:
     """The folder of the current version of a set under tensorflow-datasets' `data_dir`."""
-    return Path(data_dir) / name / str(import_tfds().builder_cls(name).VERSION)
+    return Path(data_dir) / name / _version(name)
 
 
 def is_prepared(folder: Path) -> bool:
     """Whether the set of a `set_folder` was prepared to its end."""
     return (folder / "dataset_info.json").is_file()
+
+
+def _find(name: str, data_dir: Path) -> Path | None:
+    """The folder of a set that is prepared in `data_dir`, which may be the set's own folder, or that of a version.
+
+    The current version, else the newest there is.
+    """
+    data_dir = data_dir.absolute()
+    parents = [data_dir / name, data_dir / "tensorflow_datasets" / name, data_dir, data_dir.parent]
+    for parent in parents:
+        if parent.name == name and parent.is_dir():
+            prepared = [
+                path for path in parent.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and is_prepared(path)
+            ]
+            current = [path for path in prepared if path.name == _version(name)]
+            if prepared:
+                return max(current or prepared, key=lambda path: tuple(map(int, path.name.split("."))))
+    return None
+
+
+def _version(name: str) -> str:
+    return str(import_tfds().builder_cls(name).VERSION)
 
 
 def imagenet_validation_labels() -> list[str]:
@@ -80,10 +103,11 @@ def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     remedy = f"python -m lpjax.data.prepare {name} --source=ARCHIVE --data_dir={data_dir or 'DIR'}"
     data_dir = data_folder(data_dir, f"prepare {name} with: {remedy}")
     tfds = import_tfds()
-    folder = set_folder(name, data_dir)
-    if not is_prepared(folder):
-        raise FileNotFoundError(f"data.dir={data_dir}: {name} is not prepared there (no {folder}); do: {remedy}")
-    builder = tfds.builder(name, data_dir=data_dir)
+    folder = _find(name, data_dir)
+    if folder is None:
+        wanted = set_folder(name, data_dir)
+        raise FileNotFoundError(f"data.dir={data_dir}: {name} is not prepared there (no {wanted}); do: {remedy}")
+    builder = tfds.builder_from_directory(folder)
     formats = {found.value for found in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise BadInput(
@@ -108,7 +132,9 @@ def _files(builder: Any, split: str) -> Any:
 def _describe(name: str, published: Callable[[DataConfig], Spec], config: DataConfig) -> Spec:
     info = open_set(name, config.dir).info
     train, test = info.splits["train"].num_examples, info.splits[_TEST_SPLIT[name]].num_examples
-    return replace(published(config), num_train=train, num_test=test, class_names=tuple(info.features["label"].names))
+    classes, found, known = tuple(info.features["label"].names), str(info.version), _version(name)
+    notes = () if found == known else (f"{name} is prepared in version {found}: tensorflow-datasets has {known}",)
+    return replace(published(config), num_train=train, num_test=test, class_names=classes, notes=notes)
 
 
 def _in_memory(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
