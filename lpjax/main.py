@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
             return 0
     try:
         if _MODE.value == "eval":
-            result = loop.evaluate(run, folder)
+            result = loop.evaluate(run, folder, console.print)
             console.print(f"step {result['step']}: {in_words(result)}; {folder}/eval.json")
         else:
             result = loop.train(run, folder, console, restart=_RESTART.value)

@@ -7,6 +7,7 @@ import tempfile
 import pytest
 
 from lpjax import cli, errors
+from lpjax.parallel import platform
 from lpjax.training.checkpoint import CheckpointError
 from lpjax.training.log import NonFiniteError
 from lpjax.training.loop import StoppedError
@@ -124,3 +125,9 @@ def test_what_libraries_raise_about_the_users_input(error):
         raise error
     assert str(raised.value) == str(error)
     assert raised.value.__cause__ is error
+
+
+def test_a_flag_that_xla_does_not_know_is_named(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false --xla_gone=1")
+    with pytest.raises(errors.BadInput, match=r"XLA_FLAGS=.*: this version of XLA does not know --xla_gone=1; take it"):
+        platform.provide_devices(1)

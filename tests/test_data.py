@@ -1,5 +1,7 @@
 """Data in memory: the digits' fixed split, batches of an epoch, augmentation that can be replayed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from lpjax.data import SOURCES, augment, feed
 from lpjax.data.batch import epoch_order
 from lpjax.data.feed import make_feed
 from lpjax.data.source import Dataset, Spec
-from lpjax.data.subset import reduced, reduced_spec
+from lpjax.data.subset import data_notes, reduced, reduced_spec
 from lpjax.parallel.mesh import EXAMPLES, make_mesh
 from lpjax.state.step_inputs import example_keys
 
@@ -214,3 +216,34 @@ def test_a_validation_split_takes_the_place_of_the_test_set():
 def test_reductions_that_do_not_fit_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         small_run(data=data)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"mean": np.array([np.nan])}, "data.name=own: mean of the images is .nan.: expected finite numbers"),
+        (
+            {"test_labels": np.full(20, 10, np.int32)},
+            "data.name=own, test labels: label 10 of example 0: expected 0 to 9",
+        ),
+    ],
+)
+def test_data_that_would_make_the_first_loss_nan(change, message, monkeypatch):
+    digits = SOURCES["digits"]
+    own = dataclasses.replace(
+        digits, name="own", load=lambda config: dataclasses.replace(digits.load(config), **change)
+    )
+    monkeypatch.setitem(SOURCES, "own", own)
+    with pytest.raises(ValueError, match=message):
+        small_run(data__name="own", seed=len(message))
+
+
+def test_notes_on_data_that_is_constant(monkeypatch):
+    digits = SOURCES["digits"]
+    grey = digits.load(DataConfig())
+    twice = [np.concatenate([images, np.full_like(images, 7)], -1) for images in (grey.train_images, grey.test_images)]
+    data = Dataset.of((twice[0], grey.train_labels), (twice[1], grey.test_labels))
+    spec = digits.describe(DataConfig())
+    assert data_notes(grey, spec) == ()
+    said = "the images' channels 1 (from 0) are the same everywhere: nothing can be learned from them"
+    assert data_notes(data, spec) == (said,)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from data_makers import jpeg, make_folder
 
+from lpjax.parallel import join
 from lpjax.parallel import processes as library
 from lpjax.training.workdir import CLOCK
 
@@ -199,3 +201,17 @@ def test_a_run_goes_on_after_a_lost_process(tmp_path):
         assert ours.keys() == expected.keys()
         for name, value in expected.items():
             assert ours[name] == (value if name == "kind" else pytest.approx(value, rel=1e-9, abs=1e-9)), name
+
+
+def test_a_process_that_waits_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(join, "SILENT_SECONDS", 0.01)
+    with join.waiting("process 1 of 4", 300):
+        time.sleep(0.2)
+    assert re.fullmatch(
+        r"lpjax: process 1 of 4 has waited for the others since \d\d:\d\d:\d\d; it ends if they do not come within 300 s\n",
+        capsys.readouterr().err,
+    )
+    with join.waiting("process 1 of 4", 300):
+        pass
+    time.sleep(0.1)
+    assert not capsys.readouterr().err

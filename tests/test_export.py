@@ -284,6 +284,34 @@ def test_damage_is_named(name, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("model.json", lambda text: text.replace(b"\n", b"\r\n"), "its line ends were changed to CR LF, as git does"),
+        (
+            "model.stablehlo",
+            lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
+            "a pointer of git-lfs",
+        ),
+        ("SHA256SUMS", lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "do git lfs pull"),
+        ("model.safetensors", lambda _: b"", "empty: copied in part"),
+        ("model.safetensors", lambda data: data[:100], r"damaged, or copied in part \(100 bytes\)"),
+    ],
+)
+def test_what_became_of_a_model_on_its_way(name, change, message, folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "model")
+    (copied / name).write_bytes(change((copied / name).read_bytes()))
+    with pytest.raises(ValueError, match=f"{re.escape(name)}: {message}"):
+        model_file.load(copied)
+
+
+def test_line_ends_of_the_checksums_may_change(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "model")
+    sums = copied / "SHA256SUMS"
+    sums.write_bytes(sums.read_bytes().replace(b"\n", b"\r\n"))
+    model_file.load(copied)
+
+
+@pytest.mark.parametrize(
     "change, message",
     [
         ("[" * 100_000, "recursion"),
@@ -431,7 +459,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"text", r"bad\.png: not an image file: expected a whole file in one of the formats BMP, .*WEBP"),
+        (b"text", r"bad\.png: not an image file: expected a whole file in one of the formats AVIF, BMP, .*WEBP"),
         (EPS, r"bad\.png: not an image file"),  # Pillow would start Ghostscript
         (encoded(NOISE)[:1000], r"bad\.png: image file is truncated"),
         (png(10_000, 10_000), r"bad\.png: 10000x10000 pixels, more than 50,000,000"),  # of which Pillow warns

@@ -441,3 +441,7 @@ def test_a_metric_that_is_not_finite_is_blamed_on_what_its_list_runs_over():
         check_finite(7, {"relative_violation": np.array([0.0, np.inf])}, named)
     with pytest.raises(NonFiniteError, match="task_loss is nan"):
         check_finite(7, {"task_loss": np.array(np.nan)}, named)
+    with pytest.raises(
+        NonFiniteError, match="task_loss is nan in step 1; before any update, so it is not the learning"
+    ):
+        check_finite(1, {"task_loss": np.array(np.nan)}, named)

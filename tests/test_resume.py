@@ -2,6 +2,7 @@
 
 import io
 import json
+import unittest.mock
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from helpers import assert_close, on_host, small_run
 from rich.console import Console
 
 from lpjax.state import canonical
-from lpjax.training import checkpoint, identity, loop, resume
+from lpjax.training import checkpoint, identity, loop, resume, workdir
 from lpjax.training.workdir import CLOCK, WorkdirError
 
 POLICIES = {
@@ -229,6 +230,10 @@ def test_evaluating_a_checkpoint(tmp_path):
     assert again["step"] == 3
     assert again["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=0.01)
     assert again == json.loads((tmp_path / "eval.json").read_text())
+    said = []
+    with unittest.mock.patch.object(workdir, "write_json", side_effect=PermissionError("read-only")):
+        assert loop.evaluate(small_run(mesh__stage=1), tmp_path, said.append) == again
+    assert said == ["eval.json is not written: read-only"]
 
 
 def test_names_do_not_depend_on_the_cut():

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ MAX_BYTES = {PROGRAM: 2**31, DESCRIPTION: 2**24, CHECKSUMS: 2**12}
 """Of what is read into memory.  The program's container cannot hold more than 2 GiB."""
 
 MAX_SIDE = 2**13
+_LOOKED_AT = 2**24
 _REMEDY = "copy the folder again, or export the model again"
 _EXPORT_PACKAGES = "an exported model", "export"
 
@@ -212,12 +213,29 @@ def _verify_checksums(folder: Path) -> None:
     """Refuse the first file that is not the one whose sum was written."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder: expected one that python -m lpjax.export wrote")
-    lines = _read(folder / CHECKSUMS).decode(errors="replace").splitlines()
+    sums = _read(folder / CHECKSUMS)
+    if sums.startswith(b"version https://git-lfs"):
+        raise BadInput(f"{folder / CHECKSUMS}: {_damage(folder / CHECKSUMS, ())}")
+    lines = sums.decode(errors="replace").splitlines()
     for name in (PROGRAM, ARRAYS, DESCRIPTION):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; {_REMEDY}")
         if f"{_sha256(folder / name)}  {name}" not in lines:
-            raise BadInput(f"{folder / name}: damaged: its SHA-256 is not the one in {CHECKSUMS}; {_REMEDY}")
+            raise BadInput(f"{folder / name}: {_damage(folder / name, lines)}")
+
+
+def _damage(path: Path, lines: Sequence[str]) -> str:
+    """What became of a file whose sum is not among those of `CHECKSUMS`, and what to do."""
+    with path.open("rb") as file:
+        begin = file.read(_LOOKED_AT)
+    if begin.startswith(b"version https://git-lfs"):
+        return "a pointer of git-lfs, not the file: do git lfs pull, or copy the file itself"
+    for what, restored in (("to CR LF", begin.replace(b"\r\n", b"\n")), ("to LF", begin.replace(b"\n", b"\r\n"))):
+        whole = len(begin) < _LOOKED_AT and restored != begin
+        if whole and f"{hashlib.sha256(restored).hexdigest()}  {path.name}" in lines:
+            return f"its line ends were changed {what}, as git does with core.autocrlf; copy the folder as binary files"
+    state = "empty: copied in part" if not begin else f"damaged, or copied in part ({path.stat().st_size:,} bytes)"
+    return f"{state}: its SHA-256 is not the one in {CHECKSUMS}; {_REMEDY}"
 
 
 def _sha256(path: Path) -> str:

@@ -4,10 +4,17 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
+import subprocess
+import sys
 
 import jax
 
 from lpjax.errors import BadInput, require
+
+_KNOWN_FLAGS = frozenset({"--xla_force_host_platform_device_count", "--xla_cpu_enable_fast_math",
+                          "--xla_cpu_collective_call_warn_stuck_timeout_seconds",
+                          "--xla_cpu_collective_call_terminate_timeout_seconds"})  # fmt: skip
 
 
 def provide_devices(count: int) -> None:
@@ -19,9 +26,10 @@ def provide_devices(count: int) -> None:
       count: Devices of this process; other platforms have those they have.
 
     Raises:
-      BadInput: JAX_PLATFORMS names a platform that is not here.
+      BadInput: JAX_PLATFORMS names a platform that is not here, or XLA_FLAGS a flag that XLA does not know.
     """
     xla_flags = os.environ.get("XLA_FLAGS", "")
+    _check_flags(xla_flags)
     # A slow device is not a dead one: the default gives up on a collective after a minute.
     for name, value in (("warn_stuck", 300), ("terminate", 1800)):
         flag = f"--xla_cpu_collective_call_{name}_timeout_seconds"
@@ -37,6 +45,23 @@ def provide_devices(count: int) -> None:
             f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: expected platforms that this machine and the "
             f"installed jaxlib have; unset it, or set it to cpu ({str(error) or 'JAX finds none of them'})"
         ) from error
+
+
+def _check_flags(xla_flags: str) -> None:
+    """Try flags of the user's own in another process: XLA ends the process at one that it does not know."""
+    if all(flag.partition("=")[0] in _KNOWN_FLAGS for flag in xla_flags.split()):
+        return
+    tried = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if found := re.search(r"Unknown flags? in XLA_FLAGS: (.*)", tried.stderr):
+        raise BadInput(
+            f"XLA_FLAGS={xla_flags}: this version of XLA does not know {found[1].strip()}; take it out of the variable"
+        )
 
 
 def devices_of_a_process(mesh_shape: tuple[int, int], processes: int) -> int:

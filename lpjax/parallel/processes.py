@@ -28,7 +28,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from lpjax.errors import BadInput, require
+from lpjax.errors import BadInput
+from lpjax.parallel import join
 
 EXIT_LOST_PROCESS = 4
 HEARTBEAT_SECONDS = 30
@@ -77,7 +78,7 @@ def initialize(
     Raises:
       BadInput: Arguments contradict each other or are out of range, before anything starts; or no process is found.
     """
-    _check(detect, coordinator, num_processes, process_id, heartbeat_seconds)
+    join.check(detect, coordinator, num_processes, process_id, heartbeat_seconds)
     if not (detect or coordinator):
         return 1
     _here.heartbeat_seconds = heartbeat_seconds
@@ -86,14 +87,16 @@ def initialize(
         f"of them, with the same coordinator and number of processes"
     )
     _trap_abort()
+    which = f"process {process_id} of {num_processes}" if coordinator else "this process"
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            initialization_timeout=start_seconds,
-            heartbeat_timeout_seconds=heartbeat_seconds,
-        )
+        with join.waiting(which, start_seconds):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                initialization_timeout=start_seconds,
+                heartbeat_timeout_seconds=heartbeat_seconds,
+            )
     except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise BadInput(
             f"--distributed: no other processes found ({error}); start them by srun, mpirun or on a TPU slice, or "
@@ -101,34 +104,6 @@ def initialize(
         ) from error
     _here.waiting = None
     return _joined()[1]
-
-
-def _check(
-    detect: bool, coordinator: str | None, num_processes: int | None, process_id: int | None, heartbeat_seconds: int
-) -> None:
-    """Refuse flags that contradict each other or are out of range, with a BadInput."""
-    explicit = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    given = [f"--{name}={value}" for name, value in explicit.items() if value is not None]
-    missing = [f"--{name}" for name, value in explicit.items() if value is None]
-    require(heartbeat_seconds >= 2, f"--heartbeat_seconds={heartbeat_seconds}: expected at least 2")
-    if detect and given:
-        raise BadInput(f"--distributed with {given[0]}: expected one or the other; leave out --distributed")
-    if coordinator is None or num_processes is None or process_id is None:
-        if given:
-            raise BadInput(f"{' '.join(given)} without {' and '.join(missing)}: expected all three; add what lacks")
-        return
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise BadInput(f"--coordinator={coordinator}: expected HOST:PORT of process 0, such as node1:12345")
-    require(num_processes >= 1, f"--num_processes={num_processes}: expected at least 1")
-    of_all = f"expected 0 to {num_processes - 1} (--num_processes less one)"
-    require(0 <= process_id < num_processes, f"--process_id={process_id}: {of_all}")
-    if process_id == 0:
-        try:  # JAX crashes on a port that is taken
-            with socket.create_server(("", int(port))):
-                pass
-        except OSError as error:
-            raise BadInput(f"--coordinator={coordinator}: {error}; choose another port, for all processes") from error
 
 
 def _joined() -> tuple[int, int]:

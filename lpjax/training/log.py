@@ -23,6 +23,10 @@ from lpjax.training.run import Run
 from lpjax.training.watch import Watch, duration, time_left
 from lpjax.training.workdir import Writer, plain
 
+_FIRST = (
+    "before any update, so it is not the learning rate: look at the outputs of the network's last unit and at the "
+    "units' initial values, and at the images and labels of a data source of your own"
+)
 _REMEDY = "lower optimizer.learning_rate or penalty.maximum, or set optimizer.clip_norm, or recovery.policy=reduce"
 
 
@@ -183,7 +187,9 @@ def check_finite(step: int, metrics: dict[str, Any], axes: Mapping[str, str]) ->
         bad = np.flatnonzero(~np.isfinite(np.asarray(value)))
         if len(bad):
             where = f" at {_place(axes.get(name, ''), int(bad[0]))}" if np.ndim(value) else ""
-            raise NonFiniteError(f"{name}{where} is {np.ravel(value)[bad[0]]} in step {step}; {_REMEDY}")
+            raise NonFiniteError(
+                f"{name}{where} is {np.ravel(value)[bad[0]]} in step {step}; {_REMEDY if step > 1 else _FIRST}"
+            )
 
 
 def check_arrays(step: int, arrays: Arrays) -> None:

@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -261,12 +261,16 @@ class _Session:
         watch.done(f"the checkpoint of step {step}")
 
 
-def evaluate(run: Run, folder: Path) -> dict[str, Any]:
-    """Test the run's newest good checkpoint, and write eval.json; returns what it says.
+def evaluate(run: Run, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Test the run's newest good checkpoint, and write eval.json, if the workdir can be written to.
 
     Args:
       run: Not a dry one.
       folder: Its workdir.
+      say: Prints a line.
+
+    Returns:
+      What eval.json says.
 
     Raises:
       WorkdirError: There is no such checkpoint.
@@ -275,5 +279,8 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     evaluation = run.evaluate(state, run.data)
     result = {"step": step, **evaluation._asdict(), "versions": platform.versions(), "device": platform.device_name()}
     if processes.is_writer():
-        workdir.write_json(folder / "eval.json", result)
+        try:
+            workdir.write_json(folder / "eval.json", result)
+        except OSError as error:
+            say(f"eval.json is not written: {error}")
     return result

@@ -18,7 +18,7 @@ from lpjax.config.schema import Config, DataConfig, OptimizerConfig
 from lpjax.data import SOURCES
 from lpjax.data.batch import Batch, Feed, steps_per_epoch
 from lpjax.data.feed import make_feed
-from lpjax.data.source import Source, Spec, Stream
+from lpjax.data.source import Dataset, Source, Spec, Stream, check_labels
 from lpjax.data.subset import CONSTANT, data_notes, reduced, reduced_spec
 from lpjax.errors import require
 from lpjax.network.network import Network, build
@@ -143,6 +143,18 @@ def _check_splits(config: DataConfig, source: Source) -> None:
         require(value is None, f"data.{name}={value}: expected unset for data.name={config.name}; unset it: {instead}")
 
 
+def _check_values(data: Dataset | Stream, spec: Spec, config: DataConfig) -> None:
+    """Refuse moments that are not finite, and labels beyond the classes: both would be nan in the first step."""
+    for name, values in (("mean", data.mean), ("std", data.std)):
+        require(
+            np.isfinite(values).all(),
+            f"data.name={config.name}: {name} of the images is {values}: expected finite numbers; correct the data",
+        )
+    if isinstance(data, Dataset):
+        for name, labels in (("training", data.train_labels), ("test", data.test_labels)):
+            check_labels(labels, spec.classes, f"data.name={config.name}, {name} labels")
+
+
 def prepare(config: Config) -> Run:
     """Build a run; compiles nothing.
 
@@ -167,6 +179,7 @@ def prepare(config: Config) -> Run:
         data = reduced(source.load(config.data), config.data)
         spec = replace(spec, cropped=isinstance(data, Stream))
         feed, mean = make_feed(data, config, mesh), data.mean
+        _check_values(data, spec, config.data)
         std = np.where(data.std < CONSTANT, 1.0, data.std)
         notes += data_notes(data, spec)
     for name in config.all_methods:
