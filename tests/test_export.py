@@ -292,7 +292,11 @@ def test_damage_is_named(name, folder, tmp_path):
             lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
             "a pointer of git-lfs",
         ),
-        ("SHA256SUMS", lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "do git lfs pull"),
+        (
+            "SHA256SUMS",
+            lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
+            "a pointer of git-lfs, not the file: do git lfs pull",
+        ),
         ("model.safetensors", lambda _: b"", "empty: copied in part"),
         ("model.safetensors", lambda data: data[:100], r"damaged, or copied in part \(100 bytes\)"),
     ],
