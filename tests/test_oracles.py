@@ -160,7 +160,7 @@ def test_true_inputs_and_swept_multipliers_give_backprop(beta):
                 lam=lam[k],
                 target=lam[k + 1] if k < 3 else None,
                 multiplier=kappa,
-                labels=labels,
+                targets=losses.Targets(labels),
                 aux=tuple(aux),
                 penalty_coef=beta,
                 config=config,
@@ -274,7 +274,7 @@ def test_adjoint_matching_is_the_gradient_of_the_mismatch(stage, data):
         return [
             stage_pass(
                 network, k, params=params[k], stats=stats[k], lam=inputs[k], target=inputs[k + 1], multiplier=None,
-                labels=labels, aux=(omega, aux_stats), penalty_coef=0.1, config=run.config,
+                targets=losses.Targets(labels), aux=(omega, aux_stats), penalty_coef=0.1, config=run.config,
             ).output[0]
             for k in range(4)
         ]  # fmt: skip

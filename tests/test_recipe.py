@@ -1,11 +1,13 @@
-"""Parts of common training recipes: top-5 accuracy."""
+"""Parts of common training recipes: top-5 accuracy, label smoothing."""
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from helpers import dataset, detach, small_config
+from helpers import assert_close, dataset, detach, plain_sgd, small_config, take_steps
 
 from lpjax.data import SOURCES, digits
 from lpjax.network.network import composed
@@ -60,3 +62,45 @@ def test_top5_accuracy_is_of_the_composed_network(thirty_classes):
     words = f"test accuracy {got.test_accuracy:.4f}, top-5 {got.test_top5_accuracy:.4f}"
     assert 0 < got.test_accuracy < got.test_top5_accuracy < 1
     assert evaluate.in_words(got._asdict()) == words
+
+
+# label smoothing ------------------------------------------------------------------------------------------------------
+
+
+def test_label_smoothing_is_optax_s(x64):
+    logits = jax.random.normal(jax.random.key(0), (40, 7)) * 3
+    labels = jax.random.randint(jax.random.key(1), (40,), 0, 7)
+    smoothed = optax.smooth_labels(jax.nn.one_hot(labels, 7), 0.3)
+    np.testing.assert_allclose(losses.task_loss(logits, labels, 0.3), optax.softmax_cross_entropy(logits, smoothed))
+
+
+WITH_LABELS = {
+    "serial": {"method": "serial"},
+    "pipeline": {"method": "pipeline"},
+    "layer_parallel": {},  # stages' tails, and the AuxNet's own head
+    "coarse_adjoint": {"method": "coarse_adjoint"},
+    "local": {"method": "local"},
+}
+
+
+@pytest.mark.parametrize("name", WITH_LABELS)
+def test_every_loss_of_training_has_smoothed_labels_and_no_test_has(name, monkeypatch, x64):
+    """Against runs that have optax's smoothing in place of the cross entropy, wherever that is called in a step."""
+    fields = {"num_stages": 2, "mesh__stage": 1, "data__crop": 0, **plain_sgd(0.3), **WITH_LABELS[name]}
+    run = prepare(small_config(**fields, label_smoothing=0.2))
+    state, metrics = take_steps(run, 2)
+
+    def smoothed(logits, labels, smoothing):
+        assert smoothing == 0
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, 10, dtype=logits.dtype), 0.2)
+        return optax.softmax_cross_entropy(logits, targets)
+
+    plain = prepare(small_config(**fields))
+    with monkeypatch.context() as patched:
+        patched.setattr(losses, "task_loss", smoothed)
+        expected, expected_metrics = take_steps(plain, 2)
+    assert_close(state, expected)
+    assert_close(metrics, expected_metrics)
+    if name == "serial":
+        tested = replace(state, key=jax.random.wrap_key_data(state.key))
+        assert run.evaluate(tested, run.feed) == plain.evaluate(tested, plain.feed)

@@ -21,6 +21,7 @@ from lpjax.config.schema import MeshConfig
 from lpjax.cost.timing import Program, StagePrograms, random_batch, stopwatch
 from lpjax.data.batch import Batch
 from lpjax.methods.layer_parallel import aux_step, multiplier, step
+from lpjax.nn.losses import Targets
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
 from lpjax.state.step_inputs import example_keys
@@ -59,17 +60,17 @@ class Parts(StagePrograms):
         run, state = self.run, self.state
         config = replace(self.config, batch_size=size)
         data, batch = self.augment(size)
-        x = data()
+        x, targets = data(), Targets(batch.label, config.label_smoothing)
         exchange = step.make_exchange(run.network, config)
         features = [jnp.ones((size, *shape)) for shape in run.network.interfaces[1:]]
         replies = jnp.ones((run.network.num_stages, size, exchange.homeward_length))
 
         def forward(params: PyTree, stats: PyTree, x: Array) -> PyTree:
-            done = aux_step.forward(run.network, config, params, stats, x, batch.label)
+            done = aux_step.forward(run.network, config, params, stats, x, targets)
             return done.lam, done.loss, done.stats, multiplier.current(config, state, batch, done)
 
         def everything(state: PyTree, x: Array, adjoints: list[Array], outputs: list[Array]) -> PyTree:
-            aux = partial(aux_step.forward, run.network, config, stats=state.aux_stats, x=x, labels=batch.label)
+            aux = partial(aux_step.forward, run.network, config, stats=state.aux_stats, x=x, targets=targets)
             done = aux(state.aux_params)
             kappa = multiplier.current(config, state, batch, done)
             corrected = aux_step.corrected_inputs(config, state, done, kappa, adjoints, outputs)

@@ -28,8 +28,8 @@ from lpjax.methods.base import UPDATE, WIDTH, Metrics
 from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network, composed
 from lpjax.network.packing import Row
-from lpjax.nn import losses
 from lpjax.nn.chain import Mode
+from lpjax.nn.losses import Targets
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
@@ -56,14 +56,13 @@ def backprop(
     Returns:
       The gradient and the batch statistics as rows, and the metrics task_loss (nats) and accuracy (0..1).
     """
-    x = step_inputs.network_input(batch, keys)
+    x, targets = step_inputs.network_input(batch, keys), Targets(batch.label, config.label_smoothing)
     old = network.stats.unpack_all(stats)
     mode = Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
 
     def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Array, tuple[PyTree, ...]]]:
         logits, batch_stats = composed(network, params, old, x, mode)
-        correct = losses.correct(logits, batch.label).astype(float).sum()
-        return losses.task_loss(logits, batch.label).sum() / config.batch_size, (correct, batch_stats)
+        return targets.loss(logits).sum() / config.batch_size, (targets.correct(logits).sum(), batch_stats)
 
     gradients = jax.value_and_grad(loss, has_aux=True)
     (task_loss, (correct, batch_stats)), grads = gradients(network.params.unpack_all(params))

@@ -81,7 +81,7 @@ class Step(moving.Step):
           psi(G_k(R lambda_k) - R X_k), and "output", psi(R X_k), both 0 where G_k does not learn that; `beside`: the
           gradient with respect to the AuxNet's parameters, a tree.
         """
-        network, config, examples = self.network, self.config, moving.tagged(state, carry.tags)
+        network, config, examples = self.network, self.config, moving.tagged(self.config, state, carry.tags)
         last = k == network.num_stages - 1
         coarse_mode = examples.mode._replace(keys=None)
         lam, old = moving.unpack(carry.inputs, network.interfaces[k]), network.stats.unpack(k, stats)
@@ -99,7 +99,7 @@ class Step(moving.Step):
             x = aux_net.skip(lam, piece.in_shape)
             coarse, _ = chain.apply(piece, aux_params[k], state.aux_stats[k], x, coarse_mode)
             if last:
-                return config.aux.task_weight * mean(losses.task_loss(coarse, examples.labels)), none, none
+                return config.aux.task_weight * mean(examples.targets.loss(coarse)), none, none
             output = aux_net.skip(output, piece.out_shape)
             error = mean(losses.psi(coarse - output))
             return beta * error, error, mean(losses.psi(output))

@@ -103,7 +103,7 @@ class Step(base.Step):
         if k == network.num_stages - 1:
             return jnp.zeros_like(packet)
         trees = network.params.unpack(k, params), moving.unpack(packet, network.interfaces[k])
-        return moving.pack(network, self.apply(k, stats, moving.tagged(state, tags).mode, *trees)[0])
+        return moving.pack(network, self.apply(k, stats, moving.tagged(self.config, state, tags).mode, *trees)[0])
 
     def sequential_forward(self, state: TrainState, x: Float[Array, "b l"], tags: Array) -> Array:
         """DDG's forward pass: every stage's input, one stage after the other."""
@@ -132,7 +132,7 @@ class Step(base.Step):
                 lambda ring: lax.dynamic_index_in_dim(ring, position, keepdims=False),
                 (carry.weights, carry.inputs, carry.input_tags),
             )
-        examples = moving.tagged(state, old[2])
+        examples = moving.tagged(config, state, old[2])
         run = partial(self.apply, k, stats, examples.mode)
         trees = network.params.unpack(k, old[0]), moving.unpack(old[1], network.interfaces[k])
         behind = carry.backward if k < network.num_stages - 1 else None

@@ -105,7 +105,7 @@ class Step(moving.Step):
 
     def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
         """Forward and backward pass of stage k and its classifier on its input of this step."""
-        network, own, examples = self.network, self.own, moving.tagged(state, carry.tags)
+        network, own, examples = self.network, self.own, moving.tagged(self.config, state, carry.tags)
         old = network.stats.unpack(k, stats), own.stats.unpack(k, carry.stats)
         lam = moving.unpack(carry.inputs, network.interfaces[k])
 

@@ -24,9 +24,8 @@ from lpjax.methods import base
 from lpjax.methods.stage_plan import packet_bytes
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
-from lpjax.nn import losses
 from lpjax.nn.chain import Mode, Shape
-from lpjax.nn.losses import Interface, PerExample
+from lpjax.nn.losses import Interface, PerExample, Targets
 from lpjax.parallel import exchange
 from lpjax.state.step_inputs import StepInputs, example_keys
 from lpjax.state.train_state import Carried, TrainState
@@ -40,12 +39,12 @@ class Tagged(NamedTuple):
     """The examples behind tags.
 
     Attributes:
-      labels: Of the examples.
+      targets: Of the examples.
       keys: Their random keys.
       real: Whether there are any, a scalar.
     """
 
-    labels: Int[Array, " b"]
+    targets: Targets
     keys: Key[Array, " b"]
     real: Array
 
@@ -60,8 +59,7 @@ class Tagged(NamedTuple):
 
     def scores(self, logits: Float[Array, "b classes"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The task loss and the number of examples that are classified rightly, sums over the examples."""
-        correct = losses.correct(logits, self.labels).astype(float)
-        return self.total(losses.task_loss(logits, self.labels)), self.total(correct)
+        return self.total(self.targets.loss(logits)), self.total(self.targets.correct(logits))
 
 
 def pack(network: Network, x: Interface) -> Float[Array, "b l"]:
@@ -85,10 +83,11 @@ def make_tags(batch: Batch, step: Array | int) -> Tags:
     return jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, step)], axis=1)
 
 
-def tagged(state: TrainState, tags: Tags) -> Tagged:
-    """Find the examples behind tags: labels, random keys, and whether there are any."""
+def tagged(config: Config, state: TrainState, tags: Tags) -> Tagged:
+    """Find the examples behind tags: targets, random keys, and whether there are any."""
     labels, index, step = tags.T
-    return Tagged(labels, example_keys(state.key, step[0], index), index[0] >= 0)
+    targets = Targets(labels, config.label_smoothing)
+    return Tagged(targets, example_keys(state.key, step[0], index), index[0] >= 0)
 
 
 def column_batch(

@@ -74,14 +74,14 @@ class Step(base.Step):
 
     def run_forward(self, device: int, packet: Array, tags: moving.Tags, *, state: TrainState) -> Array:
         """What a device sends on of a micro-batch."""
-        trees, mode = self.unpacked(device, packet, state), moving.tagged(state, tags).mode
+        trees, mode = self.unpacked(device, packet, state), moving.tagged(self.config, state, tags).mode
         return moving.pack(self.network, self.apply(device, state, mode, *trees)[0])
 
     def run_backward(
         self, device: int, packet: Array, tags: moving.Tags, gradient: Array, *, state: TrainState
     ) -> tuple[StageResult, Array]:
         """A micro-batch's backward pass, and the gradient to send back."""
-        network, examples, config = self.network, moving.tagged(state, tags), self.config
+        network, config, examples = self.network, self.config, moving.tagged(self.config, state, tags)
         run, trees = partial(self.apply, device, state, examples.mode), self.unpacked(device, packet, state)
         behind = gradient if device < config.mesh_shape[0] - 1 else None
         shares, new, grads, adjoint = moving.exact_passes(run, *trees, examples, behind, config.batch_size)

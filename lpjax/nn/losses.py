@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
@@ -35,9 +37,18 @@ def psi(r: Features) -> PerExample:
     return inner(r, r)
 
 
-def task_loss(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> PerExample:
-    """Task loss phi of each example: cross entropy in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def task_loss(logits: Float[Array, "b classes"], labels: Int[Array, " b"], smoothing: float = 0.0) -> PerExample:
+    """Task loss phi of each example: cross entropy in nats.
+
+    Args:
+      logits: Of the network.
+      labels: Of the examples.
+      smoothing: Share of each label that is spread evenly over all classes (arXiv:1512.00567).
+    """
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss - smoothing * jax.nn.log_softmax(logits).mean(-1)
 
 
 def correct(logits: Float[Array, "b classes"], labels: Int[Array, " b"], top: int = 1) -> Bool[Array, " b"]:
@@ -50,3 +61,23 @@ def correct(logits: Float[Array, "b classes"], labels: Int[Array, " b"], top: in
     before = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None] < labels[:, None]
     above = ~(logits <= own) | ((logits == own) & before)
     return above.sum(-1) < top
+
+
+class Targets(NamedTuple):
+    """What a classifier learns to say of examples.
+
+    Attributes:
+      labels: Of the examples.
+      smoothing: See `task_loss`.
+    """
+
+    labels: Int[Array, " b"]
+    smoothing: float = 0.0
+
+    def loss(self, logits: Float[Array, "b classes"]) -> PerExample:
+        """The task loss of each example."""
+        return task_loss(logits, self.labels, self.smoothing)
+
+    def correct(self, logits: Float[Array, "b classes"]) -> PerExample:
+        """1 for each example whose label has the largest logit, 0 for others."""
+        return correct(logits, self.labels).astype(float)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from lpjax.config.schema.aux import AuxConfig
 from lpjax.config.schema.data import DataConfig
-from lpjax.config.schema.limits import at_least
+from lpjax.config.schema.limits import at_least, bounded
 from lpjax.config.schema.methods import DelayedConfig, ExchangeConfig, LocalConfig, PipelineConfig
 from lpjax.config.schema.model import ModelConfig
 from lpjax.config.schema.optimizer import OptimizerConfig
@@ -40,6 +40,8 @@ class Config:
       seed: Of initialisation, order, augmentation and dropout; at least 0.
       num_epochs: Passes over the training set (the last incomplete batch of a pass is left out).
       num_steps: Ends training after so many steps; schedules still run over num_epochs.  Unset: all.
+      label_smoothing: Share of each label that is spread evenly over all classes, in every cross entropy of training;
+        tests are without.
       batch_size: Examples of one step over the whole mesh; must divide by mesh.stage * mesh.data.
       log_every: Steps between lines of metrics.jsonl.
       diagnose_every: Steps between comparisons of each stage's gradient with backprop's; 0: never.
@@ -73,6 +75,7 @@ class Config:
     seed: int = 0
     num_epochs: int = at_least(1, 30)
     num_steps: int | None = at_least(1, None)
+    label_smoothing: float = bounded(0.0, at_least=0, below=1, remedy="0 is none")
     batch_size: int = at_least(1, 64)
     log_every: int = at_least(1, 10)
     diagnose_every: int = at_least(0, 0)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.methods.layer_parallel import lagrangian
@@ -18,7 +18,7 @@ from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.nn import losses
 from lpjax.nn.chain import Mode
-from lpjax.nn.losses import Interface, Multiplier
+from lpjax.nn.losses import Interface, Multiplier, Targets
 from lpjax.parallel.mesh import ALL_AXES
 from lpjax.state import optim
 from lpjax.state.train_state import TrainState
@@ -40,9 +40,7 @@ class AuxPass(NamedTuple):
     stats: PyTree
 
 
-def forward(
-    network: Network, config: Config, params: PyTree, stats: PyTree, x: Interface, labels: Int[Array, " b"]
-) -> AuxPass:
+def forward(network: Network, config: Config, params: PyTree, stats: PyTree, x: Interface, targets: Targets) -> AuxPass:
     """Run the AuxNet forward: step 2.
 
     Args:
@@ -51,7 +49,7 @@ def forward(
       params: The AuxNet's parameters.
       stats: Its running statistics.
       x: The network's input [b, ...].
-      labels: Of the examples.
+      targets: Of the examples.
     """
     if not network.aux_net:  # K = 1
         return AuxPass((), jnp.zeros(()), lambda lam_grads, weight: ((), ()), ())
@@ -59,7 +57,7 @@ def forward(
 
     def run(params: PyTree, shifts: tuple[Interface, ...]) -> tuple[Any, PyTree]:
         lam, logits, batch_stats = aux_net.apply(network.aux_net, params, stats, x, shifts, mode)
-        return (lam, losses.task_loss(logits, labels).sum() / config.batch_size), batch_stats
+        return (lam, targets.loss(logits).sum() / config.batch_size), batch_stats
 
     no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
     (lam, loss), pullback, batch_stats = jax.vjp(run, params, no_shift, has_aux=True)

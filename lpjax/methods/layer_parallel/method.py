@@ -165,7 +165,7 @@ class LayerParallel(Method):
         params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
 
         def run(params: Row, stats: Row, packet: Array, state: TrainState, batch: Batch) -> StageResult:
-            examples = moving.tagged(state, moving.make_tags(batch, state.step))
+            examples = moving.tagged(config, state, moving.make_tags(batch, state.step))
             return step.run_stage(k, params, stats, packet, state=state, examples=examples)
 
         return partial(run, params, stats, packet, state, batch)

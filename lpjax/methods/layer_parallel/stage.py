@@ -5,7 +5,7 @@ Pure, and free of the mesh but for the names of the axes a batch is spread over;
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.methods.base import StageResult
@@ -13,7 +13,7 @@ from lpjax.methods.layer_parallel import lagrangian
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.nn import chain, losses
-from lpjax.nn.losses import Features, Interface, Multiplier
+from lpjax.nn.losses import Features, Interface, Multiplier, Targets
 
 TRAIN = chain.Mode(train=True)
 
@@ -27,7 +27,7 @@ def stage_pass(
     lam: Features,
     target: Interface | None,
     multiplier: Multiplier | None,
-    labels: Int[Array, " b"],
+    targets: Targets,
     aux: tuple[PyTree, PyTree],
     penalty_coef: Float[Array, ""] | float,
     config: Config,
@@ -43,7 +43,7 @@ def stage_pass(
       lam: lambda_k [b, ...], the stage's input.
       target: lambda_{k+1}; None for the last stage.
       multiplier: kappa_{k+1}; None for the last stage and for zero.
-      labels: Of the examples.
+      targets: Of the examples.
       aux: The AuxNet's parameters and statistics.
       penalty_coef: beta.
       config: Read are `multiplier` (coarse_tail adds its tail), `aux.tail` and `batch_size`.
@@ -59,11 +59,11 @@ def stage_pass(
     def local_loss(params: PyTree, lam: Features, aux_params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
         def tail_loss(x: Features) -> losses.PerExample:
             logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, x, *how)
-            return losses.task_loss(logits, labels)
+            return targets.loss(logits)
 
         output, batch_stats = chain.apply(network.stages[k], params, stats, lam, mode)
         if target is None:
-            loss = losses.task_loss(output, labels)
+            loss = targets.loss(output)
         else:
             loss = lagrangian.stage_loss(output, target, multiplier, penalty_coef, tail_loss if with_tail else None)
         return loss.sum() / config.batch_size, (output, batch_stats)
@@ -71,7 +71,7 @@ def stage_pass(
     gradients = jax.value_and_grad(local_loss, argnums=(0, 1, 2) if with_tail else (0, 1), has_aux=True)
     (loss, (output, batch_stats)), (grads, adjoint, *aux_grads) = gradients(params, lam, aux[0])
     return StageResult(
-        shares={"loss": loss, **_sums(output, labels, target)},
+        shares={"loss": loss, **_sums(output, targets, target)},
         grads=grads,
         stats=batch_stats,
         output=(adjoint * (config.batch_size * losses.features(network.stages[k].in_shape)), output),
@@ -79,10 +79,10 @@ def stage_pass(
     )
 
 
-def _sums(output: Features, labels: Int[Array, " b"], target: Interface | None) -> dict[str, Float[Array, ""]]:
+def _sums(output: Features, targets: Targets, target: Interface | None) -> dict[str, Float[Array, ""]]:
     """What is summed over the examples of the metrics, 0 where the stage has none."""
     none = jnp.zeros(())
     if target is None:
-        return {"correct": losses.correct(output, labels).astype(float).sum(), "violation": none, "output": none}
+        return {"correct": targets.correct(output).sum(), "violation": none, "output": none}
     violation = losses.psi(lagrangian.violation(target, output)).sum()
     return {"correct": none, "violation": violation, "output": losses.psi(output).sum()}

@@ -46,7 +46,7 @@ from lpjax.methods.layer_parallel.stage import stage_pass
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain
-from lpjax.nn.losses import Interface, Multiplier
+from lpjax.nn.losses import Interface, Multiplier, Targets
 from lpjax.parallel import mesh as meshes
 from lpjax.parallel.exchange import Exchange
 from lpjax.state import train_state
@@ -110,7 +110,7 @@ class Step(base.Step):
             lam=lam,
             target=target,
             multiplier=kappa,
-            labels=examples.labels,
+            targets=examples.targets,
             aux=(state.aux_params, state.aux_stats),
             penalty_coef=state.penalty_coef,
             config=self.config,
@@ -145,7 +145,8 @@ class Step(base.Step):
         """Steps 1 and 2: the input that a device's examples were given in `step`, and the state's AuxNet on it."""
         network, config = self.network, self.config
         x = self.step_inputs.network_input(batch, example_keys(state.key, step, batch.index))
-        run_aux = partial(aux_step.forward, network, config, stats=state.aux_stats, x=x, labels=batch.label)
+        targets = Targets(batch.label, config.label_smoothing)
+        run_aux = partial(aux_step.forward, network, config, stats=state.aux_stats, x=x, targets=targets)
         aux = run_aux(state.aux_params)
         return Owned(batch, run_aux, aux, (x, *aux.lam), multiplier.current(config, state, batch, aux))
 
@@ -161,7 +162,7 @@ class Step(base.Step):
         mine = self.own(state, batch, state.step)  # 1, 2
         tags = lax.all_gather(moving.make_tags(batch, state.step), "stage", tiled=True)
         for _ in range(config.penalty.sweeps):
-            mine = mine._replace(lam=self.sweep(state, mine.lam, moving.tagged(state, tags)))
+            mine = mine._replace(lam=self.sweep(state, mine.lam, moving.tagged(config, state, tags)))
         packets = self.exchange.send(mine.lam, mine.multipliers if self.exchange.with_multiplier else None)  # 3
 
         carry: Any = ()
@@ -169,7 +170,7 @@ class Step(base.Step):
             carry = Carry(packets, jnp.stack([tags] * len(packets)), batch)
             packets, tags = state.carry.packets, state.carry.tags[0]
             mine = self.own(state, state.carry.owned, tags[0, 2])
-        examples = moving.tagged(state, tags)
+        examples = moving.tagged(config, state, tags)
         run = partial(self.run_stage, state=state, examples=examples)
         done: StageResult = self.on_stages(run, state, packets)  # 4
 
