@@ -66,6 +66,18 @@ def test_nesterov_momentum():
     assert_close(jax.tree.map(jnp.subtract, first, second), jax.tree.map(lambda g: 2.71 * g, GRADS), rtol=1e-5)
 
 
+def test_betas_of_adamw():
+    """Second step, by hand: g and then -g/2, in means that are corrected for their start at zero."""
+    config = OptimizerConfig(name="adamw", weight_decay=0.0, b1=0.8, b2=0.6)
+    optimizer = optim.make_optimizer(config, optax.constant_schedule(1.0))
+    state = optim.init_rows(optimizer, ROWS)
+    first, state = optim.update_rows(optimizer, GRADS, state, ROWS)
+    second, _ = optim.update_rows(optimizer, jax.tree.map(lambda g: -g / 2, GRADS), state, first)
+    mean, square = (0.8 * 0.2 - 0.2 / 2) / (1 - 0.8**2), (0.6 * 0.4 + 0.4 / 4) / (1 - 0.6**2)
+    moved = jax.tree.map(lambda g: mean / square**0.5 * jnp.sign(g), GRADS)
+    assert_close(jax.tree.map(jnp.subtract, first, second), moved, rtol=1e-5, atol=1e-6)
+
+
 def test_each_stage_is_clipped_by_its_own_norm():
     config = OptimizerConfig(momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=5.0)
     optimizer = optim.make_optimizer(config, optax.constant_schedule(1.0))

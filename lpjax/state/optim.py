@@ -54,7 +54,8 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     """Make an optimiser: clipping, weight decay on kernels, and SGD with momentum or AdamW, by the schedule."""
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     if config.name == "adamw":
-        return optax.chain(clip, optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed))
+        adamw = optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=decayed)
+        return optax.chain(clip, adamw)
     return optax.chain(
         clip,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),

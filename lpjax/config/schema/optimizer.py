@@ -15,6 +15,8 @@ class OptimizerConfig:
       learning_rate: Of the schedule's plateau.
       momentum: Of sgd.
       nesterov: Of sgd.
+      b1: Of adamw: decay of its mean of gradients.
+      b2: Of adamw: decay of its mean of their squares.
       weight_decay: Acts on kernels only, not on batch norm and biases.
       clip_norm: Maximal L2 norm of a gradient, each stage's by itself.  Unset: none.
       schedule: "constant", "cosine" (to 0 at the end of training) or "step" (times `step_factor` at each of
@@ -28,6 +30,8 @@ class OptimizerConfig:
     learning_rate: float = bounded(0.1, above=0)
     momentum: float = bounded(0.9, at_least=0, below=1)
     nesterov: bool = True
+    b1: float = bounded(0.9, at_least=0, below=1)
+    b2: float = bounded(0.999, at_least=0, below=1)
     weight_decay: float = at_least(0, 5e-4)
     clip_norm: float | None = bounded(None, above=0, remedy="leave it unset not to clip")
     schedule: Literal["constant", "step", "cosine"] = "cosine"
