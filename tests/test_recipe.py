@@ -1,4 +1,4 @@
-"""Parts of common training recipes: top-5 accuracy, label smoothing."""
+"""Parts of common training recipes: top-5 accuracy, label smoothing, mixup."""
 
 from dataclasses import replace
 
@@ -7,14 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, dataset, detach, plain_sgd, small_config, take_steps
+import scipy.stats
+from helpers import assert_close, dataset, detach, plain_sgd, small_config, small_run, take_steps, trees
 
-from lpjax.data import SOURCES, digits
+from lpjax.cost import traffic
+from lpjax.data import SOURCES, augment, digits
+from lpjax.errors import BadInput
+from lpjax.methods import METHODS
 from lpjax.network.network import composed
 from lpjax.nn import losses
 from lpjax.nn.chain import Mode
+from lpjax.state import step_inputs
 from lpjax.training import evaluate
-from lpjax.training.run import prepare
+from lpjax.training.diagnosis import Diagnosis
+from lpjax.training.run import prepare, trace
+
+MLP = {"function": "lpjax.configs.digits_mlp:residual_mlp", "blocks": 4, "width": 16}
+SMALL = {"num_stages": 2, "model": MLP, "aux__function": "own_units"}
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def test_a_label_is_among_the_largest_logits(top):
 
 def test_top5_accuracy_is_of_the_composed_network(thirty_classes):
     """On all test images, the last batch padded, on a mesh."""
-    run = prepare(small_config(method="serial", mesh__stage=2, mesh__data=2, batch_size=32))
+    run = prepare(small_config(**SMALL, method="serial", mesh__stage=2, mesh__data=2, batch_size=32))
     state, _ = run.step(run.create(), next(run.feed.train()))
     got, network = run.evaluate(state, run.feed), run.network
     assert got.test_examples == 360  # 32 does not divide it
@@ -75,8 +84,6 @@ def test_label_smoothing_is_optax_s(x64):
 
 
 WITH_LABELS = {
-    "serial": {"method": "serial"},
-    "pipeline": {"method": "pipeline"},
     "layer_parallel": {},  # stages' tails, and the AuxNet's own head
     "coarse_adjoint": {"method": "coarse_adjoint"},
     "local": {"method": "local"},
@@ -86,7 +93,7 @@ WITH_LABELS = {
 @pytest.mark.parametrize("name", WITH_LABELS)
 def test_every_loss_of_training_has_smoothed_labels_and_no_test_has(name, monkeypatch, x64):
     """Against runs that have optax's smoothing in place of the cross entropy, wherever that is called in a step."""
-    fields = {"num_stages": 2, "mesh__stage": 1, "data__crop": 0, **plain_sgd(0.3), **WITH_LABELS[name]}
+    fields = SMALL | {"mesh__stage": 1, "data__crop": 0, **plain_sgd(0.3), **WITH_LABELS[name]}
     run = prepare(small_config(**fields, label_smoothing=0.2))
     state, metrics = take_steps(run, 2)
 
@@ -101,6 +108,99 @@ def test_every_loss_of_training_has_smoothed_labels_and_no_test_has(name, monkey
         expected, expected_metrics = take_steps(plain, 2)
     assert_close(state, expected)
     assert_close(metrics, expected_metrics)
-    if name == "serial":
+    if name == "local":
         tested = replace(state, key=jax.random.wrap_key_data(state.key))
         assert run.evaluate(tested, run.feed) == plain.evaluate(tested, plain.feed)
+
+
+# mixup ----------------------------------------------------------------------------------------------------------------
+
+MIXED = SMALL | {"standardise": True, "data__mixup": 0.4, "data__flip": True, "label_smoothing": 0.1}
+
+
+def test_a_step_on_mixtures_by_hand(x64):
+    """Shares, images and soft labels put together outside the step; pairs are (0, B-1), (1, B-2), .."""
+    run = small_run(**MIXED, method="data_parallel", mesh__stage=2, mesh__data=2, **plain_sgd(0.3))
+    state, batch = run.create(), detach(next(run.feed.train()))
+    key, params, stats = jax.device_get(state.key), *trees(run)[:2]
+    keys = step_inputs.example_keys(key, jnp.zeros((), int), batch.index)
+    shares = augment.mixed_share(keys, 0.4)
+    assert 0 <= shares.min() < 0.2 < 0.8 < shares.max() <= 1
+
+    def augmented(images, keys):
+        return run.step_inputs.normalised(augment.augment(images, keys, run.config.data))
+
+    own, other = augmented(batch.image, keys), augmented(batch.image[::-1], augment.partner_keys(keys))
+    one_hot, share = jax.nn.one_hot(batch.label, 10), shares[:, None]
+    labels = optax.smooth_labels(share * one_hot + (1 - share) * one_hot[::-1], 0.1)
+    share = share[..., None, None]
+
+    def loss(params):
+        x = share * own + (1 - share) * other
+        logits = composed(run.network, params, stats, x, Mode(train=True))[0]
+        return optax.softmax_cross_entropy(logits, labels).mean()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    new, metrics = run.step(state, next(run.feed.train()))
+    assert_close(metrics["task_loss"], value)
+    expected = jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
+    assert_close(detach(run.network.params.unpack_all(new.stage_params)), expected)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 8.0])
+def test_shares_are_of_the_beta_distribution(alpha):
+    shares = np.asarray(augment.mixed_share(jax.random.split(jax.random.key(0), 10_000), alpha))
+    assert np.isfinite(shares).all()
+    cuts = scipy.stats.beta.ppf(np.arange(1, 10) / 10, alpha, alpha)
+    below = [(shares < cut).mean() for cut in cuts if 1e-6 < cut < 1 - 1e-6]
+    expected = [n / 10 for n, cut in enumerate(cuts, 1) if 1e-6 < cut < 1 - 1e-6]
+    np.testing.assert_allclose(below, expected, atol=0.015)
+
+
+@pytest.mark.parametrize(
+    "lag, fields",
+    [
+        pytest.param(0, {"method": "pipeline", "pipeline__micro_batches": 1}, marks=pytest.mark.slow),
+        (1, {"method": "delayed"}),
+        pytest.param(0, {"method": "delayed", "delayed__variant": "ddg"}, marks=pytest.mark.slow),
+        pytest.param(1, {"method": "local"}, marks=pytest.mark.slow),
+        (1, {"method": "coarse_adjoint"}),
+        (0, {"method": "layer_parallel", "penalty__sweeps": 1}),  # so that the last stage has the exact input
+    ],
+    ids=lambda value: value if isinstance(value, int) else "-".join(map(str, value.values())),
+)
+def test_labels_go_with_their_mixture_from_stage_to_stage(lag, fields, x64):
+    """At fixed weights the last stage has backprop's loss of the batch that entered `lag` steps ago."""
+    still = plain_sgd(1e-30) | MIXED
+    _, expected = take_steps(small_run(**still, method="serial"), 3)
+    _, metrics = take_steps(small_run(**still, **fields, mesh__stage=2), 3)
+    for name in ("task_loss", "accuracy"):
+        assert_close([m[name] for m in metrics[lag:]], [m[name] for m in expected[: 3 - lag]])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"method": "local"}, {"method": "layer_parallel", "exchange__stale": True}], ids=["local", "stale"]
+)
+def test_mixtures_do_not_depend_on_the_mesh_and_their_exchange_is_in_the_schedule(fields, x64):
+    one, many = (small_run(**MIXED, **fields, mesh__stage=S, mesh__data=D) for S, D in ((1, 1), (2, 2)))
+    (state, metrics), (expected, expected_metrics) = take_steps(many, 3), take_steps(one, 3)
+    assert_close(state, expected)
+    assert_close(metrics, expected_metrics)
+    items = METHODS[fields["method"]].work(many.network, many.config)
+    sent, planned = traffic.exchanged(trace(many).jaxpr, many.mesh.shape), traffic.scheduled(items, many.mesh.shape)
+    assert {kind: own.number for kind, own in sent.items()} == {kind: own.number for kind, own in planned.items()}
+
+
+def test_a_diagnosis_is_on_the_same_mixtures(x64):
+    """At fixed weights delayed gradients are backprop's, on batches of one and two steps ago."""
+    run = small_run(**MIXED, **plain_sgd(1e-30), method="delayed", mesh__stage=2, diagnose_every=1)
+    diagnosis, state, batches = Diagnosis(run), run.create(), run.feed.train()
+    for number in range(1, 4):
+        state, metrics = diagnosis.step(number, state, next(batches))
+    np.testing.assert_allclose(metrics["gradient_cosine"], 1, rtol=1e-9)
+    np.testing.assert_allclose(metrics["gradient_ratio"], 1, rtol=1e-9)
+
+
+def test_mixup_is_refused_with_multipliers_of_each_example():
+    with pytest.raises(BadInput, match=r"data.mixup=0.2.*data.mixup=0, or choose"):
+        small_config(multiplier="per_example", data__crop=0, data__mixup=0.2)

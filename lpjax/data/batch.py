@@ -22,11 +22,15 @@ class Batch:
       label: int32 [B].
       index: int32 [B], position in the training set; keys the augmentation, dropout and the table of multipliers.
         -1 pads a test batch, with any image.
+      partner_image: Of the example that each one is mixed with, see `step_inputs.paired`; None without mixup.
+      partner_label: Likewise.
     """
 
     image: PyTree
     label: PyTree
     index: PyTree
+    partner_image: PyTree = None
+    partner_label: PyTree = None
 
 
 @runtime_checkable

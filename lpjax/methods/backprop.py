@@ -29,11 +29,10 @@ from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network, composed
 from lpjax.network.packing import Row
 from lpjax.nn.chain import Mode
-from lpjax.nn.losses import Targets
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
-from lpjax.state.step_inputs import StepInputs, example_keys
+from lpjax.state.step_inputs import StepInputs, example_keys, make_targets
 from lpjax.state.train_state import TrainState
 
 
@@ -56,7 +55,7 @@ def backprop(
     Returns:
       The gradient and the batch statistics as rows, and the metrics task_loss (nats) and accuracy (0..1).
     """
-    x, targets = step_inputs.network_input(batch, keys), Targets(batch.label, config.label_smoothing)
+    x, targets = step_inputs.network_input(batch, keys), make_targets(config, keys, batch.label, batch.partner_label)
     old = network.stats.unpack_all(stats)
     mode = Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
 

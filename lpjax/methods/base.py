@@ -22,7 +22,7 @@ from lpjax.nn.count import chain_size
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
-from lpjax.state.step_inputs import StepInputs
+from lpjax.state.step_inputs import StepInputs, paired
 from lpjax.state.train_state import Carried, Stored, TrainState, running_average
 
 Metrics = dict[str, Array]
@@ -176,7 +176,12 @@ class Method(abc.ABC):
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
         """The jitted step (state, batch) -> (state, metrics); the state is donated."""
-        return meshes.jit_step(self.step(network, config, step_inputs), mesh, self.specs(network, config))
+        step: StepFunction = self.step(network, config, step_inputs)
+
+        def on_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            return step(state, paired(config, batch))
+
+        return meshes.jit_step(on_device, mesh, self.specs(network, config))
 
     def carry(self, network: Network, config: Config) -> Carried | None:
         """What the method keeps from step to step in `TrainState.carry`; None for nothing."""

@@ -62,10 +62,10 @@ class Carry:
 
     Attributes:
       forward: [K, B, L], the stages' inputs of this step (FDG).
-      tags: [K, B, 3], whose they are.
+      tags: [K, B, T], whose they are.
       backward: [K, B, L], gradients at the stages' outputs, for their backward passes of this step.
       inputs: Ring [K, H, B, L] of the stages' inputs.
-      input_tags: Ring [K, H, B, 3] of their tags.
+      input_tags: Ring [K, H, B, T] of their tags.
       weights: Rings `{kind: [K, H, length]}` of the stages' parameters.
     """
 

@@ -1,8 +1,8 @@
 """What methods share whose batches move from stage to stage, one stage a step.
 
 Stage k of a device has a packet: its input [b, ..] flattened and padded to the longest interface's, b the examples of
-the stage's column, and `tags` [b, 3]: label, position in the training set (-1 where no batch has arrived yet), and the
-step in which the batch entered the network.
+the stage's column, and `tags` [b, T]: label, position in the training set (-1 where no batch has arrived yet), the step
+in which the batch entered the network, and with mixup the partner's label.
 """
 
 import abc
@@ -21,16 +21,16 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.methods import base
-from lpjax.methods.stage_plan import packet_bytes
+from lpjax.methods.stage_plan import packet_bytes, tag_values
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn.chain import Mode, Shape
 from lpjax.nn.losses import Interface, PerExample, Targets
 from lpjax.parallel import exchange
-from lpjax.state.step_inputs import StepInputs, example_keys
+from lpjax.state.step_inputs import StepInputs, example_keys, make_targets
 from lpjax.state.train_state import Carried, TrainState
 
-Tags = Int[Array, "b 3"]
+Tags = Int[Array, "b t"]
 PACKETS = P("stage", "data")
 """How packets lie on the mesh, [K, B, ..]."""
 
@@ -80,14 +80,15 @@ def sent(network: Network, k: int, output: Interface) -> Float[Array, "b l"]:
 
 def make_tags(batch: Batch, step: Array | int) -> Tags:
     """The tags of a batch that enters the network in `step`."""
-    return jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, step)], axis=1)
+    partner = [] if batch.partner_label is None else [batch.partner_label]
+    return jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, step), *partner], axis=1)
 
 
 def tagged(config: Config, state: TrainState, tags: Tags) -> Tagged:
     """Find the examples behind tags: targets, random keys, and whether there are any."""
-    labels, index, step = tags.T
-    targets = Targets(labels, config.label_smoothing)
-    return Tagged(targets, example_keys(state.key, step[0], index), index[0] >= 0)
+    labels, index, step, *partners = tags.T
+    keys = example_keys(state.key, step[0], index)
+    return Tagged(make_targets(config, keys, labels, partners[0] if partners else None), keys, index[0] >= 0)
 
 
 def column_batch(
@@ -122,10 +123,10 @@ def with_new_batch(value: Array, arrived: Array) -> Array:
     return arrived.at[0].set(jnp.where(first, value, arrived[0]))
 
 
-def empty(network: Network, config: Config) -> tuple[Float[Array, "k b l"], Int[Array, "k b 3"]]:
+def empty(network: Network, config: Config) -> tuple[Float[Array, "k b l"], Int[Array, "k b t"]]:
     """Packets and tags [slots, b, ...] of a device's stages before any batch has arrived."""
     shape = network.num_stages // config.mesh_shape[0], config.batch_size // config.mesh.data
-    return jnp.zeros((*shape, network.packet_length)), jnp.full((*shape, 3), -1, jnp.int32)
+    return jnp.zeros((*shape, network.packet_length)), jnp.full((*shape, tag_values(config)), -1, jnp.int32)
 
 
 def exact_passes(
@@ -172,7 +173,7 @@ class Carry:
 
     Attributes:
       inputs: [K, B, L], the stages' inputs of this step.
-      tags: [K, B, 3], whose they are.
+      tags: [K, B, T], whose they are.
     """
 
     inputs: PyTree

@@ -23,6 +23,7 @@ class StagePlan(Plan):
       slots: Stages of a device, K/S.
       column: Examples of a stage column.
       own: Examples of a device.
+      pixels: Values of an image.
       what: Fields of a stage's `Work` on the column's examples.
     """
 
@@ -31,7 +32,10 @@ class StagePlan(Plan):
         (S, D), self.network, self.config = config.mesh_shape, network, config
         self.devices, self.slots = range(S), network.num_stages // S
         self.column, self.own = config.batch_size // D, config.batch_size // (S * D)
+        self.pixels = features(network.chain.in_shape)
         self.what = {"examples": self.column, "norm_axes": ("data",)}
+        if config.data.mixup:  # `step_inputs.paired`, before the step
+            self.message("ppermute", meshes.ALL_AXES, self.own * (self.pixels + WIDTH), "exchange", count=2)
 
     def each(self, kind: str, **what: Any) -> None:
         """Add the same `Work` to every device."""
@@ -40,13 +44,13 @@ class StagePlan(Plan):
 
     def augment(self) -> None:
         """Add the augmentation of each device's own examples."""
-        self.each("augment", accesses=4 * self.own * features(self.network.chain.in_shape))
+        self.each("augment", accesses=(8 if self.config.data.mixup else 4) * self.own * self.pixels)
 
     def column_batch(self, packets: int) -> None:
         """Add `moving.column_batch`; a device has so many packets of a column beside those that it carries."""
         self.augment()
-        self.message("all_gather", "stage", WIDTH * self.own * features(self.network.chain.in_shape), "exchange")
-        self.message("all_gather", "stage", 3 * WIDTH * self.own, "exchange")
+        self.message("all_gather", "stage", WIDTH * self.own * self.pixels, "exchange")
+        self.message("all_gather", "stage", tag_values(self.config) * WIDTH * self.own, "exchange")
         self.each("pack", keeps=packets * packet_bytes(self.network, self.config))
 
     def forward(self, k: int, **what: Any) -> None:
@@ -85,7 +89,7 @@ class StagePlan(Plan):
     def shift_tags(self) -> None:
         """Add `exchange.shift` of the tags; nothing on one device."""
         if len(self.devices) > 1:
-            self.message("ppermute", "stage", 3 * WIDTH * self.column, "exchange")
+            self.message("ppermute", "stage", tag_values(self.config) * WIDTH * self.column, "exchange")
 
     def update(self, *beside: PackedChains, more: int = 0) -> None:
         """Add the psums of gradients and statistics over 'data', and the optimiser's update of the stages.
@@ -111,3 +115,8 @@ class StagePlan(Plan):
 def packet_bytes(network: Network, config: Config) -> int:
     """Bytes of the packet of one stage of a column, see `moving`."""
     return WIDTH * config.batch_size // config.mesh.data * network.packet_length
+
+
+def tag_values(config: Config) -> int:
+    """T, values of an example's tags, see `moving`."""
+    return 4 if config.data.mixup else 3

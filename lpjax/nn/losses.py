@@ -1,7 +1,7 @@
 """Losses and the inner product of interfaces, as all methods use them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -69,15 +69,26 @@ class Targets(NamedTuple):
     Attributes:
       labels: Of the examples.
       smoothing: See `task_loss`.
+      partners: Labels of the examples that they are mixed with; None without mixup.
+      share: Of `labels` in the mixture, 0..1.
     """
 
     labels: Int[Array, " b"]
     smoothing: float = 0.0
+    partners: Int[Array, " b"] | None = None
+    share: Float[Array, " b"] | None = None
+
+    def _mixed(self, function: Callable[[Int[Array, " b"]], PerExample]) -> PerExample:
+        """A function of the labels, of those that are mixed by their shares."""
+        own = function(self.labels)
+        if self.partners is None or self.share is None:
+            return own
+        return self.share * own + (1 - self.share) * function(self.partners)
 
     def loss(self, logits: Float[Array, "b classes"]) -> PerExample:
         """The task loss of each example."""
-        return task_loss(logits, self.labels, self.smoothing)
+        return self._mixed(lambda labels: task_loss(logits, labels, self.smoothing))
 
     def correct(self, logits: Float[Array, "b classes"]) -> PerExample:
-        """1 for each example whose label has the largest logit, 0 for others."""
-        return correct(logits, self.labels).astype(float)
+        """1 for each example whose label has the largest logit, 0 for others; in a mixture the label's share."""
+        return self._mixed(lambda labels: correct(logits, labels).astype(float))

@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from lpjax.config.schema import Config
-from lpjax.data.augment import augment, cut_out, normalise
+from lpjax.data.augment import augment, cut_out, mixed_share, normalise, partner_keys
 from lpjax.data.batch import Batch
+from lpjax.nn.losses import Targets
 from lpjax.state import optim
 
 
@@ -24,7 +26,7 @@ class StepInputs:
       num_examples: N, of the training set.
       steps_per_epoch: Complete batches of a pass.
       normalised: uint8 images [b, H, W, C] -> the network's input.
-      network_input: (batch, `example_keys`) -> the input of a training step, augmented and normalised.
+      network_input: (batch, `example_keys`) -> the input of a training step, augmented, normalised and mixed.
       learning_rate: Of the stages, by the step.
       optimizer: Of the stages.
       aux_optimizer: Of the AuxNet.
@@ -55,6 +57,35 @@ def example_keys(key: PRNGKeyArray, step: Array, index: Int[Array, " b"]) -> Key
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
+def paired(config: Config, batch: Batch) -> Batch:
+    """With mixup give each example the partner that is as far from the batch's end as it is from its beginning.
+
+    Under `shard_map`.  The order of examples is random, and so are the pairs, which do not depend on the mesh.  Two
+    ppermutes over the mesh, of images and labels.
+    """
+    if not config.data.mixup:
+        return batch
+    S, D = config.mesh_shape
+    across = [(device, S * D - 1 - device) for device in range(S * D)]
+    image, label = (lax.ppermute(x[::-1], ("data", "stage"), across) for x in (batch.image, batch.label))
+    return replace(batch, partner_image=image, partner_label=label)
+
+
+def make_targets(
+    config: Config, keys: Key[Array, " b"], labels: Int[Array, " b"], partners: Int[Array, " b"] | None
+) -> Targets:
+    """What a classifier learns to say of examples.
+
+    Args:
+      config: The configuration.
+      keys: Of the examples.
+      labels: Likewise.
+      partners: Labels of what they are mixed with; None without mixup.
+    """
+    share = None if partners is None else mixed_share(keys, config.data.mixup)
+    return Targets(labels, config.label_smoothing, partners, share)
+
+
 def make_step_inputs(
     config: Config, mean: np.ndarray, std: np.ndarray, *, num_examples: int, steps_per_epoch: int
 ) -> StepInputs:
@@ -71,8 +102,15 @@ def make_step_inputs(
     def normalised(images: Array) -> Float[Array, "b h w c"]:
         return normalise(images, jnp.asarray(mean, float), jnp.asarray(std, float))
 
+    def augmented(images: Array, keys: Key[Array, " b"]) -> Float[Array, "b h w c"]:
+        return cut_out(normalised(augment(images, keys, config.data)), keys, config.data.cutout)
+
     def network_input(batch: Batch, keys: Key[Array, " b"]) -> Float[Array, "b h w c"]:
-        return cut_out(normalised(augment(batch.image, keys, config.data)), keys, config.data.cutout)
+        x = augmented(batch.image, keys)
+        if batch.partner_image is None:
+            return x
+        share = mixed_share(keys, config.data.mixup)[:, None, None, None]
+        return share * x + (1 - share) * augmented(batch.partner_image, partner_keys(keys))
 
     epochs = {"num_epochs": config.num_epochs}
     rate = optim.make_schedule(config.optimizer, steps_per_epoch=steps_per_epoch, **epochs)

@@ -24,7 +24,7 @@ from lpjax.data.batch import Batch
 from lpjax.methods import METHODS, backprop, base
 from lpjax.network.packing import Row
 from lpjax.parallel import mesh as meshes
-from lpjax.state.step_inputs import example_keys
+from lpjax.state.step_inputs import example_keys, paired
 from lpjax.state.train_state import TrainState
 from lpjax.training.run import Run
 
@@ -108,6 +108,10 @@ class Diagnosis:
             keys = jax.vmap(lambda lag, index: example_keys(key, step - lag, index[None])[0])(lag, batch.index)
             return backprop.backprop(run.network, run.config, run.step_inputs, params, stats, keys, batch)[0]
 
+        pair = jax.shard_map(
+            partial(paired, run.config), mesh=run.mesh, in_specs=meshes.EXAMPLES, out_specs=meshes.EXAMPLES
+        )
+        self._pair: Callable[[Batch], Batch] = jax.jit(pair) if run.config.data.mixup else lambda batch: batch
         whole, specs = meshes.REPLICATED, (meshes.REPLICATED,) * 4 + (meshes.EXAMPLES,) * 2
         mapped = jax.shard_map(gradient, mesh=run.mesh, in_specs=specs, out_specs=whole, check_vma=False)
         self._backprop: Callable[..., Row] = jax.jit(mapped)
@@ -133,7 +137,7 @@ class Diagnosis:
         Returns:
           The state after it, and its metrics; where it was diagnosed, gradient_cosine [K] and gradient_ratio [K] too.
         """
-        self._batches.appendleft(batch)
+        self._batches.appendleft(self._pair(batch))
         if not self._run.is_diagnosis_step(number) or len(self._batches) < (self._batches.maxlen or 0):
             return self._run.step(state, batch)
         fields = state.stage_params, state.stage_stats, state.key, state.step

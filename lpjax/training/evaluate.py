@@ -24,7 +24,7 @@ from lpjax.network import aux_net
 from lpjax.network.network import Network, composed
 from lpjax.nn import chain, losses
 from lpjax.parallel import mesh as meshes
-from lpjax.state.step_inputs import StepInputs, example_keys
+from lpjax.state.step_inputs import StepInputs, example_keys, paired
 from lpjax.state.train_state import TrainState
 
 TOP5_ABOVE = 20
@@ -91,7 +91,8 @@ def make_calibrate(network: Network, config: Config, mesh: Mesh, step_inputs: St
         trees, old = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
         keys = example_keys(state.key, jnp.zeros_like(state.step), batch.index)
         mode = chain.Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
-        return composed(network, trees, old, step_inputs.network_input(batch, keys), mode)[1]
+        x = step_inputs.network_input(paired(config, batch), keys)
+        return composed(network, trees, old, x, mode)[1]
 
     def mean(state: TrainState, feed: Feed) -> tuple[PyTree, ...]:
         # One by one: several CPU processes with many collectives under way were seen to wait for each other forever.

@@ -27,6 +27,8 @@ class DataConfig:
       crop: Pixels of zero padding for the random crop; 0 for none.
       flip: Random left-right flip.
       cutout: Side in pixels of the square that is set to the mean, 0 for none (arXiv:1708.04552).
+      mixup: alpha of mixup (arXiv:1710.09412), 0 for none: each example is mixed with another one of the batch, image
+        and label alike, in shares from Beta(alpha, alpha).
       threads: That read and decode image files.
       prefetch: Images decoded ahead.
       max_corrupt: Image files that cannot be decoded and are skipped before training stops.
@@ -46,6 +48,7 @@ class DataConfig:
     crop: int = at_least(0, 1)
     flip: bool = False
     cutout: int = at_least(0, 0)
+    mixup: float = at_least(0, 0.0)
     threads: int = at_least(1, 16)
     prefetch: int = at_least(1, 1024)
     max_corrupt: int = at_least(0, 100)

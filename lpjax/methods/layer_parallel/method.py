@@ -16,7 +16,7 @@ from lpjax.errors import require
 from lpjax.methods import moving
 from lpjax.methods.base import WIDTH, Age, Method, StageResult
 from lpjax.methods.layer_parallel.step import Carry, Step, make_exchange
-from lpjax.methods.stage_plan import StagePlan
+from lpjax.methods.stage_plan import StagePlan, tag_values
 from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
@@ -66,10 +66,11 @@ class LayerParallel(Method):
         """
         data_config, per_example = config.data, config.multiplier == "per_example"
         require(
-            not per_example or not (data_config.crop or data_config.flip or data_config.cutout),
+            not per_example or not (data_config.crop or data_config.flip or data_config.cutout or data_config.mixup),
             f"multiplier=per_example with data.crop={data_config.crop}, data.flip={data_config.flip}, "
-            f"data.cutout={data_config.cutout}: a multiplier stored per example needs the example to be the same each "
-            f"time; set data.crop=0, data.flip=False and data.cutout=0, or choose multiplier=mean or adjoint",
+            f"data.cutout={data_config.cutout}, data.mixup={data_config.mixup}: a multiplier stored per example needs "
+            f"the example to be the same each time; set data.crop=0, data.flip=False, data.cutout=0 and data.mixup=0, "
+            f"or choose multiplier=mean or adjoint",
         )
         require(
             not (per_example and data and data.cropped),
@@ -99,8 +100,9 @@ class LayerParallel(Method):
         own, length = config.batch_size // math.prod(config.mesh_shape), make_exchange(network, config).outward_length
 
         def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
-            labels, index = jnp.zeros((2, own), jnp.int32)
-            owned = Batch(image=jnp.zeros((own, *network.interfaces[0]), jnp.uint8), label=labels, index=index)
+            images, labels = jnp.zeros((own, *network.interfaces[0]), jnp.uint8), jnp.zeros(own, jnp.int32)
+            partner = (images, labels) if config.data.mixup else ()
+            owned = Batch(images, labels, labels, *partner)
             _, tags = moving.empty(network, config)
             return Carry(jnp.zeros((*tags.shape[:2], length)), tags, owned)
 
@@ -125,7 +127,7 @@ class LayerParallel(Method):
         if K > 1:
             plan.each("pack", keeps=2 * WIDTH * K * plan.own * (outward + homeward))
         forward = plan.owners()
-        plan.message("all_gather", "stage", 3 * WIDTH * plan.own, "exchange")
+        plan.message("all_gather", "stage", tag_values(config) * WIDTH * plan.own, "exchange")
         micro = -int(config.exchange.stale)
         for _ in range(config.penalty.sweeps):
             plan.exchange(replace(exchange, with_multiplier=False).outward_length)

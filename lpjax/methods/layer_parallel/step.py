@@ -46,11 +46,11 @@ from lpjax.methods.layer_parallel.stage import stage_pass
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain
-from lpjax.nn.losses import Interface, Multiplier, Targets
+from lpjax.nn.losses import Interface, Multiplier
 from lpjax.parallel import mesh as meshes
 from lpjax.parallel.exchange import Exchange
 from lpjax.state import train_state
-from lpjax.state.step_inputs import example_keys
+from lpjax.state.step_inputs import example_keys, make_targets
 from lpjax.state.train_state import TrainState
 
 
@@ -60,7 +60,7 @@ class Carry:
 
     Attributes:
       packets: [K, B, L], what the stages are to work on in the next step.
-      tags: [K, B, 3], whose it is (`moving`).
+      tags: [K, B, T], whose it is (`moving`).
       owned: The same batch, [B, ...], as its owners have it.
     """
 
@@ -120,8 +120,8 @@ class Step(base.Step):
         return done._replace(grads=grads, stats=rows, output=self.exchange.reply(k, *done.output))
 
     def run_stage_forward(
-        self, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], *, examples: moving.Tagged
-    ) -> Float[Array, "b l"]:
+        self, k: int, params: Row, stats: Row, packet: Float[Array, "b out"], *, examples: moving.Tagged
+    ) -> Float[Array, "b home"]:
         """The reply of a forward pass alone, for a sweep (its adjoint is zero, and not read)."""
         lam = moving.unpack(packet, self.network.interfaces[k])  # what else is in the packet stands behind it
         trees = self.network.params.unpack(k, params), self.network.stats.unpack(k, stats)
@@ -144,8 +144,9 @@ class Step(base.Step):
     def own(self, state: TrainState, batch: Batch, step: Array) -> Owned:
         """Steps 1 and 2: the input that a device's examples were given in `step`, and the state's AuxNet on it."""
         network, config = self.network, self.config
-        x = self.step_inputs.network_input(batch, example_keys(state.key, step, batch.index))
-        targets = Targets(batch.label, config.label_smoothing)
+        keys = example_keys(state.key, step, batch.index)
+        x = self.step_inputs.network_input(batch, keys)
+        targets = make_targets(config, keys, batch.label, batch.partner_label)
         run_aux = partial(aux_step.forward, network, config, stats=state.aux_stats, x=x, targets=targets)
         aux = run_aux(state.aux_params)
         return Owned(batch, run_aux, aux, (x, *aux.lam), multiplier.current(config, state, batch, aux))
