@@ -1,6 +1,6 @@
 """Every method against a plain route: no mesh, no packets, no switch; composed functions and autodiff."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_close, dataset, detach, on_host, plain_sgd, small_config, small_run, take_steps, trees
 from jax.sharding import PartitionSpec as P
 
-from lpjax.methods import METHODS, delayed, local
+from lpjax.methods import METHODS, local
 from lpjax.network.network import composed
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
@@ -28,6 +28,7 @@ STAGED = {
     "pipeline": {"method": "pipeline", "pipeline__micro_batches": 2},
     "fdg": {"method": "delayed", "delayed__shrink": 0.9},
     "ddg": {"method": "delayed", "delayed__variant": "ddg"},
+    "by batch": {"method": "delayed", "delayed__micro_batches": 2, "delayed__weights": "batch"},
     "local": {"method": "local"},
     "coarse_adjoint": {"method": "coarse_adjoint", "aux__grid": 2},
     "coarse_adjoint, tied": {"method": "coarse_adjoint", "aux__grid": 2, "aux__tied": True},
@@ -134,42 +135,122 @@ def test_pipeline_is_gradient_accumulation(micro_batches, x64):
 # delayed --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["fdg", "ddg"])
-def test_delayed_with_one_stage_is_backprop(variant, x64):
-    state, _ = take_steps(small_run(num_stages=1, method="delayed", delayed__variant=variant), 3)
-    serial, _ = take_steps(small_run(num_stages=1, method="serial"), 3)
-    assert_close(state.stage_params, serial.stage_params)
-    assert_close(state.stage_stats, serial.stage_stats)
+@pytest.mark.parametrize("fields", [{}, {"delayed__variant": "ddg"}, {"delayed__micro_batches": 4}])
+def test_delayed_with_one_stage_is_backprop(fields, x64):
+    """With gradient accumulation where there are micro-batches."""
+    state, _ = take_steps(small_run(num_stages=1, method="delayed", **fields), 3)
+    plain = (
+        {"method": "pipeline", "pipeline__micro_batches": 4}
+        if "delayed__micro_batches" in fields
+        else {"method": "serial"}
+    )
+    expected, _ = take_steps(small_run(num_stages=1, **plain), 3)
+    assert_close(state.stage_params, expected.stage_params)
+    assert_close(state.stage_stats, expected.stage_stats)
 
 
-@pytest.mark.parametrize("variant, shrink", [("fdg", 0.5), ("ddg", 1.0)])
-def test_delayed_is_backprop_through_the_stated_weights_used_the_stated_steps_later(variant, shrink, x64):
-    """The equations of `methods.delayed`, with a history of all weights and ordinary autodiff."""
-    steps, K = 9, 4
-    run = small_run(method="delayed", delayed__variant=variant, delayed__shrink=shrink, data__crop=0, **plain_sgd(RATE))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"shrink": 0.5},
+        {"variant": "ddg"},
+        {"micro_batches": 4, "shrink": 0.5},
+        {"micro_batches": 2, "weights": "newest"},
+        {"micro_batches": 4, "weights": "batch", "shrink": 0.5},
+        {"micro_batches": 8, "weights": "batch"},
+    ],
+    ids=str,
+)
+def test_delayed_passes_of_each_stage_at_the_stated_weights_and_ticks(fields, x64):
+    """The equations of `methods.delayed`: a history of all weights, and a vjp of each stage for each micro-batch."""
+    M, weights, shrink = (
+        fields.get(name, usual) for name, usual in (("micro_batches", 1), ("weights", "forward"), ("shrink", 1))
+    )
+    steps, K, fdg = 4 + 6 // M, 4, fields.get("variant") != "ddg"
+    own = {f"delayed__{name}": value for name, value in fields.items()}
+    run = small_run(method="delayed", **own, data__crop=0, **plain_sgd(RATE))
     params, stats, *_ = trees(run)
     batches = plain_batches(run, steps)
-    stale = delayed.staleness(run.config)
-    assert stale == ([6, 4, 2, 0] if variant == "fdg" else [3, 2, 1, 0])
-    seen = list(range(K)) if variant == "fdg" else [0] * K  # steps from a batch's entry to its forward pass in a stage
-    backprop = jax.jit(lambda way, x, labels: jax.grad(loss_of(run, stats, x, labels))(way))
     history = [params]  # of all stages, before each step
-    due: dict[int, list] = {}  # step -> (stage, gradient)
+    late = [(2 if fdg else 1) * (K - 1 - k) for k in range(K)]
+    d = -(-late[0] // M)
+
+    def version(k, tick, passed):
+        """Of the weights of stage k for the micro-batch of a tick, `passed` ticks after its forward pass there."""
+        return {"forward": tick + k * fdg, "newest": tick + k * fdg + passed, "batch": tick}[weights] // M
+
+    @partial(jax.jit, static_argnames="k")
+    def apply(p, x, k):
+        return chain.apply(run.network.stages[k], p, stats[k], x, TRAIN)[0]
+
+    @partial(jax.jit, static_argnames="k")
+    def pull(p, x, g, labels, k):
+        def to_loss(p, x):
+            out = apply(p, x, k)
+            return losses.task_loss(out, labels).sum() / run.config.batch_size if k == K - 1 else (out * g).sum()
+
+        return jax.grad(to_loss, argnums=(0, 1))(p, x)
+
+    @cache
+    def entering(k, tick):
+        if k == 0:
+            return batches[tick // M][0][tick % M :: M]
+        return apply(history[version(k - 1, tick, 0)][k - 1], entering(k - 1, tick), k=k - 1)
+
+    @cache
+    def gradients(k, tick):
+        """At the weights, and at the input, times `shrink`."""
+        behind = gradients(k + 1, tick)[1] if k < K - 1 else 0.0
+        at, labels = history[version(k, tick, late[k])][k], batches[tick // M][1][tick % M :: M]
+        grads, adjoint = pull(at, entering(k, tick), behind, labels, k=k)
+        return grads, shrink * adjoint
+
     for t in range(steps):
-        m = t - seen[-1]  # the batch whose loss becomes known in this step: all weights of its way are history
-        if m >= 0:
-            way = tuple(history[m + seen[k]][k] for k in range(K))
-            grads = backprop(way, *batches[m])
-            for k in range(K):
-                due.setdefault(m + seen[k] + stale[k], []).append((k, grads[k]))
         new = list(history[-1])
-        for k, gradient in due.get(t, []):
-            new[k] = descended(new[k], jax.tree.map(lambda g, k=k: shrink ** (K - 1 - k) * g, gradient))
+        for k in range(K):
+            for tick in range((t + 1) * M):
+                used = tick // M + d if weights == "batch" else (tick + k * fdg + late[k]) // M
+                if used == t:
+                    new[k] = descended(new[k], gradients(k, tick)[0])
         history.append(tuple(new))
     for ours, expected in zip(after(run, steps), history[1:], strict=True):
         assert_close(ours, expected)
     first = jax.tree.leaves(history[-1][0])[0]
     assert not np.array_equal(first, jax.tree.leaves(params[0])[0]), "stage 0 has learnt something"
+
+
+def test_one_version_a_batch_is_backprop_with_accumulation_some_updates_late(x64):
+    """d = ceil(2 * 3 / 4) = 2 updates, in every stage."""
+    steps, M, d = 6, 4, 2
+    fields = {"delayed__micro_batches": M, "delayed__weights": "batch", "data__crop": 0}
+    run = small_run(method="delayed", **fields, **plain_sgd(RATE))
+    assert {age.weights for ages in METHODS["delayed"].ages(run.config) for age in ages} == {d}
+    params, stats, *_ = trees(run)
+    history = [params]
+    gradient = jax.jit(lambda params, x, labels: jax.grad(loss_of(run, stats, x, labels))(params))
+    found = []
+    for t, (x, labels) in enumerate(plain_batches(run, steps)):
+        parts = [gradient(history[t], x[m::M], labels[m::M]) for m in range(M)]
+        found.append(jax.tree.map(lambda *grads: sum(grads), *parts))
+        history.append(descended(history[t], found[t - d]) if t >= d else history[t])
+    for ours, expected in zip(after(run, steps), history[1:], strict=True):
+        assert_close(ours, expected)
+
+
+def test_ages_of_delayed_gradients():
+    """K = 4: in micro-batches since they entered, and in updates since the weights they were taken at."""
+
+    def ages(**fields):
+        return METHODS["delayed"].ages(
+            small_config(method="delayed", **{f"delayed__{n}": v for n, v in fields.items()})
+        )
+
+    assert ages() == [[(6, 6)], [(5, 4)], [(4, 2)], [(3, 0)]]
+    assert ages(variant="ddg") == [[(3, 3)], [(2, 2)], [(1, 1)], [(0, 0)]]
+    assert ages(micro_batches=4)[0] == [(9, 2), (8, 2), (7, 1), (6, 1)]
+    assert ages(micro_batches=4)[2] == [(7, 1), (6, 1), (5, 0), (4, 0)]
+    assert ages(micro_batches=4, weights="newest")[0] == [(9, 0), (8, 0), (7, 0), (6, 0)]
+    assert ages(micro_batches=4, weights="batch")[1] == [(11, 2), (10, 2), (9, 2), (8, 2)]
 
 
 # local ----------------------------------------------------------------------------------------------------------------

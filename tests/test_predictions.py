@@ -64,13 +64,19 @@ ROWS = {
     "coarse_adjoint, grid": {"method": "coarse_adjoint", "aux": {"grid": 4}},
     "coarse_adjoint, tied": {"method": "coarse_adjoint", "aux": {"grid": 4, "tied": True}},
 }
+UNSEEN = {
+    "accumulated": {"method": "delayed", "delayed": {"micro_batches": 4}},
+    "by batch": {"method": "delayed", "delayed": {"micro_batches": 2, "weights": "batch"}},
+}
+"""Rows that the model of before did not know."""
+
 MESHES = [(stage, data) for stage in (1, 2, 4) for data in (1, 2)]
 CASES = [(network, row) for network in NETWORKS for row in ROWS]
 
 
 def fields(network, row):
     values = dict(COMMON)
-    for more in (NETWORKS[network], ROWS[row]):
+    for more in (NETWORKS[network], (ROWS | UNSEEN)[row]):
         for name, value in more.items():
             values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
     return values
@@ -169,6 +175,7 @@ def test_bars_of_the_drawn_schedule(network, row):
 # ----------------------------------------------------------------------------------------------------- the traced step
 
 TRACED = [row for row in ROWS if row not in ("local, adamw", "coarse_tail, short", "coarse_adjoint, grid")]
+TRACED += UNSEEN
 
 
 @pytest.mark.parametrize("row", TRACED)

@@ -22,6 +22,7 @@ POLICIES = {
     "serial": {"method": "serial", "mesh__data": 2},
     "stale": {"exchange": {"stale": True}, "mesh__stage": 2, "mesh__data": 2},
     "one stage": {"num_stages": 1},
+    "by batch": {"method": "delayed", "delayed": {"micro_batches": 4, "weights": "batch"}, "mesh__data": 2},
     "no standardisation": {"standardise": False, "aux__inner_steps": 2, "mesh__stage": 1},
 }
 
@@ -68,6 +69,7 @@ def test_arrays_and_back(name):
     "name, half",
     [
         ("serial", 8),
+        ("by batch", 7),
         *(
             pytest.param(*own, marks=pytest.mark.slow)
             for own in (("coarse_tail", 7), ("stale", 7), ("per_example", 11))

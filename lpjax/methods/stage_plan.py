@@ -86,21 +86,23 @@ class StagePlan(Plan):
             self.each("pack", accesses=4 * values)
             self.message("ppermute", "stage", WIDTH * values, "exchange")
 
-    def shift_tags(self) -> None:
-        """Add `exchange.shift` of the tags; nothing on one device."""
+    def shift_tags(self, examples: int | None = None) -> None:
+        """Add `exchange.shift` of a column's tags, or of fewer examples; nothing on one device."""
         if len(self.devices) > 1:
-            self.message("ppermute", "stage", tag_values(self.config) * WIDTH * self.column, "exchange")
+            count = self.column if examples is None else examples
+            self.message("ppermute", "stage", tag_values(self.config) * WIDTH * count, "exchange")
 
-    def update(self, *beside: PackedChains, more: int = 0) -> None:
+    def update(self, *beside: PackedChains, more: int = 0, sums: int = 1) -> None:
         """Add the psums of gradients and statistics over 'data', and the optimiser's update of the stages.
 
         Args:
           *beside: What each stage has beside its own units.
           more: Accesses beside the optimiser's.
+          sums: Of gradients, where a step's are not of one batch.
         """
         packed: tuple[Network | PackedChains, ...] = (self.network, *beside)
-        for packings in ([own.params for own in packed], [own.stats for own in packed]):
-            lengths = [length for packing in packings for length in packing.lengths.values()]
+        for times, packings in ((sums, [own.params for own in packed]), (1, [own.stats for own in packed])):
+            lengths = [times * length for packing in packings for length in packing.lengths.values()]
             self.message("psum", "data", WIDTH * self.slots * sum(lengths), "gradients", count=len(lengths))
         self.each("update", accesses=UPDATE * self.slots * sum(own.params.length for own in packed) + more)
 

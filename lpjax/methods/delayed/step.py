@@ -1,0 +1,229 @@
+"""One step by delayed gradients, and what is under way between steps."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from lpjax.config.schema import Config
+from lpjax.data.batch import Batch
+from lpjax.methods import base, moving
+from lpjax.methods.base import Metrics, StageResult
+from lpjax.network.packing import Row
+from lpjax.nn import chain
+from lpjax.parallel import exchange
+from lpjax.state.train_state import TrainState
+
+
+@struct.dataclass
+class Carry:
+    """What is under way between steps, with b = B/M examples a micro-batch, H = largest lateness + 1, d = `delay`.
+
+    Attributes:
+      forward: [K, b, L], the stages' inputs of the next tick (FDG).
+      tags: [K, b, T], whose they are.
+      backward: [K, b, L], gradients at the stages' outputs, for their backward passes of the next tick.
+      inputs: Ring [K, H, b, L] of the stages' inputs; position t mod H is of tick t.
+      input_tags: Ring [K, H, b, T] of their tags.
+      weights: Rings `{kind: [K, d+1, length]}` of the stages' parameters; position t mod d+1 is of step t.
+      gradients: Rings `{kind: [K, d+1, length]}` of the sums of the batches under way, likewise.
+    """
+
+    forward: PyTree
+    tags: PyTree
+    backward: PyTree
+    inputs: PyTree
+    input_tags: PyTree
+    weights: PyTree
+    gradients: PyTree
+
+
+def lateness(config: Config) -> list[int]:
+    """How many ticks after its forward pass each stage has a micro-batch's backward pass, [K]."""
+    once = 2 if config.delayed.variant == "fdg" else 1
+    return [once * (config.num_stages - 1 - k) for k in range(config.num_stages)]
+
+
+def delay(config: Config) -> int:
+    """d, the most steps from a micro-batch's forward pass in a stage to its backward pass."""
+    return -(-max(lateness(config)) // config.delayed.micro_batches)
+
+
+def _at(ring: PyTree, position: Array) -> PyTree:
+    """What stands at a position of rings, counted without end."""
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, position % x.shape[0], keepdims=False), ring)
+
+
+def _put(ring: PyTree, new: PyTree, position: Array) -> PyTree:
+    """Rings [slots, positions, ..] with `new`, [slots, ..], at a position, counted without end."""
+
+    def put(x: Array, new: Array) -> Array:
+        return lax.dynamic_update_index_in_dim(x, new[:, None], position % x.shape[1], 1)
+
+    return jax.tree.map(put, ring, new)
+
+
+class Step(base.Step):
+    """One step of one device."""
+
+    def apply(self, k: int, stats: Row, mode: chain.Mode, params: PyTree, lam: Array) -> tuple[Array, PyTree]:
+        """X_k, and the stage's batch statistics."""
+        return chain.apply(self.network.stages[k], params, self.network.stats.unpack(k, stats), lam, mode)
+
+    def forward(
+        self, state: TrainState, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], tags: moving.Tags
+    ) -> Float[Array, "b l"]:
+        """X_k as a packet; the last stage sends none."""
+        network = self.network
+        if k == network.num_stages - 1:
+            return jnp.zeros_like(packet)
+        trees = network.params.unpack(k, params), moving.unpack(packet, network.interfaces[k])
+        return moving.pack(network, self.apply(k, stats, moving.tagged(self.config, state, tags).mode, *trees)[0])
+
+    def sequential_forward(self, state: TrainState, x: Float[Array, "b l"], tags: Array) -> Array:
+        """DDG's forward pass: every stage's input, one stage after the other."""
+        inputs = moving.with_new_batch(x, jnp.zeros_like(state.carry.forward))
+        for turn in range(self.network.num_stages - 1):
+
+            def run(k: int, *args: Any, turn: int = turn) -> Array:
+                return self.forward(state, k, *args) if k == turn else jnp.zeros_like(args[2])
+
+            outputs = self.on_stages(run, state, inputs, tags)
+            inputs = inputs + exchange.shift(outputs, self.config.mesh_shape[0], forward=True)
+        return inputs
+
+    def entered(self, k: int, tick: Array) -> Array:
+        """The tick in which the micro-batch of stage k's forward pass entered the network."""
+        return tick - k if self.config.delayed.variant == "fdg" else tick
+
+    def run_stage(
+        self,
+        k: int,
+        params: Row,
+        stats: Row,
+        packet: Array,
+        tags: moving.Tags,
+        carry: Carry,
+        *,
+        state: TrainState,
+        tick: Array,
+    ) -> StageResult:
+        """Stage k's passes of a tick; `packet` and `tags` are its input's, already in the rings of `carry`.
+
+        What it sends is zeros in DDG; `beside` is the adjoint, packed.
+        """
+        network, config, none = self.network, self.config, jnp.zeros_like(packet)
+        M, kept, late = config.delayed.micro_batches, config.delayed.weights, lateness(config)[k]
+        entered, old = self.entered(k, tick), (packet, tags)
+        if kept == "batch" and k > 0:
+            params = _at(carry.weights, entered // M)
+        output = self.forward(state, k, params, stats, packet, tags) if config.delayed.variant == "fdg" else none
+        if late > 0:
+            old = _at((carry.inputs, carry.input_tags), tick - late)
+        if late > 0 and kept != "newest":
+            params = _at(carry.weights, ((entered if kept == "batch" else tick) - late) // M)
+        examples = moving.tagged(config, state, old[1])
+        run = partial(self.apply, k, stats, examples.mode)
+        trees = network.params.unpack(k, params), moving.unpack(old[0], network.interfaces[k])
+        behind = carry.backward if k < network.num_stages - 1 else None
+        shares, new, found, adjoint = moving.exact_passes(run, *trees, examples, behind, config.batch_size)
+        grads = network.params.pack(found)
+        if kept == "batch":  # a step's ticks are of two batches at most
+            later = (entered - late) // M - self._first_batch(k, state.step)
+            grads = jax.tree.map(lambda g: jnp.zeros((2, *g.shape)).at[later].set(g), grads)
+        return StageResult(
+            shares=shares,
+            grads=grads,
+            stats=network.stats.pack(new),
+            output=output,
+            real=examples.real,
+            beside=moving.pack(network, config.delayed.shrink * adjoint) if k > 0 else none,
+        )
+
+    def _first_batch(self, k: Any, step: Array) -> Array:
+        """The step in which the micro-batch of stage k's first backward pass of a step entered the network."""
+        M = self.config.delayed.micro_batches
+        return (step * M - 2 * (self.network.num_stages - 1) + k) // M
+
+    def tick(
+        self, state: TrainState, weights: Row, before: tuple[Carry, Row], new: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Carry, Row], tuple[dict[str, Array], Row, Array]]:
+        """A tick of a step.
+
+        Args:
+          state: Before the step; its carry is not looked at.
+          weights: Rings of the stages' parameters, with those of this step.
+          before: What is under way, and the sums of the gradients of the step's ticks so far.
+          new: The micro-batch that enters, as a packet and tags, and the number of the tick.
+
+        Returns:
+          `before` after the tick; and of the stages' micro-batches the shares, statistics and whether there was one.
+        """
+        (carry, sums), (x, tags, tick), S = before, new, self.config.mesh_shape[0]
+        if self.config.delayed.variant == "fdg":
+            inputs, tags = moving.with_new_batch(x, carry.forward), moving.with_new_batch(tags, carry.tags)
+        else:
+            tags = jnp.repeat(tags[None], len(carry.forward), 0)
+            inputs = self.sequential_forward(state, x, tags)
+        inputs_ring, tags_ring = _put((carry.inputs, carry.input_tags), (inputs, tags), tick)
+        seen = replace(carry, inputs=inputs_ring, input_tags=tags_ring, weights=weights)
+        run = partial(self.run_stage, state=state, tick=tick)
+        done: StageResult = self.on_stages(run, state, inputs, tags, seen)
+        carry = replace(
+            carry,
+            forward=exchange.shift(done.output, S, forward=True),
+            tags=exchange.shift(tags, S, forward=True),
+            backward=exchange.shift(done.beside, S, forward=False),
+            inputs=inputs_ring,
+            input_tags=tags_ring,
+        )
+        assert done.real is not None
+        return (carry, jax.tree.map(jnp.add, sums, done.grads)), (done.shares, done.stats, done.real)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step; its metrics are of the micro-batches that the last stage has, 0 for those that it has not."""
+        M, by_batch = self.config.delayed.micro_batches, self.config.delayed.weights == "batch"
+        whole = moving.column_batch(self.network, self.step_inputs, state, batch)
+        micro = [value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in whole]  # [M, b, ..]
+        weights = _put(state.carry.weights, state.stage_params, state.step) if state.carry.weights else {}
+        zeros = jax.tree.map(lambda x: jnp.zeros((len(x), 2, x.shape[1]) if by_batch else x.shape), state.stage_params)
+        ticks = state.step * M + jnp.arange(M, dtype=state.step.dtype)
+        under_way = replace(state.carry, weights={}, gradients={})
+        (carry, sums), found = lax.scan(partial(self.tick, state, weights), (under_way, zeros), (*micro, ticks))
+        (shares, stats, real), sums = found, lax.psum(sums, "data")
+        grads, gradients = self.by_batch(sums, state) if by_batch else (sums, state.carry.gradients)
+        count = real.astype(float).sum(0)
+
+        def mean(stats: Array) -> Array:
+            return jnp.where(real[..., None], stats, 0.0).sum(0) / jnp.maximum(count, 1.0)[:, None]
+
+        new_state = self.updated(state, grads, lax.pmean(jax.tree.map(mean, stats), "data"), count > 0)
+        shares = jax.tree.map(lambda share: share.sum(0), shares)
+        carry = replace(carry, weights=weights, gradients=gradients)
+        return replace(new_state, carry=carry), self.metrics(grads, shares)[0]
+
+    def by_batch(self, sums: Row, state: TrainState) -> tuple[Row, Row]:
+        """The gradients of the batch that has gone through all stages, and the rings of those that have not.
+
+        Args:
+          sums: [slots, 2, length], of this step's ticks: of two batches one after the other.
+          state: Before the step.
+        """
+        slots = self.network.num_stages // self.config.mesh_shape[0]
+        stages = lax.axis_index("stage") * slots + jnp.arange(slots, dtype=jnp.int32)
+        due = state.step - delay(self.config)
+
+        def add(ring: Array, sums: Array) -> Array:
+            for later in range(2):
+                positions = (self._first_batch(stages, state.step) + later) % ring.shape[1]
+                ring = ring.at[jnp.arange(slots, dtype=jnp.int32), positions].add(sums[:, later])
+            return ring
+
+        rings = jax.tree.map(add, state.carry.gradients, sums)
+        grads = jax.vmap(lambda ring: _at(ring, due))(rings)
+        return grads, _put(rings, jax.tree.map(jnp.zeros_like, grads), due)
