@@ -35,6 +35,8 @@ ROWS: dict[str, Fields] = {
 """Methods with settings; any other method of lpjax is a row by its own name."""
 
 CHANGES: dict[str, tuple[Fields, str]] = {
+    "by batch": ({"delayed.weights": "batch"}, "one version of the weights for all stages"),
+    "newest weights": ({"delayed.weights": "newest"}, "backward passes at the newest weights"),
     "no block": ({"aux.blocks_per_stage": 0}, "pieces of one convolution"),
     "half width": ({"aux.width": 0.5}, "half as many channels in the AuxNet"),
     "quarter grid": ({"aux.grid": "quarter"}, "tails on a quarter of the images' side"),
@@ -52,6 +54,7 @@ NUMBERS = {
     "N blocks": "aux.blocks_per_stage",
     "tail N": "aux.tail",
     "N sweeps": "penalty.sweeps",
+    "N micro-batches": "{method}.micro_batches",
     "N epochs": "num_epochs",
 }
 
@@ -61,7 +64,7 @@ def _change(text: str, row: Fields) -> Fields:
     if text in CHANGES:
         return CHANGES[text][0]
     if (found := re.search(r"\d+", text)) and (name := NUMBERS.get(text.replace(found[0], "N", 1))):
-        return {name: int(found[0])}
+        return {name.format(**row): int(found[0])}
     if (found := re.fullmatch(r"(\w+) from epoch ([\d.]+)", text)) and found[1] in METHODS:
         return {"phases.methods": (row["method"], found[1]), "phases.epochs": (float(found[2]),)}
     if "=" in text:
