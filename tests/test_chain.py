@@ -114,6 +114,24 @@ def test_computing_units_again_changes_nothing_but_what_is_kept():
     assert activation_bytes(again, 4) < 0.5 * activation_bytes(network, 4)
 
 
+def test_a_unit_that_computes_in_another_type_than_the_chains():
+    """A row of them is scanned all the same, and statistics keep their own type."""
+
+    def scale(key, in_shape):
+        return {"scale": jnp.ones(in_shape, jnp.float32)}, {"mean": jnp.zeros(in_shape, jnp.float32)}
+
+    def apply(params, stats, x, mode):
+        wide = x.astype(jnp.float32)
+        return params["scale"] * wide, {"mean": wide.mean(0).astype(jnp.bfloat16)}
+
+    network = replace(make_chain([Unit("wide", scale, apply)] * 3, (4,)), dtype="bfloat16")
+    params, stats = chain.init(network, jax.random.key(0))
+    x = jnp.arange(8.0).reshape(2, 4)
+    y, new = jax.jit(lambda x: chain.apply(network, params, stats, x, Mode(train=True)))(x)
+    assert_close(y, x)
+    assert (y.dtype, new[0]["mean"].dtype) == (x.dtype, jnp.float32)
+
+
 def test_bfloat16_is_of_the_activations_alone():
     network = replace(make_chain(resnet(depth=14, width=8, classes=3), (8, 8, 1)), dtype="bfloat16")
 

@@ -266,7 +266,9 @@ def apply(
 
         def step(x: Array, unit: tuple[PyTree, PyTree, Array], repeat: Repeat = repeat) -> tuple[Array, PyTree]:
             params, stats, position = unit
-            return repeat.unit.apply(params, stats, x, mode._replace(position=position))
+            y, out = repeat.unit.apply(params, stats, x, mode._replace(position=position))
+            # A unit may compute in another type: what is between units has the chain's.
+            return y.astype(x.dtype), jax.tree.map(lambda new, old: new.astype(old.dtype), out, stats)
 
         if chain.remat:  # inside a scan nothing could be merged with its second computation anyway
             step = jax.checkpoint(step, prevent_cse=repeat.count == 1)
