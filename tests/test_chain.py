@@ -122,7 +122,7 @@ def test_a_unit_that_computes_in_another_type_than_the_chains():
 
     def apply(params, stats, x, mode):
         wide = x.astype(jnp.float32)
-        return params["scale"] * wide, {"mean": wide.mean(0).astype(jnp.bfloat16)}
+        return params["scale"][None] * wide, {"mean": wide.mean(0).astype(jnp.bfloat16)}
 
     network = replace(make_chain([Unit("wide", scale, apply)] * 3, (4,)), dtype="bfloat16")
     params, stats = chain.init(network, jax.random.key(0))
