@@ -1,5 +1,7 @@
-"""Parts of common training recipes: top-5 accuracy, label smoothing, mixup."""
+"""Parts of common training recipes: top-5 accuracy, label smoothing, mixup, averaged weights."""
 
+import io
+import json
 from dataclasses import replace
 
 import jax
@@ -8,17 +10,23 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from helpers import assert_close, dataset, detach, plain_sgd, small_config, small_run, take_steps, trees
+from absl import flags
+from absl.testing import flagsaver
+from helpers import assert_close, dataset, detach, plain_sgd, small_config, small_run, small_values, take_steps, trees
+from rich.console import Console
 
+from lpjax.config import command_line
 from lpjax.cost import traffic
 from lpjax.data import SOURCES, augment, digits
 from lpjax.errors import BadInput
+from lpjax.export import __main__ as export_main
+from lpjax.export import from_run, model_file
 from lpjax.methods import METHODS
 from lpjax.network.network import composed
 from lpjax.nn import losses
 from lpjax.nn.chain import Mode
 from lpjax.state import step_inputs
-from lpjax.training import evaluate
+from lpjax.training import checkpoint, evaluate, loop, resume, workdir
 from lpjax.training.diagnosis import Diagnosis
 from lpjax.training.run import prepare, trace
 
@@ -204,3 +212,81 @@ def test_a_diagnosis_is_on_the_same_mixtures(x64):
 def test_mixup_is_refused_with_multipliers_of_each_example():
     with pytest.raises(BadInput, match=r"data.mixup=0.2.*data.mixup=0, or choose"):
         small_config(multiplier="per_example", data__crop=0, data__mixup=0.2)
+
+
+# average of the weights -----------------------------------------------------------------------------------------------
+
+AVERAGED = SMALL | {"method": "local", "ema_decay": 0.3, "data__crop": 0}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2)])
+def test_the_average_of_the_weights_is_tested_beside_them(shape, x64):
+    """By hand from the weights after each step; decay 0.1 in the first step, 2 / 11 in the second, .. up to 0.3."""
+    run = small_run(**AVERAGED, mesh__stage=shape[0], mesh__data=shape[1], eval__calibration_batches=2)
+    state, batches, plain = run.create(), run.feed.train(), small_run(**AVERAGED | {"ema_decay": None})
+    expected = jax.device_get(state.stage_params)
+    for decay in (0.1, 2 / 11, 3 / 12, 0.3, 0.3):
+        state, _ = run.step(state, next(batches))
+        new = jax.device_get(state.stage_params)
+        expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, expected, new)
+    assert_close(jax.device_get(state.ema), expected)
+    assert_close(new, take_steps(plain, 5)[0].stage_params)
+    tested = run.evaluate(state, run.feed)
+    averaged = run.evaluate(evaluate.with_average(state), run.feed)
+    assert (tested.ema_loss, tested.ema_accuracy) == (averaged.test_loss, averaged.test_accuracy)
+    assert tested.ema_loss != tested.test_loss
+    assert averaged.ema_loss is averaged.ema_accuracy is None
+    sizes, others = (METHODS["local"].holds(own.network, own.config, 1) for own in (run, plain))
+    assert sizes.pop("average") == 4 * run.network.params.length * 2 // shape[0]
+    assert sizes.keys() == others.keys()
+
+
+def test_an_average_goes_on_and_starts_at_the_weights_of_another_run(tmp_path):
+    """Bit for bit from its own checkpoint, with all that is drawn and averaged; from one without it at its weights."""
+    recipe = AVERAGED | {"data__mixup": 0.2, "label_smoothing": 0.1, "optimizer__name": "adamw", "log_every": 1}
+
+    def trained(name, **fields):
+        loop.train(prepare(small_config(**recipe | fields)), tmp_path / name, Console(file=io.StringIO()))
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        arrays = checkpoint.newest_good(tmp_path / name / "checkpoints")[0].arrays
+        return arrays, [{key: line[key] for key in line if key not in workdir.CLOCK} for line in lines]
+
+    (whole, lines), _ = trained("whole", num_steps=4), trained("halves", num_steps=2)
+    again, again_lines = trained("halves", num_steps=4)
+    assert lines == again_lines
+    assert whole.keys() == again.keys()
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+    assert any(name.startswith("network.ema.") for name in whole)
+    assert {"ema_accuracy", "ema_loss"} < lines[-1].keys()
+
+    without, _ = trained("without", num_steps=2, ema_decay=None)
+    assert not any(name.startswith("network.ema.") for name in without)
+    with pytest.raises(workdir.WorkdirError, match=r"ema_decay: None in the checkpoint, 0\.3 now"):
+        trained("without", num_steps=3)
+    run = prepare(small_config(**recipe))
+    state, fresh, _ = resume.restore(run, without)
+    assert any(name.startswith("network.ema.") for name in fresh)
+    assert_close(jax.device_get(state.ema), jax.device_get(state.stage_params), rtol=0, atol=0)
+
+
+def test_the_average_is_exported(monkeypatch, tmp_path, capsys):
+    """Of a run's folder by the command: its program is the averaged network; refused where there is no average."""
+    fields = AVERAGED | {"method": "serial", "num_steps": 2}
+    run = prepare(small_config(**fields))
+    loop.train(run, tmp_path / "run", Console(file=io.StringIO()))
+    state, _, meta = resume.load(run, tmp_path / "run")
+    monkeypatch.setitem(vars(flags.FLAGS), "__flags_parsed", True)
+    for name, decay, code in (("model", 0.3, 0), ("none", None, 2)):
+        parsed = small_values(**fields | {"ema_decay": decay}), tmp_path / "run"
+        monkeypatch.setattr(command_line, "parse", lambda argv, parsed=parsed: parsed)
+        with flagsaver.flagsaver(output=str(tmp_path / name), ema=True):
+            assert export_main.main([]) == code
+    assert "--ema with ema_decay=None" in capsys.readouterr().err
+    model = model_file.load(tmp_path / "model")
+    images = dataset(run).test_images[:64]
+    for own, same in ((state, False), (evaluate.with_average(state), True)):
+        logits = from_run.make_program(run, *from_run.composed_trees(run, own)).call(images)
+        assert np.allclose(model.logits(images), logits, atol=1e-5) == same
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Moving average of the weights, decay 0.3." in card
+    assert f"{meta['evaluation']['ema_accuracy']:.4f} on" in card

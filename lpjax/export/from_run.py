@@ -42,7 +42,7 @@ def write(
       params: of the composed network, see `composed_trees`.
       stats: of its batch norms and standardisations, see there.
       fold_batch_norm: whether to fold batch norms into the convolutions before them, see `fold`.
-      **provenance: what is known of the parameters, for the card: `step`, `test_accuracy`.
+      **provenance: what is known of the parameters, for the card: `step`, `test_accuracy`, `ema`.
 
     Raises:
       BadInput: where the folder is not free, or for a network that `jax.export` cannot export.
@@ -196,4 +196,5 @@ def card(description: model_file.Description, arrays: Mapping[str, np.ndarray]) 
         batch_norm=batch_norm,
         methods=", then ".join(known["methods"]),
         step=known.get("step", "not known"),
+        weights=f" Moving average of the weights, decay {config['ema_decay']:g}." if known.get("ema") else "",
     )

@@ -23,7 +23,7 @@ from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
 from lpjax.state.step_inputs import StepInputs, paired
-from lpjax.state.train_state import Carried, Stored, TrainState, running_average
+from lpjax.state.train_state import Carried, Stored, TrainState, running_average, weight_average
 
 Metrics = dict[str, Array]
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -103,8 +103,10 @@ class Step(abc.ABC):
         """
         optimizer, old = self.step_inputs.optimizer, state.stage_stats
         params, opt = optim.update_rows(optimizer, grads, state.stage_opt, state.stage_params)
-        stats = running_average(old, stats, real)
-        return replace(state, step=state.step + 1, stage_params=params, stage_opt=opt, stage_stats=stats)
+        stats, ema, decay = running_average(old, stats, real), state.ema, self.config.ema_decay
+        if decay is not None:
+            ema = weight_average(ema, params, decay, state.step)
+        return replace(state, step=state.step + 1, stage_params=params, stage_opt=opt, stage_stats=stats, ema=ema)
 
     def metrics(self, grads: Row, shares: dict[str, Float[Array, " slots"]]) -> tuple[Metrics, Metrics]:
         """The metrics that all staged methods have: one psum over the mesh.
@@ -216,12 +218,14 @@ class Method(abc.ABC):
 
         Returns:
           `parameters` of its stages (or of all) and of the AuxNet's pieces that it trains; `optimizer`, their state,
-            SGD's momentum or Adam's two.  A method adds what it carries.
+            SGD's momentum or Adam's two; `average` of the stages' parameters, with `ema_decay`.  A method adds what
+            it carries.
         """
-        values = sum(map(chain_size, self.pieces(network)))
-        values += stage_values(network, config) if self.staged else network.num_stages * network.params.length
+        own = stage_values(network, config) if self.staged else network.num_stages * network.params.length
+        values = sum(map(chain_size, self.pieces(network))) + own
         copies = 2 if config.optimizer.name == "adamw" else 1
-        return {"parameters": WIDTH * values, "optimizer": copies * WIDTH * values}
+        average = {} if config.ema_decay is None else {"average": WIDTH * own}
+        return {"parameters": WIDTH * values, "optimizer": copies * WIDTH * values, **average}
 
     def pieces(self, network: Network) -> tuple[Chain, ...]:
         """The AuxNet's pieces that the method trains."""
@@ -232,7 +236,7 @@ class Method(abc.ABC):
         carried, stored = self.carry(network, config), self.stores(network, config, 1)
         specs: dict[str, Any] = dict.fromkeys((field.name for field in fields(TrainState)), meshes.REPLICATED)
         if self.staged:
-            specs |= dict.fromkeys(("stage_params", "stage_opt", "stage_stats"), meshes.STAGES)
+            specs |= dict.fromkeys(("stage_params", "stage_opt", "stage_stats", "ema"), meshes.STAGES)
         if stored:
             specs["multiplier"] = stored.spec
         return TrainState(**specs | {"carry": carried.specs if carried else ()})
@@ -261,6 +265,7 @@ class Method(abc.ABC):
                 multiplier=stored.zeros(mesh.size) if stored else (),
                 penalty_coef=jnp.asarray(step_inputs.initial_penalty_coef, float),
                 carry=carried.init(step_inputs, keys[3]) if carried else (),
+                ema=() if config.ema_decay is None else params,
             )
 
         on_mesh = jax.shard_map(

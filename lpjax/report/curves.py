@@ -51,6 +51,7 @@ def learning(records: Sequence[Record]) -> list[charts.Chart]:
     """Charts of accuracy and loss over steps and over wall time; the composed network against the AuxNet path."""
     draw = partial(lines, records)
     accuracy = {"test_accuracy": "test, composed network", "test_top5_accuracy": "test, top-5"}
+    accuracy |= {"ema_accuracy": "test, averaged weights"}
     accuracy |= {"accuracy": "training, last stage"}
     loss = {"test_loss": "test, composed network", "task_loss": "training, last stage"}
     loss |= {"aux_task_loss": "training, AuxNet's head"}

@@ -4,6 +4,7 @@
     network.params.FIRST.PATH, network.stats.FIRST.PATH  of the uncut chain as `chain.init` lays it out; FIRST is the
                                                          position of the repeat's first unit
     network.optimizer.WHERE.FIRST.PATH                   the optimiser's arrays of the parameters, such as its momentum
+    network.ema.FIRST.PATH                               moving average of the parameters, where the run has one
     network.optimizer.WHERE                              its counters, one for all stages: they take all steps together
     interface.CUT.stats.NAME, interface.CUT.multiplier   of the interface in front of unit CUT
     aux.params.START-STOP.FIRST.PATH, aux.stats, ..      of the AuxNet's piece beside units START .. STOP - 1
@@ -78,6 +79,7 @@ def to_tree(
     real = slice(num_examples if stored and stored.rows is not None else None)  # a table ends with padding
     kappas = [{"multiplier": kappa[real]} for kappa in state.multiplier] or [{}] * len(interface_stats)
     interfaces = [{"stats": own} | kappa for own, kappa in zip(interface_stats, kappas, strict=True)]
+    ema = {"ema": _join(network, params.unpack_all(state.ema))[0]} if state.ema else {}
     carry = {_carry_name(owner, network): state.carry} if jax.tree.leaves(state.carry) else {}
     aux_structure = jax.tree.structure(state.aux_params)
     pieces = [f"{start:04}-{stop:04}" for start, stop in _bounds(network)][: len(state.aux_params)]
@@ -95,6 +97,7 @@ def to_tree(
         "network": {
             "params": _join(network, params.unpack_all(state.stage_params))[0],
             "stats": stats,
+            **ema,
             "optimizer": jax.tree.map(
                 lambda part: _join(network, params.unpack_all(part))[0] if _is_dict(part) else part[0],
                 state.stage_opt,
@@ -155,6 +158,7 @@ def from_tree(tree: dict[str, Any], network: Network, owner: str, stored: Stored
         ),
         multiplier=tuple(multipliers),
         carry=tree["carry"].get(_carry_name(owner, network), ()),
+        ema=rows(tree["network"]["ema"]) if "ema" in tree["network"] else (),
     )
 
 

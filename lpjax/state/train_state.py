@@ -37,6 +37,7 @@ class TrainState:
       multiplier: K-1 arrays, see `Stored`; () where nothing is stored.
       penalty_coef: beta of this step; replicated.
       carry: What the method alone keeps from step to step, see `Carried`; () for most.
+      ema: Moving average of `stage_params`, likewise; () without `ema_decay`.
     """
 
     step: PyTree
@@ -50,6 +51,7 @@ class TrainState:
     multiplier: PyTree
     penalty_coef: PyTree
     carry: PyTree
+    ema: PyTree = ()
 
 
 class Carried(NamedTuple):
@@ -107,3 +109,17 @@ def running_average(old: PyTree, batch: PyTree, real: Bool[Array, " rows"] | Non
         return new if real is None else jnp.where(real[:, None], new, old)
 
     return jax.tree.map(average, old, batch)
+
+
+def weight_average(old: PyTree, params: PyTree, decay: float, step: Array) -> PyTree:
+    """Moving average of parameters after a step: d old + (1 - d) params, d = min(`decay`, (1 + step) / (10 + step)).
+
+    Args:
+      old: Before it.
+      params: After it.
+      decay: d of a long run.
+      step: Number of the step, counted from 0.
+    """
+    t = step.astype(float)
+    d = jnp.minimum(decay, (1 + t) / (10 + t))
+    return jax.tree.map(lambda old, new: d * old + (1 - d) * new, old, params)

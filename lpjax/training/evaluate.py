@@ -43,6 +43,9 @@ class Evaluation(NamedTuple):
       test_examples: How many; fewer than the split has where image files cannot be decoded.
       test_top5_accuracy: Whether the label is among the five largest logits of the composed network.  None with at most
         `TOP5_ABOVE` classes.
+      ema_loss: As `test_loss`, of the moving average of the weights, with statistics of its own.  None without one.
+      ema_accuracy: Likewise.
+      ema_top5_accuracy: Likewise.
     """
 
     test_loss: float
@@ -51,11 +54,15 @@ class Evaluation(NamedTuple):
     aux_head_accuracy: float | None
     test_examples: int
     test_top5_accuracy: float | None = None
+    ema_loss: float | None = None
+    ema_accuracy: float | None = None
+    ema_top5_accuracy: float | None = None
 
 
 def in_words(metrics: Mapping[str, Any]) -> str:
     """The accuracies of an `Evaluation`, given by name, in a line of text."""
-    names = {"test_accuracy": "test accuracy", "test_top5_accuracy": "top-5", "aux_path_accuracy": "AuxNet path"}
+    names = {"test_accuracy": "test accuracy", "test_top5_accuracy": "top-5", "ema_accuracy": "of averaged weights"}
+    names |= {"ema_top5_accuracy": "top-5", "aux_path_accuracy": "AuxNet path"}
     return ", ".join(f"{word} {metrics[name]:.4f}" for name, word in names.items() if metrics.get(name) is not None)
 
 
@@ -109,6 +116,11 @@ def replicated(state: TrainState, mesh: Mesh) -> TrainState:
     return jax.device_put(state, NamedSharding(mesh, meshes.REPLICATED))
 
 
+def with_average(state: TrainState) -> TrainState:
+    """The state with the moving average of its weights in their place."""
+    return replace(state, stage_params=state.ema, ema=())
+
+
 def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> Evaluate:
     """Make the function that tests a state.
 
@@ -146,20 +158,28 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
         sums["loss"] = jnp.where(real, losses.task_loss(logits["composed"], batch.label), 0.0).sum()
         return lax.psum(sums, meshes.ALL_AXES)
 
-    def evaluate(state: TrainState, feed: Feed) -> Evaluation:
-        state = replicated(state, mesh)
+    def means(state: TrainState, feed: Feed) -> dict[str, float]:
+        """Of the test examples, and how many there are."""
         calibrated = calibrate(state, feed)
         # Fetched one by one, so that no more than one batch of a large set waits on the devices.
         sums = [jax.device_get(count((state, calibrated), batch)) for batch in feed.test()]
         totals = jax.tree.map(lambda *values: sum(map(float, values)), *sums)
-        means = {name: total / totals["examples"] for name, total in totals.items()}
+        return {name: total / totals["examples"] for name, total in totals.items()} | {"examples": totals["examples"]}
+
+    def evaluate(state: TrainState, feed: Feed) -> Evaluation:
+        state = replicated(state, mesh)
+        found = means(replace(state, ema=()), feed)
+        averaged = means(with_average(state), feed) if state.ema else {}
         return Evaluation(
-            test_loss=means["loss"],
-            test_accuracy=means["composed"],
-            aux_path_accuracy=means.get("aux_path"),
-            aux_head_accuracy=means.get("aux_head"),
-            test_examples=round(totals["examples"]),
-            test_top5_accuracy=means.get("top5"),
+            test_loss=found["loss"],
+            test_accuracy=found["composed"],
+            aux_path_accuracy=found.get("aux_path"),
+            aux_head_accuracy=found.get("aux_head"),
+            test_examples=round(found["examples"]),
+            test_top5_accuracy=found.get("top5"),
+            ema_loss=averaged.get("loss"),
+            ema_accuracy=averaged.get("composed"),
+            ema_top5_accuracy=averaged.get("top5"),
         )
 
     return evaluate

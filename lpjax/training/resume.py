@@ -136,6 +136,8 @@ def restore(run: Run, arrays: canonical.Arrays) -> tuple[TrainState, list[str], 
     fits = {name for name, value in own.items() if name in arrays and arrays[name].shape == value.shape}
     leaves = [arrays[name].astype(value.dtype) if name in fits else value for name, value in own.items()]
     tree = jax.tree.unflatten(jax.tree.structure(first), leaves)
+    if "ema" in tree["network"] and not any(name.startswith("network.ema.") for name in fits):
+        tree["network"]["ema"] = tree["network"]["params"]  # an average starts at the weights that training starts at
     state = canonical.from_tree(tree, run.network, run.config.method, _stored(run))
     return canonical.place(state, shardings), sorted(own.keys() - fits), sorted(arrays.keys() - fits)
 

@@ -220,7 +220,7 @@ class Step(base.Step):
         }
 
 
-LEARNT = ("stage_params", "stage_opt", "stage_stats", "aux_params", "aux_opt", "aux_stats", "multiplier")
+LEARNT = ("stage_params", "stage_opt", "stage_stats", "ema", "aux_params", "aux_opt", "aux_stats", "multiplier")
 """Fields of the state that a batch changes."""
 
 
