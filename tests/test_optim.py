@@ -86,3 +86,14 @@ def test_each_stage_is_clipped_by_its_own_norm():
     norms = np.asarray(optim.row_norms(GRADS))
     assert norms[1] == pytest.approx(50)
     np.testing.assert_allclose(optim.row_norms(moved), [norms[0], 5.0], rtol=1e-6)
+
+
+def test_all_stages_are_clipped_by_one_norm():
+    config = OptimizerConfig(momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=5.0, clip_over="network")
+    optimizer = optim.make_optimizer(config, optax.constant_schedule(1.0), num_stages=2)
+    new, _ = optim.update_rows(optimizer, GRADS, optim.init_rows(optimizer, ROWS), ROWS)
+    moved = jax.tree.map(jnp.subtract, ROWS, new)
+    assert_close(moved, optax.clip_by_global_norm(5.0).update(GRADS, optax.EmptyState())[0], rtol=1e-5, atol=1e-6)
+    small = jax.tree.map(lambda g: g / 100, GRADS)
+    new, _ = optim.update_rows(optimizer, small, optim.init_rows(optimizer, ROWS), ROWS)
+    assert_close(jax.tree.map(jnp.subtract, ROWS, new), small, rtol=1e-4, atol=1e-6)

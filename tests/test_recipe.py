@@ -1,4 +1,4 @@
-"""Parts of common training recipes: top-5 accuracy, label smoothing, mixup, averaged weights."""
+"""Parts of common training recipes: top-5 accuracy, label smoothing, mixup, averaged weights, clipping."""
 
 import io
 import json
@@ -186,6 +186,13 @@ def test_labels_go_with_their_mixture_from_stage_to_stage(lag, fields, x64):
         assert_close([m[name] for m in metrics[lag:]], [m[name] for m in expected[: 3 - lag]])
 
 
+def assert_collectives_are_scheduled(run):
+    """Their number by kind; values have twice the bytes in double precision."""
+    items = METHODS[run.config.method].work(run.network, run.config)
+    sent, planned = traffic.exchanged(trace(run).jaxpr, run.mesh.shape), traffic.scheduled(items, run.mesh.shape)
+    assert {kind: own.number for kind, own in sent.items()} == {kind: own.number for kind, own in planned.items()}
+
+
 @pytest.mark.parametrize(
     "fields", [{"method": "local"}, {"method": "layer_parallel", "exchange__stale": True}], ids=["local", "stale"]
 )
@@ -194,9 +201,7 @@ def test_mixtures_do_not_depend_on_the_mesh_and_their_exchange_is_in_the_schedul
     (state, metrics), (expected, expected_metrics) = take_steps(many, 3), take_steps(one, 3)
     assert_close(state, expected)
     assert_close(metrics, expected_metrics)
-    items = METHODS[fields["method"]].work(many.network, many.config)
-    sent, planned = traffic.exchanged(trace(many).jaxpr, many.mesh.shape), traffic.scheduled(items, many.mesh.shape)
-    assert {kind: own.number for kind, own in sent.items()} == {kind: own.number for kind, own in planned.items()}
+    assert_collectives_are_scheduled(many)
 
 
 def test_a_diagnosis_is_on_the_same_mixtures(x64):
@@ -290,3 +295,33 @@ def test_the_average_is_exported(monkeypatch, tmp_path, capsys):
     card = (tmp_path / "model" / "README.md").read_text()
     assert "Moving average of the weights, decay 0.3." in card
     assert f"{meta['evaluation']['ema_accuracy']:.4f} on" in card
+
+
+# clipping -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_norm_of_the_network_is_of_all_devices_and_its_exchange_is_in_the_schedule(x64):
+    fields = SMALL | {"optimizer__clip_norm": 0.1, "optimizer__clip_over": "network"}
+    pipeline = {"method": "pipeline", "pipeline__micro_batches": 1}
+    expected, metrics = take_steps(small_run(**fields, method="serial"), 2)
+    assert np.linalg.norm(metrics[0]["gradient_norm"]) > 0.1
+    two = take_steps(small_run(**fields, **pipeline, mesh__stage=2), 2)
+    assert_close(two[0].stage_params, expected.stage_params)
+    one, run = (small_run(**fields, mesh__stage=S, mesh__data=D) for S, D in ((1, 1), (2, 2)))
+    assert_close(take_steps(run, 2), take_steps(one, 2))
+    assert_collectives_are_scheduled(run)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"method": "local"}, "with method=local: in a step its stages have gradients of different batches"),
+        ({"method": "delayed"}, "with method=delayed.*set optimizer.clip_over=stage"),
+        ({"optimizer__clip_norm": None}, "without optimizer.clip_norm.*set optimizer.clip_norm"),
+        ({"aux_optimizer__clip_norm": 1.0, "aux_optimizer__clip_over": "network"}, "aux_optimizer.clip_over=network"),
+    ],
+    ids=str,
+)
+def test_norms_that_the_network_has_not_are_refused(fields, message):
+    with pytest.raises(BadInput, match=message):
+        small_config(**{"optimizer__clip_norm": 1.0, "optimizer__clip_over": "network"} | fields)

@@ -75,6 +75,15 @@ def _check_optimizers(config: Config) -> None:
             f"{section}.step_epochs={optimizer.step_epochs} with schedule={optimizer.schedule}: "
             f"step_epochs belong to schedule=step, which needs at least one",
         )
+        require(
+            optimizer.clip_over == "stage" or optimizer.clip_norm is not None,
+            f"{section}.clip_over={optimizer.clip_over} without {section}.clip_norm: expected the largest norm that a "
+            f"gradient may have; set {section}.clip_norm",
+        )
+    require(
+        config.aux_optimizer.clip_over == "stage",
+        "aux_optimizer.clip_over=network: an AuxNet is clipped as a whole, a local classifier by itself; leave it out",
+    )
 
 
 def _check_phases(config: Config) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from lpjax.config.check import check, require_one_of
 from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
+from lpjax.errors import require
 from lpjax.methods.backprop import DataParallel, Serial
 from lpjax.methods.base import Method
 from lpjax.methods.coarse_adjoint import CoarseAdjoint
@@ -53,6 +54,12 @@ def resolve(config: Config) -> Config:
     check(config, staged=any(METHODS[name].staged for name in config.all_methods))
     for name in config.all_methods:
         METHODS[name].check(config)
+        batches = {tuple(age.entered for age in ages) for ages in METHODS[name].ages(config)}
+        require(
+            config.optimizer.clip_over == "stage" or len(batches) == 1,
+            f"optimizer.clip_over=network with method={name}: in a step its stages have gradients of different "
+            f"batches, which have no norm in common; set optimizer.clip_over=stage, or choose another method",
+        )
     return config
 
 

@@ -104,6 +104,8 @@ class StagePlan(Plan):
         for times, packings in ((sums, [own.params for own in packed]), (1, [own.stats for own in packed])):
             lengths = [times * length for packing in packings for length in packing.lengths.values()]
             self.message("psum", "data", WIDTH * self.slots * sum(lengths), "gradients", count=len(lengths))
+        if self.config.optimizer.clip_over == "network" and self.slots < self.network.num_stages:
+            self.message("psum", "stage", WIDTH, "gradients")
         self.each("update", accesses=UPDATE * self.slots * sum(own.params.length for own in packed) + more)
 
     def update_aux(self) -> None:

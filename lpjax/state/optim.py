@@ -5,10 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, PyTree
 
 from lpjax.config.schema import OptimizerConfig
 from lpjax.network.packing import kind
+
+SLOTS = "slots"
+"""Name of the axis of a device's stages while an optimiser acts on them."""
 
 
 def decayed(params: PyTree) -> PyTree:
@@ -50,9 +54,21 @@ def make_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_epochs: 
     return main
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Make an optimiser: clipping, weight decay on kernels, and SGD with momentum or AdamW, by the schedule."""
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, num_stages: int = 1
+) -> optax.GradientTransformation:
+    """Make an optimiser: clipping, weight decay on kernels, and SGD with momentum or AdamW, by the schedule.
+
+    Args:
+      config: The optimiser's section.
+      schedule: The learning rate by the step.
+      num_stages: K; read where gradients are clipped over the network.
+    """
+    clip = optax.identity()
+    if config.clip_norm is not None and config.clip_over == "network":
+        clip = clip_by_network_norm(config.clip_norm, num_stages)
+    elif config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
     if config.name == "adamw":
         adamw = optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=decayed)
         return optax.chain(clip, adamw)
@@ -61,6 +77,22 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
     )
+
+
+def clip_by_network_norm(max_norm: float, num_stages: int) -> optax.GradientTransformation:
+    """As `optax.clip_by_global_norm`, by the norm over all stages, for `update_rows`.
+
+    One psum over 'stage' of a scalar, where a device does not hold all stages.
+    """
+
+    def clipped(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        squares = lax.psum(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(grads)), SLOTS)
+        if lax.psum(1, SLOTS) < num_stages:
+            squares = lax.psum(squares, "stage")
+        norm = jnp.sqrt(squares)
+        return jax.tree.map(lambda g: jnp.where(norm < max_norm, g, g / norm * max_norm), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), clipped)
 
 
 def init_rows(optimizer: optax.GradientTransformation, rows: PyTree) -> PyTree:
@@ -90,10 +122,7 @@ def update(
 def update_rows(
     optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, rows: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Take one step of an optimiser on packed stages, each by itself.
-
-    So a clipped norm is a stage's own: the network's would need a collective between stages that otherwise do not wait
-    for one another.
+    """Take one step of an optimiser on packed stages, each by itself but for `clip_by_network_norm`.
 
     Args:
       optimizer: The optimiser.
@@ -104,7 +133,7 @@ def update_rows(
     Returns:
       The new rows and optimiser state.
     """
-    return jax.vmap(partial(update, optimizer))(grads, state, rows)
+    return jax.vmap(partial(update, optimizer), axis_name=SLOTS)(grads, state, rows)
 
 
 def row_norms(rows: PyTree) -> Array:

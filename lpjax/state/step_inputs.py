@@ -124,7 +124,7 @@ def make_step_inputs(
         normalised=normalised,
         network_input=network_input,
         learning_rate=rate,
-        optimizer=optim.make_optimizer(config.optimizer, rate),
+        optimizer=optim.make_optimizer(config.optimizer, rate, config.num_stages),
         aux_optimizer=optim.make_optimizer(config.aux_optimizer, aux_rate),
         initial_penalty_coef=initial,
         penalty_coef=lambda step: beta(step / steps_per_epoch).astype(float),
