@@ -64,10 +64,10 @@ def resnet_run(library, **fields):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_four_stages_give_the_numbers_of_one_device_before_and_after_a_stop(library, x64):
+def test_two_stages_give_the_numbers_of_one_device_before_and_after_a_stop(library, x64):
     """With dropout, and the batch split over two devices in each stage."""
-    expected, expected_figures = take_steps(resnet_run(library, mesh__stage=1), 4)
-    run = resnet_run(library, mesh__stage=4, mesh__data=2)
+    expected, expected_figures = take_steps(resnet_run(library, num_stages=2, mesh__stage=1), 4)
+    run = resnet_run(library, num_stages=2, mesh__stage=2, mesh__data=2)
     state, batches = run.create(), run.feed.train()
     before = trees(run)[0]
     for step in range(4):

@@ -142,7 +142,7 @@ def test_bfloat16_is_of_the_activations_alone():
     with jax.enable_x64(False):
         params, stats = chain.init(network, jax.random.key(0))
         x = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
-        gradients = jax.value_and_grad(loss, has_aux=True)
+        gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=3)
         (low, (y, new)), grads = gradients(params, stats, x, network)
         (full, (exact, _)), _ = gradients(params, stats, x, replace(network, dtype=None))
         program = str(jax.make_jaxpr(gradients, static_argnums=3)(params, stats, x, network))

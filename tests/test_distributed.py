@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_makers import jpeg, make_folder
+from test_main import environment
 
 from lpjax.parallel import join
 from lpjax.parallel import processes as library
@@ -29,8 +29,7 @@ def free_port():
 @contextlib.contextmanager
 def processes(task, count, *, join=None, only=None, x64=True, **options):
     """The processes of a task of `distributed_worker`; ended when the block is."""
-    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment = clean | {"JAX_ENABLE_X64": str(int(x64)), "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
+    variables = environment(JAX_ENABLE_X64=str(int(x64)), PYTHONPATH=f"{TESTS.parent}:{TESTS}")
     port, started = free_port(), []
     try:
         for process in range(count) if only is None else [only]:
@@ -38,7 +37,7 @@ def processes(task, count, *, join=None, only=None, x64=True, **options):
             text = json.dumps({"join": where if count > 1 else {}, **options})
             command = [sys.executable, str(TESTS / "distributed_worker.py"), task, text]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            started.append(subprocess.Popen(command, env=environment, **pipes))
+            started.append(subprocess.Popen(command, env=variables, **pipes))
         yield started
     finally:
         for process in started:
@@ -146,10 +145,9 @@ def lpjax(folder, *, steps, join=(), **variables):
     fields = ("model.blocks=4", "model.width=8", "log_every=1", "eval.every_epochs=0", "checkpoint.every_steps=4")
     command = [sys.executable, "-m", "lpjax.main", "--config=configs/digits_mlp.py", f"--workdir={folder}"]
     command += [f"--config.{field}" for field in (*fields, f"num_steps={steps}")]
-    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     exact = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *join], cwd=TESTS.parent, env=clean | exact | variables, **pipes)
+    return subprocess.Popen([*command, *join], cwd=TESTS.parent, env=environment(**exact | variables), **pipes)
 
 
 def is_taken(port):

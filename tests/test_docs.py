@@ -4,7 +4,6 @@ import argparse
 import ast
 import contextlib
 import importlib
-import os
 import pkgutil
 import re
 import runpy
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from test_main import environment
 
 from experiments.__main__ import EXPERIMENTS
 from experiments.harness.command import arguments
@@ -52,9 +52,8 @@ def run_samples(page, folder):
         else:
             script += code.splitlines()[len(script) :]
     (folder / "sample.py").write_text("\n".join(script))
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.run(
-        [sys.executable, "sample.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "sample.py"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
     )
 
 
@@ -168,7 +167,3 @@ def test_every_module_is_in_the_reference_once():
     paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "lpjax").rglob("*.py")]
     modules = {".".join(path.parts).removesuffix(".__init__") for path in paths} - {"lpjax"}
     assert sorted(named) == sorted(modules)
-
-
-def test_the_readme_is_short():
-    assert len(README.read_text().splitlines()) <= 200

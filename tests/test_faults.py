@@ -40,6 +40,7 @@ STEPS = 12
 SETTINGS = {
     "model.depth": 8,
     "model.width": 4,
+    "aux.blocks_per_stage": 0,
     "batch_size": 16,
     "num_steps": STEPS,
     "log_every": 1,

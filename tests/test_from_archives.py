@@ -17,6 +17,7 @@ from lpjax.training import run as runs
 
 ONE_EPOCH = {"num_epochs": 1, "optimizer.warmup_epochs": 0.0, "aux_optimizer.warmup_epochs": 0.0, "log_every": 1}
 """Of a recipe for many epochs."""
+SMALL = {"model.depth": 8, "model.width": 4, "num_stages": 2, "aux.blocks_per_stage": 0}
 
 
 def one_epoch(config, workdir, fields):
@@ -34,8 +35,7 @@ def test_cifar(tmp_path):
     archive, train_split, test_split = make_cifar10(tmp_path)
     assert prepare.main(["", *arguments("cifar10", archive, tmp_path / "data")]) == 0
     count, num_test = len(train_split.labels), len(test_split.labels)
-    fields = {"data.dir": str(tmp_path / "data"), "batch_size": 20, "model.depth": 8, "model.width": 4}
-    result, _ = one_epoch("cifar10_resnet56", tmp_path, fields)
+    result, _ = one_epoch("cifar10_resnet56", tmp_path, SMALL | {"data.dir": str(tmp_path / "data"), "batch_size": 20})
     assert (result["steps"], result["test_examples"]) == (count // 20, num_test)
 
 
@@ -56,8 +56,7 @@ def pictures(count, classes=2):
     return {f"{i % classes}/{i}.png": encoded(rng.integers(0, 256, (12, 12, 3), np.uint8)) for i in range(count)}
 
 
-FOLDER = {"data.name": "folder", "data.image_size": 8, "data.crop": 0, "batch_size": 16}
-FOLDER |= {"model.depth": 8, "model.width": 4}
+FOLDER = SMALL | {"data.name": "folder", "data.image_size": 8, "data.crop": 0, "batch_size": 16}
 
 
 def test_damaged_images_are_skipped_counted_and_named(tmp_path):

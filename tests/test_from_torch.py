@@ -89,6 +89,3 @@ def test_wide_resnets(depth, widen):
     model, images = randomised(WideResNet(depth, widen, classes=5)), make_images(16)
     network = make_chain(wide_resnet(depth=depth, widen=widen, classes=5), images.shape[1:])
     assert_same_logits(network, model, wide_resnet_names, images)
-
-
-# ---------------------------------------------------------------- layout and what is refused

@@ -53,9 +53,6 @@ def test_sizes_are_the_published_ones(build, size):
     assert chain_size(build()) == size
 
 
-# ---------------------------------------------------------------- shapes and repeats
-
-
 # ---------------------------------------------------------------- how blocks begin
 
 

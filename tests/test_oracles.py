@@ -361,13 +361,12 @@ def test_all_sweeps_make_the_steps_violation_vanish():
     """The same through the step on its devices."""
 
     def violation(sweeps):
-        run = small_run(multiplier="none", penalty__sweeps=sweeps)
+        run = small_run(multiplier="none", penalty__sweeps=sweeps, num_stages=3, batch_size=18)
         return jax.device_get(run.step(run.create(), next(run.feed.train()))[1]["relative_violation"])
 
-    some, none = violation(2), violation(3)
+    some, none = violation(1), violation(2)
     assert some[0] < 1e-18
-    assert some[1] < 1e-18
-    assert some[2] > 1e-3
+    assert some[1] > 1e-3
     assert none.max() < 1e-18
 
 
@@ -388,8 +387,9 @@ def compiles():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["mean", "per_example", "coarse_tail"])
 def test_one_compile_no_transfer_donated_state(policy, compiles):
+    """Of the policies with each kind of state: with multipliers for all, one for each example, and none."""
     run = prepare(small_config(multiplier=policy, data__crop=0))
     state, batches = run.create(), run.feed.train()
     counts = []

@@ -181,9 +181,6 @@ def test_seconds_of_another_cut_are_not_used(tmp_path):
     assert any("seconds.json is of another cut" in note for note in found.notes)
 
 
-# ----------------------------------------------------------------------------------------------------------- comparing
-
-
 # ------------------------------------------------------------------------------------------------------ structure.json
 
 

@@ -275,9 +275,6 @@ def test_memory_of_tails():
     assert full - none > 7 * B * sum(kept_bytes(unit, shape, None) for unit, shape in zip(pieces, shapes, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
-
-
 # ----------------------------------------------------------------------------------------------------------- experiment
 
 

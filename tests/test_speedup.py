@@ -216,9 +216,3 @@ def test_a_tiny_speedup(tmp_path):
     assert [row["row"] for row in made["predictions"]] == ["coarse_tail", "coarse_adjoint"]
     assert made["predictions"][1]["fields"]["aux.grid"] == 4
     assert 0 < made["predictions"][0]["rho"] < 2
-
-
-# memory ---------------------------------------------------------------------------------------------------------------
-
-
-# the drawn schedule ---------------------------------------------------------------------------------------------------
