@@ -1,6 +1,6 @@
 """Faults, each made to happen: what a run does then, and that it ends with the numbers of a run that had none.
 
-Where the process matters it is the command line of a person, on four devices; elsewhere the loop in this process.
+Where the process matters it is the command line of a person, on two devices; elsewhere the loop in this process.
 """
 
 import contextlib
@@ -41,6 +41,7 @@ SETTINGS = {
     "model.depth": 8,
     "model.width": 4,
     "aux.blocks_per_stage": 0,
+    "num_stages": 2,
     "batch_size": 16,
     "num_steps": STEPS,
     "log_every": 1,

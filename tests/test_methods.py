@@ -117,18 +117,19 @@ def test_pipeline_is_gradient_accumulation(micro_batches, x64):
     run = small_run(method="pipeline", pipeline__micro_batches=micro_batches, data__crop=0, **plain_sgd(RATE))
     params, stats, *_ = trees(run)
     ((x, labels),) = plain_batches(run, 1)
-    grads, logits_stats = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, stats)
-    for m in range(micro_batches):
-        some = x[m::micro_batches], labels[m::micro_batches]
-        grads = jax.tree.map(jnp.add, grads, jax.jit(jax.grad(loss_of(run, stats, *some)))(params))
-        _, new = jax.jit(lambda x: composed(run.network, params, stats, x, TRAIN))(some[0])
-        logits_stats = jax.tree.map(jnp.add, logits_stats, new)
+
+    @jax.jit
+    def backprop(x, labels):
+        loss, grads = jax.value_and_grad(loss_of(run, stats, x, labels))(params)
+        return loss, grads, composed(run.network, params, stats, x, TRAIN)[1]
+
+    some = [backprop(x[m::micro_batches], labels[m::micro_batches]) for m in range(micro_batches)]
+    loss, grads, seen = jax.tree.map(lambda *parts: sum(parts), *some)
     state, figures = run.step(run.create(), next(run.feed.train()))
     assert_close(detach(run.network.params.unpack_all(state.stage_params)), descended(params, grads))
-    running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new / micro_batches, stats, logits_stats)
+    running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new / micro_batches, stats, seen)
     assert_close(detach(run.network.stats.unpack_all(state.stage_stats)), running)
-    losses = [loss_of(run, stats, x[m::micro_batches], labels[m::micro_batches])(params) for m in range(micro_batches)]
-    np.testing.assert_allclose(figures["task_loss"], sum(losses), rtol=1e-9)
+    np.testing.assert_allclose(figures["task_loss"], loss, rtol=1e-9)
 
 
 # delayed --------------------------------------------------------------------------------------------------------------

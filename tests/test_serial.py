@@ -7,6 +7,7 @@ import pytest
 from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_steps, trees
 
 from lpjax.data.augment import augment
+from lpjax.data.batch import epoch_order
 from lpjax.network import aux_net
 from lpjax.network.network import composed
 from lpjax.nn import chain, losses
@@ -65,27 +66,28 @@ def test_evaluation_is_of_the_composed_network(shape, model):
     params, stats = network.params.unpack_all(state.stage_params), network.stats.unpack_all(state.stage_stats)
     params, stats, aux, aux_stats = detach((params, stats, state.aux_params, state.aux_stats))
 
-    from lpjax.data.batch import epoch_order
+    order, key = epoch_order(0, 0, run.spec.num_train), jax.device_get(state.key)
 
-    order = epoch_order(0, 0, run.spec.num_train)
+    @jax.jit
+    def as_in_training(images, index):
+        keys = example_keys(key, jnp.zeros((), int), index)
+        x = normalised(run, augment(images, keys, run.config.data))
+        return composed(network, params, stats, x, Mode(train=True, keys=keys))[1]
 
-    def as_in_training(index):
-        keys = example_keys(jax.device_get(state.key), jnp.zeros((), int), jnp.asarray(index))
-        images = augment(jnp.asarray(dataset(run).train_images[index]), keys, run.config.data)
-        return composed(network, params, stats, normalised(run, images), Mode(train=True, keys=keys))[1]
+    @jax.jit
+    def tested(x, calibrated):
+        mode, no_shift = Mode(train=False), tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
+        lam, head, _ = aux_net.apply(network.aux_net, aux, aux_stats, x, no_shift, mode)
+        path, _ = chain.apply(network.stages[-1], params[-1], stats[-1], lam[-1], mode)
+        return composed(network, params, calibrated, x, mode)[0], path, head
 
-    calibrated = jax.tree.map(lambda *trees: sum(trees) / 3, *(as_in_training(order[i : i + 16]) for i in (0, 16, 32)))
-    x, labels, mode = (
-        normalised(run, dataset(run).test_images),
-        jnp.asarray(dataset(run).test_labels),
-        Mode(train=False),
-    )
-    logits, _ = composed(network, params, calibrated, x, mode)
-    no_shift = tuple(jnp.zeros((len(x), *shape)) for shape in network.interfaces[1:])
-    lam, head, _ = aux_net.apply(network.aux_net, aux, aux_stats, x, no_shift, mode)
-    path, _ = chain.apply(network.stages[-1], params[-1], stats[-1], lam[-1], mode)
+    batches = [order[i : i + 16] for i in (0, 16, 32)]
+    found = [as_in_training(dataset(run).train_images[index], index) for index in batches]
+    calibrated = jax.tree.map(lambda *trees: sum(trees) / 3, *found)
+    labels = jnp.asarray(dataset(run).test_labels)
+    logits, *others = tested(normalised(run, dataset(run).test_images), calibrated)
     np.testing.assert_allclose(got.test_loss, losses.task_loss(logits, labels).mean(), rtol=1e-9)
-    for accuracy, out in zip(got[1:4], (logits, path, head), strict=True):
+    for accuracy, out in zip(got[1:4], (logits, *others), strict=True):
         np.testing.assert_allclose(accuracy, np.mean(np.asarray(out).argmax(-1) == np.asarray(labels)), rtol=1e-9)
     assert len({got.test_accuracy, got.aux_path_accuracy, got.aux_head_accuracy}) == 3, "three different figures"
 
