@@ -287,9 +287,9 @@ def test_the_terminal_is_closed():
 
 
 def test_no_room_for_a_checkpoint(uninterrupted, tmp_path):
-    """As on a full disk, where none can be mounted: files end at 32 kB, longer than structure.json."""
+    """As on a full disk, where none can be mounted: files end at 16 kB, longer than structure.json."""
     folder = tmp_path / "run"
-    done = lpjax(folder, largest_file=32768)
+    done = lpjax(folder, largest_file=16384)
     assert done.returncode == 1, done.stderr
     said = complaint(done)
     assert f"{checkpoints(folder)}: the checkpoint of step 3 could not be written" in said
