@@ -17,7 +17,7 @@ from lpjax.network import aux_net
 from lpjax.network.network import composed
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode
-from lpjax.parallel.mesh import ALL_AXES, EXAMPLES, make_mesh
+from lpjax.parallel.mesh import ALL_AXES, EXAMPLES, Stage, make_mesh
 from lpjax.training.run import prepare
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -154,7 +154,7 @@ def test_true_inputs_and_swept_multipliers_give_backprop(beta):
         for k in (3, 2, 1, 0):
             done = stage_pass(
                 network,
-                k,
+                Stage((k,), k),
                 params=params[k],
                 stats=stats[k],
                 lam=lam[k],
@@ -273,8 +273,9 @@ def test_adjoint_matching_is_the_gradient_of_the_mismatch(stage, data):
         inputs = (x, *aux_net.apply(network.aux_net, omega, aux_stats, x, no_shift, TRAIN)[0], None)
         return [
             stage_pass(
-                network, k, params=params[k], stats=stats[k], lam=inputs[k], target=inputs[k + 1], multiplier=None,
-                targets=losses.Targets(labels), aux=(omega, aux_stats), penalty_coef=0.1, config=run.config,
+                network, Stage((k,), k), params=params[k], stats=stats[k], lam=inputs[k], target=inputs[k + 1],
+                multiplier=None, targets=losses.Targets(labels), aux=(omega, aux_stats), penalty_coef=0.1,
+                config=run.config,
             ).output[0]
             for k in range(4)
         ]  # fmt: skip

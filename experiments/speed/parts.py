@@ -74,9 +74,8 @@ class Parts(StagePrograms):
             done = aux(state.aux_params)
             kappa = multiplier.current(config, state, batch, done)
             corrected = aux_step.corrected_inputs(config, state, done, kappa, adjoints, outputs)
-            tails = jax.tree.map(lambda p: p[None], state.aux_params)
             optimizer = run.step_inputs.aux_optimizer
-            return done.lam, aux_step.fit(config, state, optimizer, aux, done, corrected, adjoints, tails)
+            return done.lam, aux_step.fit(config, state, optimizer, aux, done, corrected, adjoints, state.aux_params)
 
         def correction(lam: list[Array], adjoints: list[Array], outputs: list[Array]) -> PyTree:
             done = aux_step.AuxPass(tuple(lam), jnp.zeros(()), lambda *_: ((), ()), ())

@@ -120,7 +120,7 @@ def named_arrays(run: Run, params: Trees, stats: Trees) -> dict[str, np.ndarray]
     trees: dict[str, PyTree] = {}
     for stage, stage_params, stage_stats in zip(run.network.stages, params, stats, strict=True):
         units = zip(chain.unstack(stage, stage_params), chain.unstack(stage, stage_stats), strict=True)
-        for position, (unit_params, unit_stats) in enumerate(units, stage.offset):
+        for position, (unit_params, unit_stats) in enumerate(units, int(stage.offset)):
             if position in run.network.cuts and position > stage.offset:  # what `partition.split` put there
                 trees[f"interfaces.{position}"] = unit_stats
             else:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
-from lpjax.network import aux_net
+from lpjax.network import alike, aux_net
 from lpjax.network.network import Network
 from lpjax.network.packing import PackedChains, Row
 from lpjax.nn.chain import Chain
@@ -88,7 +88,17 @@ class Step(abc.ABC):
     def on_stages(self, run: Callable[..., Any], state: TrainState, *operands: PyTree) -> Any:
         """`mesh.on_stages` of (k, its rows of parameters and statistics, `operands` of stage k)."""
         operands = state.stage_params, state.stage_stats, *operands
-        return meshes.on_stages(run, self.network.num_stages, self.config.mesh_shape[0], *operands)
+        return meshes.on_stages(run, self.network.kinds, self.config.mesh_shape[0], *operands)
+
+    def in_rows(self, state: TrainState) -> TrainState:
+        """The state as `run_stage` reads it: equal pieces of the AuxNet in a row are stacked, see `alike`."""
+        rows = self.network.aux_rows
+        params, stats = alike.stacked(rows, state.aux_params), alike.stacked(rows, state.aux_stats)
+        return replace(state, aux_params=params, aux_stats=stats)
+
+    def of_pieces(self, grads: PyTree) -> tuple[PyTree, ...]:
+        """The sums of the slots' gradients with respect to the AuxNet, one tree a piece, from trees of rows."""
+        return alike.unstacked(self.network.aux_rows, jax.tree.map(lambda leaf: leaf.sum(0), grads))
 
     def updated(
         self, state: TrainState, grads: Row, stats: Row, real: Bool[Array, " slots"] | None = None
@@ -251,7 +261,7 @@ class Method(abc.ABC):
         def init_state(key: PRNGKeyArray) -> TrainState:
             keys = [jax.random.fold_in(key, i) for i in range(4)]
             devices = mesh.shape["stage"] if self.staged else 1
-            params, stats = meshes.on_stages(partial(packed.init, key=keys[0]), network.num_stages, devices)
+            params, stats = meshes.on_stages(partial(packed.init, key=keys[0]), network.kinds, devices)
             aux_params, aux_stats = aux_net.init(self.pieces(network), keys[1])
             return TrainState(
                 step=jnp.zeros((), jnp.int32),

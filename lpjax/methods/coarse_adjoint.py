@@ -50,7 +50,7 @@ from lpjax.network.packing import Row
 from lpjax.nn import chain, losses
 from lpjax.nn.count import chain_arrays, chain_size
 from lpjax.nn.schedule import Item, Part
-from lpjax.parallel.mesh import ALL_AXES
+from lpjax.parallel.mesh import ALL_AXES, Stage
 from lpjax.state import optim
 from lpjax.state.train_state import TrainState
 
@@ -66,7 +66,7 @@ def fits(config: Config, k: int) -> bool:
 class Step(moving.Step):
     """One step of one device."""
 
-    def run_stage(self, k: int, params: Row, stats: Row, carry: moving.Carry, *, state: TrainState) -> StageResult:
+    def run_stage(self, k: Stage, params: Row, stats: Row, carry: moving.Carry, *, state: TrainState) -> StageResult:
         """Forward and backward pass of stage k with its tail, and of G_k beside it.
 
         Args:
@@ -74,7 +74,7 @@ class Step(moving.Step):
           params: Its row of parameters.
           stats: Its row of statistics.
           carry: Its input and tags.
-          state: With all pieces of the AuxNet; read are these, the key and beta.
+          state: With all pieces of the AuxNet, in rows (`alike`); read are these, the key and beta.
 
         Returns:
           `shares` of "loss" and "correct", of the stage and its tail, and, as means, of "coarse_error",
@@ -82,9 +82,9 @@ class Step(moving.Step):
           gradient with respect to the AuxNet's parameters, a tree.
         """
         network, config, examples = self.network, self.config, moving.tagged(self.config, state, carry.tags)
-        last = k == network.num_stages - 1
+        last = k.like == network.num_stages - 1
         coarse_mode = examples.mode._replace(keys=None)
-        lam, old = moving.unpack(carry.inputs, network.interfaces[k]), network.stats.unpack(k, stats)
+        lam, old = moving.unpack(carry.inputs, network.interfaces[k.like]), network.stats.unpack(k.like, stats)
         beta = state.penalty_coef if config.penalty.aux is None else config.penalty.aux
         none = jnp.zeros(())
 
@@ -93,11 +93,12 @@ class Step(moving.Step):
 
         def coarse_loss(aux_params: PyTree, output: Array) -> tuple[Array, Array, Array]:
             """c_k, and psi(G_k(R lambda_k) - R X_k) and psi(R X_k) where that is what G_k learns."""
-            if not fits(config, k):
+            if not fits(config, k.like):
                 return none, none, none
-            piece = network.aux_tails[k]
+            piece = network.aux_tails[k.like]
             x = aux_net.skip(lam, piece.in_shape)
-            coarse, _ = chain.apply(piece, aux_params[k], state.aux_stats[k], x, coarse_mode)
+            own_params, own_stats = network.aux_trees(k, aux_params, state.aux_stats)
+            coarse, _ = chain.apply(piece, own_params, own_stats, x, coarse_mode)
             if last:
                 return config.aux.task_weight * mean(examples.targets.loss(coarse)), none, none
             output = aux_net.skip(output, piece.out_shape)
@@ -105,11 +106,10 @@ class Step(moving.Step):
             return beta * error, error, mean(losses.psi(output))
 
         def local_loss(params: PyTree, aux_params: PyTree) -> tuple[Array, Any]:
-            output, new = chain.apply(network.stages[k], params, old, lam, examples.mode)
+            output, new = chain.apply(self.network.stage(k), params, old, lam, examples.mode)
             logits = output
             if not last:
-                tails, tail = network.aux_tails, config.aux.tail
-                logits = aux_net.tail_logits(tails, aux_params, state.aux_stats, k + 1, output, coarse_mode, tail)
+                logits = network.tail_logits(k, aux_params, state.aux_stats, output, coarse_mode, config.aux.tail)
             loss, correct = examples.scores(logits)
             loss = loss / config.batch_size
             coarse, error, square = coarse_loss(aux_params, lax.stop_gradient(output))
@@ -117,19 +117,19 @@ class Step(moving.Step):
             return loss + coarse, (shares, output, new)
 
         gradients = jax.grad(local_loss, argnums=(0, 1), has_aux=True)
-        (grads, aux_grads), (shares, output, new) = gradients(network.params.unpack(k, params), state.aux_params)
+        (grads, aux_grads), (shares, output, new) = gradients(network.params.unpack(k.like, params), state.aux_params)
         return StageResult(
             shares=shares,
             grads=network.params.pack(grads),
             stats=network.stats.pack(new),
-            output=moving.sent(network, k, output),
+            output=moving.sent(network, k.like, output),
             real=examples.real,
             beside=aux_grads,
         )
 
     def complete(self, state: TrainState) -> TrainState:
-        """The state with all pieces of the AuxNet, on a mesh of one device."""
-        return self.with_tied(state, self.tied(state.stage_params)) if self.network.tied else state
+        """The state with all pieces of the AuxNet, in rows, on a mesh of one device."""
+        return self.in_rows(self.with_tied(state, self.tied(state.stage_params)) if self.network.tied else state)
 
     def tied(self, rows: Row) -> PyTree:
         """This device's share of the parameters of the AuxNet's last piece, made of units of the last stage.
@@ -167,9 +167,9 @@ class Step(moving.Step):
         if network.tied:
             share, pull_back = jax.vjp(self.tied, state.stage_params)
             complete = self.with_tied(state, lax.psum(share, "stage"))
-        done: StageResult = self.on_stages(partial(self.run_stage, state=complete), state, carry)
+        done: StageResult = self.on_stages(partial(self.run_stage, state=self.in_rows(complete)), state, carry)
         grads = lax.psum(done.grads, "data")
-        aux_grads = lax.psum(jax.tree.map(lambda g: g.sum(0), done.beside), ALL_AXES)
+        aux_grads = lax.psum(self.of_pieces(done.beside), ALL_AXES)
         if network.tied:
             *aux_grads, tied_grads = aux_grads
             grads, aux_grads = jax.tree.map(jnp.add, grads, *pull_back(tied_grads)), tuple(aux_grads)

@@ -40,6 +40,7 @@ from lpjax.nn import chain
 from lpjax.nn.layers import STANDARDISE
 from lpjax.nn.schedule import Item, Part
 from lpjax.parallel import mesh as meshes
+from lpjax.parallel.mesh import Stage
 from lpjax.state import optim, train_state
 from lpjax.state.step_inputs import StepInputs
 from lpjax.state.train_state import Carried, TrainState
@@ -103,27 +104,27 @@ class Step(moving.Step):
         """The stages' classifiers."""
         return classifiers(self.network, self.config.local.blocks)
 
-    def run_stage(self, k: int, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
+    def run_stage(self, k: Stage, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
         """Forward and backward pass of stage k and its classifier on its input of this step."""
         network, own, examples = self.network, self.own, moving.tagged(self.config, state, carry.tags)
-        old = network.stats.unpack(k, stats), own.stats.unpack(k, carry.stats)
-        lam = moving.unpack(carry.inputs, network.interfaces[k])
+        old = network.stats.unpack(k.like, stats), own.stats.unpack(k.like, carry.stats)
+        lam = moving.unpack(carry.inputs, network.interfaces[k.like])
 
         def local_loss(params: PyTree, classifier: PyTree) -> tuple[Array, tuple[Array, Array, PyTree, PyTree]]:
-            output, new = chain.apply(network.stages[k], params, old[0], lam, examples.mode)
+            output, new = chain.apply(self.network.stage(k), params, old[0], lam, examples.mode)
             mode = examples.mode._replace(keys=None)
-            logits, new_classifier = chain.apply(own.chains[k], classifier, old[1], output, mode)
+            logits, new_classifier = chain.apply(own.chains[k.like], classifier, old[1], output, mode)
             loss, correct = examples.scores(logits)
             return loss / self.config.batch_size, (output, correct, new, new_classifier)
 
         gradients = jax.value_and_grad(local_loss, argnums=(0, 1), has_aux=True)
-        trees = network.params.unpack(k, params), own.params.unpack(k, carry.params)
+        trees = network.params.unpack(k.like, params), own.params.unpack(k.like, carry.params)
         (loss, (output, correct, new, new_classifier)), grads = gradients(*trees)
         return StageResult(
             shares={"loss": loss, "correct": correct},
             grads=network.params.pack(grads[0]),
             stats=network.stats.pack(new),
-            output=moving.sent(network, k, output),
+            output=moving.sent(network, k.like, output),
             real=examples.real,
             beside=(own.params.pack(grads[1]), own.stats.pack(new_classifier)),
         )
@@ -156,10 +157,10 @@ class Local(moving.Moving):
         own = classifiers(network, config.local.blocks)
 
         def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
-            def init_stage(k: int) -> tuple[Row, Row]:
-                return own.init(k, jax.random.fold_in(key, k))
+            def init_stage(k: Stage) -> tuple[Row, Row]:
+                return own.init(k, jax.random.fold_in(key, k.number))
 
-            params, stats = meshes.on_stages(init_stage, network.num_stages, config.mesh_shape[0])
+            params, stats = meshes.on_stages(init_stage, network.kinds, config.mesh_shape[0])
             opt = optim.init_rows(step_inputs.aux_optimizer, params)
             return Carry(*moving.empty(network, config), params, opt, stats)
 

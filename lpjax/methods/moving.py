@@ -27,6 +27,7 @@ from lpjax.network.packing import Row
 from lpjax.nn.chain import Mode, Shape
 from lpjax.nn.losses import Interface, PerExample, Targets
 from lpjax.parallel import exchange
+from lpjax.parallel.mesh import Stage
 from lpjax.state.step_inputs import StepInputs, example_keys, make_targets
 from lpjax.state.train_state import Carried, TrainState
 
@@ -184,7 +185,7 @@ class Step(base.Step):
     """One step of one device, and what is the same in every step."""
 
     @abc.abstractmethod
-    def run_stage(self, k: int, params: Row, stats: Row, carry: PyTree, *, state: TrainState) -> base.StageResult:
+    def run_stage(self, k: Stage, params: Row, stats: Row, carry: PyTree, *, state: TrainState) -> base.StageResult:
         """The passes of stage k on its local loss.
 
         Args:
@@ -240,6 +241,6 @@ class Moving(base.Method):
         noise = jax.random.normal(jax.random.key(0), (len(batch.label), network.packet_length), float)
 
         def run(params: Row, stats: Row, carry: PyTree, state: TrainState) -> base.StageResult:
-            return step.run_stage(k, params, stats, carry, state=step.complete(state))
+            return step.run_stage(Stage((k,), k), params, stats, carry, state=step.complete(state))
 
         return partial(run, params, stats, replace(carry, inputs=noise, tags=make_tags(batch, 0)), state)

@@ -25,13 +25,19 @@ between being passed over by the shortcut of ResNets, without parameters.  Its c
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax.config import named
 from lpjax.config.schema import AuxConfig
 from lpjax.errors import BadInput
 from lpjax.models.resnet import ConvBlock, basic_block
+from lpjax.network.alike import in_a_row
 from lpjax.network.grid_block import GridBlock
 from lpjax.nn import chain, layers
 from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
@@ -228,27 +234,46 @@ def tail_logits(
     tails: tuple[Chain, ...],
     params: tuple[PyTree, ...],
     stats: tuple[PyTree, ...],
-    j: int,
+    j: int | Array,
     x: Interface,
     mode: Mode,
     length: int | None,
+    begins: Sequence[int] = (),
 ) -> Float[Array, "b classes"]:
     """Logits of the AuxNet's tail.
 
     Args:
       tails: The K pieces, from `coarse_tails.as_tails`.
-      params: One tree a piece.
+      params: One tree a row of equal pieces, see `alike.stacked`.
       stats: Likewise.
       j: The interface where the tail begins, 1..K.
       x: Of that interface, [b, ..].
       mode: Training or not.
       length: See `tail`.
+      begins: What j may be, where it is known only when the program runs: interfaces of one shape, with the same pieces
+        behind them but for those that keep the shape.
 
     Returns:
       What the head of the AuxNet makes of x.
     """
-    for i in tail(len(tails), j, length):
-        x, _ = chain.apply(tails[i], params[i], stats[i], skip(x, tails[i].in_shape), mode)
+    K = len(tails)
+    runs = np.array([[i in tail(K, begin, length) for i in range(K)] for begin in range(K + 1)])
+    possible = runs[[j] if isinstance(j, int) else list(begins)]
+    for row, *trees in zip(in_a_row(tails), params, stats, strict=True):
+        if not (used := [i for i in row if possible[:, i].any()]):
+            continue
+        x, some = skip(x, tails[row.start].in_shape), slice(used[0], used[-1] + 1)
+
+        def step(x: Array, own: tuple[Any, Any, Any], piece: Chain = tails[row.start]) -> tuple[Array, None]:
+            def run(x: Array) -> Array:
+                return chain.apply(piece, own[0], own[1], x, mode)[0]
+
+            return (run(x) if own[2] is None else lax.cond(own[2], run, lambda x: x, x)), None
+
+        of_row = slice(some.start - row.start, some.stop - row.start) if len(row) > 1 else None  # which adds an axis
+        is_run = None if possible[:, some].all() else jnp.asarray(runs[:, some])[j]
+        own = *jax.tree.map(lambda leaf, of_row=of_row: leaf[of_row], trees), is_run
+        x, _ = lax.scan(step, x, own) if len(used) > 1 else step(x, jax.tree.map(lambda leaf: leaf[0], own))
     return x
 
 

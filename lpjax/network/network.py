@@ -1,21 +1,25 @@
 """Everything about the network that is fixed before training: stages, AuxNet, and how stages are packed."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.errors import BadInput
-from lpjax.network.aux_net import make_aux_net, own_positions
+from lpjax.network.alike import Rows, in_a_row, without_place
+from lpjax.network.aux_net import make_aux_net, own_positions, tail, tail_logits
 from lpjax.network.coarse_tails import as_tails, check_tail
 from lpjax.network.packing import PackedChains, Packing, Row
 from lpjax.network.partition import split
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
-from lpjax.nn.losses import features
+from lpjax.nn.losses import Interface, features
 from lpjax.nn.schedule import Part
+from lpjax.parallel.mesh import Stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,8 @@ class Network:
       aux_tails: The same as coarse tails run them, see `coarse_tails.as_tails`.
       tied: Positions in the last stage of the units that the AuxNet's last piece is made of, with their weights; ():
         pieces have weights of their own.
+      kinds: Stages 0 .. K-1 by kind (`mesh.Stage`): those of a kind are of the same units and shapes, and behind them
+        are the same pieces of the AuxNet but for such that keep the shape.
       params: How the stages' parameters are packed into rows.
       stats: How their batch-norm statistics are.
     """
@@ -38,6 +44,7 @@ class Network:
     aux_net: tuple[Chain, ...]
     aux_tails: tuple[Chain, ...]
     tied: tuple[int, ...]
+    kinds: tuple[tuple[int, ...], ...]
     params: Packing
     stats: Packing
 
@@ -50,6 +57,28 @@ class Network:
     def aux_own(self) -> tuple[Chain, ...]:
         """The AuxNet's pieces that have weights of their own."""
         return self.aux_net[:-1] if self.tied else self.aux_net
+
+    @functools.cached_property
+    def aux_rows(self) -> Rows:
+        """The AuxNet's pieces; equal ones in a row are taken together, see `alike`."""
+        return in_a_row(self.aux_tails)
+
+    def stage(self, k: Stage) -> Chain:
+        """Stage k, at its place in the network."""
+        return replace(self.stages[k.like], offset=k.of([stage.offset for stage in self.stages]))
+
+    def aux_trees(self, k: Stage, *trees: tuple[PyTree, ...]) -> list[PyTree]:
+        """Of trees of the AuxNet's pieces, in rows, those of the piece beside stage k."""
+        position, row = next((i, row) for i, row in enumerate(self.aux_rows) if k.like in row)
+        own = [tree[position] for tree in trees]
+        return own if len(row) == 1 else jax.tree.map(lambda leaf: leaf[k.number - row.start], own)
+
+    def tail_logits(
+        self, k: Stage, params: PyTree, stats: PyTree, output: Interface, mode: Mode, length: int | None
+    ) -> Float[Array, "b classes"]:
+        """`aux_net.tail_logits` of what stage k puts out."""
+        begins = [stage + 1 for stage in k.kind]
+        return tail_logits(self.aux_tails, params, stats, k.number + 1, output, mode, length, begins)
 
     @property
     def packet_length(self) -> int:
@@ -68,7 +97,7 @@ class Network:
     @property
     def cuts(self) -> tuple[int, ...]:
         """Positions in the chain where stages 1..K-1 start."""
-        return tuple(stage.offset for stage in self.stages[1:])
+        return tuple(int(stage.offset) for stage in self.stages[1:])
 
     @property
     def interfaces(self) -> tuple[Shape, ...]:
@@ -99,15 +128,27 @@ def build(units: Sequence[UnitLike], image_shape: Shape, config: Config, *, with
     packed, aux = PackedChains.of(stages), config.aux
     pieces = make_aux_net(stages, aux) if with_aux_net else ()
     check_tail(pieces, aux.tail)
+    tails = as_tails(pieces, aux.grid)
     return Network(
         chain=whole,
         stages=stages,
         aux_net=pieces,
-        aux_tails=as_tails(pieces, aux.grid),
+        aux_tails=tails,
+        kinds=_kinds(stages, tails, aux.tail),
         tied=tuple(own_positions(stages[-1], aux.blocks_per_stage)) if aux.tied and pieces else (),
         params=packed.params,
         stats=packed.stats,
     )
+
+
+def _kinds(stages: tuple[Chain, ...], tails: tuple[Chain, ...], length: int | None) -> tuple[tuple[int, ...], ...]:
+    """See `Network.kinds`; the first and the last stage are alone."""
+    K, kinds, rows = len(stages), dict[Hashable, list[int]](), in_a_row(tails)
+    for k, stage in enumerate(stages):
+        behind = [i for i in tail(K, k + 1, length) if tails and tails[i].in_shape != tails[i].out_shape]
+        beside = [row for row in rows if k in row]
+        kinds.setdefault((without_place(stage), k == 0, k == K - 1, *beside, *behind), []).append(k)
+    return tuple(map(tuple, kinds.values()))
 
 
 def composed(

@@ -8,7 +8,7 @@ others (scales, biases, statistics).  An optimiser acts on a row as on any other
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from lpjax.nn import chain
+from lpjax.parallel.mesh import Stage
 
 Row = dict[str, Float[Array | np.ndarray, "..."]]
 """One stage's leaves: {"kernel": [P_max], "other": [Q_max]}; stacked over stages each vector has a leading axis K.
@@ -111,9 +112,10 @@ class PackedChains:
         params, stats = zip(*trees, strict=True)
         return cls(tuple(chains), Packing.of(params), Packing.of(stats))
 
-    def init(self, k: int, key: PRNGKeyArray) -> tuple[Row, Row]:
-        """Rows of chain k's parameters and statistics, see `chain.init`."""
-        params, stats = chain.init(self.chains[k], key)
+    def init(self, k: Stage, key: PRNGKeyArray) -> tuple[Row, Row]:
+        """Rows of a stage's parameters and statistics, see `chain.init`."""
+        own = replace(self.chains[k.like], offset=k.of([chain.offset for chain in self.chains]))
+        params, stats = chain.init(own, key)
         return self.params.pack(params), self.stats.pack(stats)
 
 

@@ -107,8 +107,8 @@ class Chain:
     Attributes:
       units: The units, in order.
       shapes: Per-example shapes, one more than units: `shapes[i]` enters unit i, `shapes[-1]` leaves the chain.
-      offset: Position of the first unit in the whole network; parameters are keyed by position, so that cutting a
-        network elsewhere does not change how it is initialised.
+      offset: Position of the first unit in the whole network (traced where a program serves several chains); parameters
+        are keyed by position, so that cutting a network elsewhere does not change how it is initialised.
       dtype: Of the activations inside the chain, such as "bfloat16"; None: of its input.  Parameters, statistics and
         what enters and leaves the chain stay as they are.
       remat: Keep only the input of each unit for the backward pass and compute the unit again (`jax.checkpoint`).
@@ -116,7 +116,7 @@ class Chain:
 
     units: tuple[UnitLike, ...]
     shapes: tuple[Shape, ...]
-    offset: int = 0
+    offset: Int[Array, ""] | int = 0
     dtype: str | None = None
     remat: bool = False
 

@@ -1,8 +1,8 @@
 """The ('stage', 'data') device mesh and how arrays lie on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,28 +55,74 @@ def own_examples(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.sort(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
-def on_stages(run: Callable[..., Any], num_stages: int, num_devices: int, *operands: PyTree) -> Any:
+class Stage(NamedTuple):
+    """The stage that a program is traced for: one, or any of a kind.
+
+    Attributes:
+      kind: Stages that differ in their values alone, so that one program serves all of them.
+      number: Which of them it is: an int where that is known when the program is traced.
+    """
+
+    kind: tuple[int, ...]
+    number: int | Array
+
+    @property
+    def like(self) -> int:
+        """A stage of the same units and shapes."""
+        return self.kind[0]
+
+    def of(self, values: Sequence[Any]) -> Any:
+        """The stage's own one of K values; those of a kind are numbers or arrays of one shape."""
+        if isinstance(self.number, int):
+            return values[self.number]
+        index = jnp.searchsorted(jnp.asarray(self.kind, jnp.int32), self.number)
+        return jnp.stack([jnp.asarray(values[k]) for k in self.kind])[index]
+
+
+def on_stages(run: Callable[..., Any], kinds: Sequence[tuple[int, ...]], num_devices: int, *operands: PyTree) -> Any:
     """Run a function on each stage of this device.
 
-    Under `shard_map`: device d has the K/S stages d*K/S .. (d+1)*K/S - 1, and a switch over the devices chooses which
-    of them a slot is.
+    Under `shard_map`: device d has the K/S stages d*K/S .. (d+1)*K/S - 1.  The program has `run` once a kind of stage:
+    on several devices a switch chooses which one a slot is, on one device a loop goes over the stages of a kind.
 
     Args:
-      run: (k, `operands` of stage k) -> a tree of arrays, of the same shapes for all stages.
-      num_stages: K.
+      run: (`Stage`, its `operands`) -> a tree of arrays, of the same shapes for all stages.
+      kinds: Stages 0 .. K-1 by kind, see `Stage`.
       num_devices: S, devices along 'stage'.
       *operands: [slots, ...], of the device's stages.
 
     Returns:
       The results, stacked, [slots, ...].
     """
-    results = []
-    for slot in range(slots := num_stages // num_devices):
+    num_stages = sum(map(len, kinds))
+    if num_devices == 1:
+        return _one_after_another(run, kinds, *operands)
+    results, slots = [], num_stages // num_devices
+    for slot in range(slots):
         mine = jax.tree.map(lambda leaf, slot=slot: leaf[slot], operands)
-        branches = [partial(run, device * slots + slot) for device in range(num_devices)]
-        index = lax.axis_index("stage") if num_devices > 1 else 0
-        results.append(lax.switch(index, branches, *mine))
+        here = [tuple(k for k in kind if k % slots == slot) for kind in kinds]
+        here = [kind for kind in here if kind]
+        number = lax.axis_index("stage") * slots + slot
+        branches = [partial(run, Stage(kind, kind[0] if len(kind) == 1 else number)) for kind in here]
+        which = [next(i for i, kind in enumerate(here) if k in kind) for k in range(slot, num_stages, slots)]
+        results.append(lax.switch(jnp.asarray(which)[lax.axis_index("stage")], branches, *mine))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def _one_after_another(run: Callable[..., Any], kinds: Sequence[tuple[int, ...]], *operands: PyTree) -> Any:
+    """`on_stages` on one device."""
+    results = []
+    for kind in kinds:
+        rows = jax.tree.map(lambda leaf, kind=kind: leaf[np.array(kind)], operands)
+        if len(kind) == 1:
+            done = run(Stage(kind, kind[0]), *jax.tree.map(lambda row: row[0], rows))
+            results.append(jax.tree.map(lambda leaf: leaf[None], done))
+        else:
+            results.append(
+                lax.map(lambda own, kind=kind: run(Stage(kind, own[0]), *own[1]), (jnp.asarray(kind, jnp.int32), rows))
+            )
+    order = np.argsort([k for kind in kinds for k in kind])
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *results)
 
 
 def by_stage(mine: Array, num_stages: int) -> Array:

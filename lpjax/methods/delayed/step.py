@@ -1,5 +1,6 @@
 """One step by delayed gradients, and what is under way between steps."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from lpjax.methods.base import Metrics, StageResult
 from lpjax.network.packing import Row
 from lpjax.nn import chain
 from lpjax.parallel import exchange
+from lpjax.parallel import mesh as meshes
 from lpjax.state.train_state import TrainState
 
 
@@ -70,6 +72,12 @@ def _put(ring: PyTree, new: PyTree, position: Array) -> PyTree:
 
 class Step(base.Step):
     """One step of one device."""
+
+    def on_stages(self, run: Callable[..., Any], state: TrainState, *operands: PyTree) -> Any:
+        """See `base.Step`; every stage has a program of its own, as how late its gradients are decides what it does."""
+        each = [(k,) for k in range(self.network.num_stages)]
+        operands = state.stage_params, state.stage_stats, *operands
+        return meshes.on_stages(lambda k, *args: run(k.number, *args), each, self.config.mesh_shape[0], *operands)
 
     def apply(self, k: int, stats: Row, mode: chain.Mode, params: PyTree, lam: Array) -> tuple[Array, PyTree]:
         """X_k, and the stage's batch statistics."""

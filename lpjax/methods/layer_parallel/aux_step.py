@@ -147,7 +147,7 @@ def fit(
       aux: That of the state's.
       corrected: lambda_1^+ .. lambda_{K-1}^+, the same in all inner steps.
       adjoints: P_1 .. P_{K-1}.
-      tail_grads: What the stages' tail losses ask of the AuxNet, one row a stage of this device; likewise the same.
+      tail_grads: What the tail losses of this device's stages ask of the AuxNet; likewise the same.
 
     Returns:
       The AuxNet's parameters and optimiser state.
@@ -164,6 +164,6 @@ def fit(
         if config.aux.adjoint_weight > 0:
             grads = jax.tree.map(jnp.add, grads, adjoint_mismatch_gradient(config, run, params, adjoints))
         if config.multiplier == "coarse_tail":
-            grads = jax.tree.map(lambda g, tail: g + tail.sum(0), grads, tail_grads)
+            grads = jax.tree.map(jnp.add, grads, tail_grads)
         params, opt = optim.update(optimizer, lax.psum(grads, ALL_AXES), opt, params)
     return params, opt

@@ -23,7 +23,7 @@ from lpjax.network.packing import Row
 from lpjax.nn.chain import Chain
 from lpjax.nn.losses import features
 from lpjax.nn.schedule import Item, Part
-from lpjax.parallel.mesh import ALL_AXES, EXAMPLES
+from lpjax.parallel.mesh import ALL_AXES, EXAMPLES, Stage
 from lpjax.state.step_inputs import StepInputs
 from lpjax.state.train_state import Carried, Stored, TrainState, table_rows
 
@@ -168,7 +168,7 @@ class LayerParallel(Method):
 
         def run(params: Row, stats: Row, packet: Array, state: TrainState, batch: Batch) -> StageResult:
             examples = moving.tagged(config, state, moving.make_tags(batch, state.step))
-            return step.run_stage(k, params, stats, packet, state=state, examples=examples)
+            return step.run_stage(Stage((k,), k), params, stats, packet, state=step.in_rows(state), examples=examples)
 
         return partial(run, params, stats, packet, state, batch)
 

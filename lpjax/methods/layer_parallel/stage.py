@@ -10,17 +10,17 @@ from jaxtyping import Array, Float, PyTree
 from lpjax.config.schema import Config
 from lpjax.methods.base import StageResult
 from lpjax.methods.layer_parallel import lagrangian
-from lpjax.network import aux_net
 from lpjax.network.network import Network
 from lpjax.nn import chain, losses
 from lpjax.nn.losses import Features, Interface, Multiplier, Targets
+from lpjax.parallel.mesh import Stage
 
 TRAIN = chain.Mode(train=True)
 
 
 def stage_pass(
     network: Network,
-    k: int,
+    k: Stage,
     *,
     params: PyTree,
     stats: PyTree,
@@ -44,7 +44,7 @@ def stage_pass(
       target: lambda_{k+1}; None for the last stage.
       multiplier: kappa_{k+1}; None for the last stage and for zero.
       targets: Of the examples.
-      aux: The AuxNet's parameters and statistics.
+      aux: The AuxNet's parameters and statistics, one tree a row of equal pieces (`alike`).
       penalty_coef: beta.
       config: Read are `multiplier` (coarse_tail adds its tail), `aux.tail` and `batch_size`.
       mode: How the stage is applied.
@@ -54,14 +54,15 @@ def stage_pass(
       examples, "correct" (0 but for the last stage), "violation", psi(r_{k+1}), and "output", psi(X_k) (0 for the last
       stage).  `beside` is the gradient of "loss" with respect to the AuxNet (policy coarse_tail; otherwise ()).
     """
+    own = network.stage(k)
     with_tail, how = config.multiplier == "coarse_tail", (mode._replace(keys=None), config.aux.tail)
 
     def local_loss(params: PyTree, lam: Features, aux_params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
         def tail_loss(x: Features) -> losses.PerExample:
-            logits = aux_net.tail_logits(network.aux_tails, aux_params, aux[1], k + 1, x, *how)
+            logits = network.tail_logits(k, aux_params, aux[1], x, *how)
             return targets.loss(logits)
 
-        output, batch_stats = chain.apply(network.stages[k], params, stats, lam, mode)
+        output, batch_stats = chain.apply(own, params, stats, lam, mode)
         if target is None:
             loss = targets.loss(output)
         else:
@@ -74,7 +75,7 @@ def stage_pass(
         shares={"loss": loss, **_sums(output, targets, target)},
         grads=grads,
         stats=batch_stats,
-        output=(adjoint * (config.batch_size * losses.features(network.stages[k].in_shape)), output),
+        output=(adjoint * (config.batch_size * losses.features(own.in_shape)), output),
         beside=aux_grads[0] if with_tail else (),
     )
 

@@ -49,6 +49,7 @@ from lpjax.nn import chain
 from lpjax.nn.losses import Interface, Multiplier
 from lpjax.parallel import mesh as meshes
 from lpjax.parallel.exchange import Exchange
+from lpjax.parallel.mesh import Stage
 from lpjax.state import train_state
 from lpjax.state.step_inputs import example_keys, make_targets
 from lpjax.state.train_state import TrainState
@@ -96,17 +97,20 @@ class Step(base.Step):
         return make_exchange(self.network, self.config)
 
     def run_stage(
-        self, k: int, params: Row, stats: Row, packet: Array, *, state: TrainState, examples: moving.Tagged
+        self, k: Stage, params: Row, stats: Row, packet: Array, *, state: TrainState, examples: moving.Tagged
     ) -> StageResult:
-        """Step 4 for stage k: unpack, `stage_pass`, pack.  Of `state` only what is replicated is read."""
-        network, (lam, target, kappa) = self.network, self.exchange.unpacked(k, packet)
+        """Step 4 for stage k: unpack, `stage_pass`, pack.  Of `state` only what is replicated is read.
+
+        The AuxNet's pieces are in rows (`alike`).
+        """
+        network, (lam, target, kappa) = self.network, self.exchange.unpacked(k.like, packet)
         if self.config.multiplier == "mean" and target is not None:
-            kappa = state.multiplier[k]
+            kappa = k.of(state.multiplier)
         done = stage_pass(
             network,
             k,
-            params=network.params.unpack(k, params),
-            stats=network.stats.unpack(k, stats),
+            params=network.params.unpack(k.like, params),
+            stats=network.stats.unpack(k.like, stats),
             lam=lam,
             target=target,
             multiplier=kappa,
@@ -117,16 +121,16 @@ class Step(base.Step):
             mode=examples.mode,
         )
         grads, rows = network.params.pack(done.grads), network.stats.pack(done.stats)
-        return done._replace(grads=grads, stats=rows, output=self.exchange.reply(k, *done.output))
+        return done._replace(grads=grads, stats=rows, output=self.exchange.reply(k.like, *done.output))
 
     def run_stage_forward(
-        self, k: int, params: Row, stats: Row, packet: Float[Array, "b out"], *, examples: moving.Tagged
+        self, k: Stage, params: Row, stats: Row, packet: Float[Array, "b out"], *, examples: moving.Tagged
     ) -> Float[Array, "b home"]:
         """The reply of a forward pass alone, for a sweep (its adjoint is zero, and not read)."""
-        lam = moving.unpack(packet, self.network.interfaces[k])  # what else is in the packet stands behind it
-        trees = self.network.params.unpack(k, params), self.network.stats.unpack(k, stats)
-        output, _ = chain.apply(self.network.stages[k], *trees, lam, examples.mode)
-        return self.exchange.reply(k, jnp.zeros_like(lam), output)
+        lam = moving.unpack(packet, self.network.interfaces[k.like])  # what else is in the packet stands behind it
+        trees = self.network.params.unpack(k.like, params), self.network.stats.unpack(k.like, stats)
+        output, _ = chain.apply(self.network.stage(k), *trees, lam, examples.mode)
+        return self.exchange.reply(k.like, jnp.zeros_like(lam), output)
 
     def sweep(self, state: TrainState, lam: Sequence[Interface], examples: moving.Tagged) -> list[Interface]:
         """One coarse correction sweep of the stages' inputs: (8) of `lagrangian`."""
@@ -172,8 +176,9 @@ class Step(base.Step):
             packets, tags = state.carry.packets, state.carry.tags[0]
             mine = self.own(state, state.carry.owned, tags[0, 2])
         examples = moving.tagged(config, state, tags)
-        run = partial(self.run_stage, state=state, examples=examples)
+        run = partial(self.run_stage, state=self.in_rows(state), examples=examples)
         done: StageResult = self.on_stages(run, state, packets)  # 4
+        tail_grads = self.of_pieces(done.beside) if self.config.multiplier == "coarse_tail" else ()
 
         grads = lax.psum(done.grads, "data")  # 5
         new_state = self.updated(state, grads, lax.pmean(done.stats, "data"))
@@ -182,7 +187,7 @@ class Step(base.Step):
 
         corrected = aux_step.corrected_inputs(config, state, mine.aux, mine.multipliers, adjoints, outputs)  # 7
         aux_params, aux_opt = aux_step.fit(
-            config, state, step_inputs.aux_optimizer, mine.run_aux, mine.aux, corrected, adjoints, done.beside
+            config, state, step_inputs.aux_optimizer, mine.run_aux, mine.aux, corrected, adjoints, tail_grads
         )
         violations = [lagrangian.violation(a, output) for a, output in zip(mine.lam[1:], outputs, strict=True)]
         new_state = replace(
