@@ -93,7 +93,7 @@ def test_one_file_of_which_a_share_is_held_out(tmp_path):
     [
         (lambda where: None, {}, "no .*.parquet: expected train-"),
         (lambda where: write(where / "a.parquet", [0, 1], column="x", y=[1, 2]), {}, "which are the labels. .*of x, y"),
-        (lambda where: write(where / "a.parquet", [0, 1]), {"label": "kind"}, "no labels kind among them"),
+        (lambda where: write(where / "a.parquet", [0, 1]), {"label": "kind"}, "no labels kind: expected a column of"),
         (lambda where: pq.write_table(pa.table({"label": [0]}), where / "a.parquet"), {}, "no image files among them"),
         (lambda where: (where / "a.parquet").write_bytes(b"PAR1 not"), {}, "a.parquet: cannot be read"),
         (
@@ -102,11 +102,55 @@ def test_one_file_of_which_a_share_is_held_out(tmp_path):
             "several sets, in .*a, .*b",
         ),
         (lambda where: write(where / "a.parquet", [-1, -1]), {}, "no row has a label"),
+        (
+            lambda where: write(where / "train-0-of-3.parquet", [0, 1]),
+            {},
+            "2 of 3 files like train-0.* missing, the first",
+        ),
+        (
+            lambda where: write(where / "a.parquet", [0.5, 1.0]),
+            {},
+            "row 0: label 0.5: expected a whole number or a word",
+        ),
+        (lambda where: write(where / "a.parquet", [0, 2**40]), {}, "row 1: label 1099511627776: expected a whole"),
+        (lambda where: write(where / "a.parquet", [0, 5], names=["cat"]), {}, "row 1: label 5: there are 1 names"),
+        (lambda where: write(where / "a.parquet", [0, 1], image="a", b=[b"", b""]), {}, "which are the images, a or b"),
+        (lambda where: write(where / "train.parquet", [0, 1]), {"test_split": "train"}, "expected another split than"),
+        (lambda where: (where / "a.parquet").symlink_to("gone"), {}, "a.parquet: links to what is not there"),
+        (lambda where: (where / "a.parquet").write_bytes(b"version https://git-lfs\n"), {}, "do git lfs pull"),
     ],
 )
 def test_files_that_are_not_what_they_should_be(make, fields, message, tmp_path):
     make(tmp_path)
-    refused(tmp_path, message, (ValueError, OSError), holdout=0.5, **fields)
+    refused(tmp_path, message, (ValueError, OSError), **{"holdout": 0.5} | fields)
+
+
+def test_files_that_number_their_classes_otherwise(tmp_path):
+    """A label is the class of its name in its own file, words and numbers alike; and bytes come in any form."""
+    write(tmp_path / "train-0-of-2.parquet", [0, 1, 2], names=["cat", "dog", "owl"])
+    write(tmp_path / "train-1-of-2.PARQUET", [0, 1], first=3, names=["dog", "cat"])
+    write(tmp_path / "extra.parquet", [0])
+    plain = pa.table({"mask": [b"x"] * 2, "image": pa.array(FILES[5:7], pa.large_binary()), "label": ["dog", "cat"]})
+    pq.write_table(plain, tmp_path / "test.parquet")
+    spec, train, test = read(tmp_path)
+    assert spec.class_names == ("cat", "dog", "owl")
+    assert train == {0: 0, 1: 1, 2: 2, 3: 1, 4: 0}
+    assert test == {5: 1, 6: 0}
+    assert spec.notes == ("left out, of no split that is known: extra.parquet (1)", "no test images of owl (1)")
+
+
+WORDS = pa.array(["b", "a"])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [WORDS.dictionary_encode(), WORDS.cast(pa.large_string()), pa.array([1.0, 0.0]), pa.array([True, False])],
+    ids=lambda labels: str(labels.type),
+)
+def test_types_of_labels(labels, tmp_path):
+    write(tmp_path / "train.parquet", labels)
+    write(tmp_path / "test.parquet", labels)
+    assert read(tmp_path)[1] == {0: 1, 1: 0}
 
 
 def test_labels_and_rows_that_do_not_fit(tmp_path):

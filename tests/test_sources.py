@@ -105,8 +105,8 @@ def test_classes_without_an_image_are_said(tmp_path):
     make_idx(tmp_path, classes=6, counts=(5, 4), names=PLAIN)
     spec, data = read(at(tmp_path, "fashion_mnist"))
     assert data_notes(data, spec) == (
-        "no training images of class Sandal, Shirt, Sneaker, ..",
-        "no test images of class Coat, Sandal, Shirt, ..",
+        "no training images of Ankle boot, Bag, Sandal, .. (5)",
+        "no test images of Ankle boot, Bag, Coat, .. (6)",
     )
 
 
@@ -254,18 +254,20 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path):
     (tmp_path / "train/cat/gone.png").symlink_to("nowhere")
     (tmp_path / "train/cat/again").symlink_to("..")
     (tmp_path / "train/dog/album.jpg").mkdir()
+    (tmp_path / "train/dog/circle").symlink_to("circle")
+    make_tree(tmp_path, {"test/loose.png": PNG})
     spec = SOURCES["folder"].describe(at(tmp_path, "folder"))
     assert (spec.class_names, spec.num_train, spec.num_test) == (("cat", "dog"), 8, 2)
     assert sorted(spec.notes) == [
         "left out, hidden, or added by an archive or a disk: test/@eaDir, train/__MACOSX, train/cat/._0.png (3)",
-        "left out, in no class folder: train/x.png (1)",
+        "left out, in no class folder: test/loose.png, train/x.png (2)",
         "left out, in no folder of a split: more, read.me (2)",
         "left out, links to a folder that they are in: train/cat/again (1)",
-        "left out, links to what is not there: train/cat/gone.png (1)",
+        "left out, links to what is not there: train/cat/gone.png, train/dog/circle (2)",
         "left out, no images in a format that is read: train/dog/notes.txt (1)",
     ]
     refused(
-        at(tmp_path, "folder", max_corrupt=0), "1 files cannot be read: expected at most data.max_corrupt=0; .*gone"
+        at(tmp_path, "folder", max_corrupt=0), "2 files cannot be read: expected at most data.max_corrupt=0; .*gone"
     )
 
 
@@ -316,6 +318,14 @@ def test_splits_as_people_have_them(tree, fields, counts, note, tmp_path):
             "no image of ox .1.: .*; left out, no images.*ox/a",
         ),
         (TRAIN | {"train/\u00e9": 1, "train/e\u0301": 1}, {}, ValueError, "second class folder of this name"),
+        (
+            {"train/0.png": PNG, "test/cat": 1},
+            {},
+            ValueError,
+            "train: 1 images in no class folder: expected train/CLASS",
+        ),
+        ({"cat/train/a": 1, "dog/train/a": 1}, {}, OSError, "the splits are inside of cat, dog .2."),
+        ({"cat": 1, "test": 1}, {"holdout": 0.5}, OSError, "is test a class. it has the name of a split"),
         (TRAIN | {"val/ILSVRC2012_val_00000003.JPEG": PNG}, {}, ValueError, "none is of a class of train"),
     ],
 )
@@ -324,12 +334,26 @@ def test_folders_without_usable_splits(tree, fields, error, message, tmp_path):
     refused(at(tmp_path, "folder", **fields), message, error)
 
 
+def test_links_of_a_folder(tmp_path):
+    """A class that is one is read; one that leads nowhere is no small loss, and train itself is no test."""
+    make_tree(tmp_path, {"train/train/cat": 1, "elsewhere": 2, "test/cat": 1})
+    (tmp_path / "train/train/dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "val").symlink_to("train/train")
+    spec = SOURCES["folder"].describe(at(tmp_path, "folder"))
+    assert (spec.class_names, spec.num_train, spec.num_test) == (("cat", "dog"), 3, 1)
+    refused(at(tmp_path, "folder", test_split="val"), "expected a folder beside train: elsewhere, test")
+    (tmp_path / "train/train/owl").symlink_to("/gone")
+    refused(at(tmp_path, "folder"), "train/owl: links to what is not there: expected a class folder")
+
+
 def test_imagenets_validation_images_in_one_folder(tmp_path):
     """By the list that comes with the set: images 1 to 4 are of n01751748, n09193705, n02105855, n04263257."""
     names = [f"val/ILSVRC2012_val_{i:08d}.JPEG" for i in (4, 2, 1)]
     make_tree(tmp_path, {"train/n09193705": 1, "train/n04263257": 1} | dict.fromkeys(names, PNG))
     _, data = read(at(tmp_path, "folder"))
     assert {data.test.name(i)[-6:-5]: data.test[i][1] for i in range(len(data.test))} == {"2": 1, "4": 0}
+    spec = SOURCES["folder"].describe(at(tmp_path, "folder"))
+    assert "left out, of no class of train: 1 images of val" in spec.notes
 
 
 def test_what_is_held_out(tmp_path):
@@ -359,6 +383,15 @@ def test_a_class_of_one_name_in_two_unicode_forms(tmp_path):
     assert spec.class_names == ("Dog", "caf\u00e9", "dog")
     assert spec.num_test == 1
     assert "classes of one name but for the case of letters: Dog, dog (2)" in spec.notes
+
+
+@pytest.mark.parametrize(
+    "num_test, fields, message",
+    [(0, {"holdout": 0.5}, "no images to test on: .*; data.holdout=0.5 leaves"), (9, {"cutout": 9}, "most a side's 8")],
+)
+def test_sets_without_tests_and_images_without_pixels(num_test, fields, message):
+    with pytest.raises(ValueError, match=message):
+        reduced_spec(Spec((8, 8, 1), 2, 10, num_test), DataConfig(**fields))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 from lpjax.config.schema import DataConfig
 from lpjax.data import tree
 from lpjax.data.source import Source, Spec, Stream, data_folder
-from lpjax.data.subset import held_out
+from lpjax.data.subset import held_out, without_examples
 from lpjax.data.tree import Files, LeftOut, Split, read_split
 from lpjax.errors import BadInput, extra_packages, require
 
@@ -60,16 +60,21 @@ def _find(config: DataConfig) -> _Layout:
     others = (
         [] if train.folder == parent else [read_split(path, left_out) for path in _test_folders(parent, train, config)]
     )
-    if config.holdout is None:
-        chosen = _choose(others, classes, parent, config)
-        test = _imagenet(chosen, classes) if _is_imagenet(chosen) else chosen.files(classes)
-        others.remove(chosen)
-    else:
+    tested = Split(parent, {}, [])
+    if config.holdout is not None:
         files, test = _held_out(files, train.folder, config)
+    else:
+        chosen = _choose(others, classes, parent, config)
+        others.remove(chosen)
+        if _is_imagenet(chosen):
+            test = _imagenet(chosen, classes)
+            if left := len(chosen.beside) - len(test):
+                notes.append(f"left out, of no class of train: {left:,} images of {chosen.folder.name}")
+        else:
+            tested, test = chosen, chosen.files(classes)
     notes += [f"not tested on, {split.in_words()}: data.test_split chooses" for split in others]
-    missing = [classes[label] for label in sorted(set(files.labels) - set(test.labels))]
-    notes += [f"no test images of {tree.some(missing)}"] if missing else []
-    for path in train.beside:
+    notes += without_examples([files.labels, test.labels], classes)
+    for path in train.beside + tested.beside:
         left_out.add(tree.BESIDE, path)
     if train.folder != parent:
         used = {train.folder, *_of_names(parent.iterdir(), TEST_NAMES)}
@@ -90,13 +95,17 @@ def _training_folder(parent: Path, config: DataConfig) -> Path:
     inside = tree.folders_in(parent)
     train, test = _of_names(inside, TRAIN_NAMES), _of_names(inside, TEST_NAMES)
     if train:
-        return train[0]
+        own = tree.folders_in(train[0])  # train/train/CLASS, as some archives unpack
+        return own[0] if len(own) == 1 and own[0].name == train[0].name else train[0]
     deeper = [folder for folder in inside if _of_names(tree.folders_in(folder), TRAIN_NAMES)]
     missing = f"{parent}: no folder train: expected {CONTENT}; make it, or correct data.dir"
-    if deeper:
+    if len(deeper) == 1:
         raise FileNotFoundError(f"{missing}: {deeper[0]} has one")
+    if deeper:
+        raise FileNotFoundError(f"{missing}: the splits are inside of {tree.some([f.name for f in deeper])}")
     if test or not inside:
-        raise FileNotFoundError(missing)
+        named = f"; is {test[0].name} a class? it has the name of a split: rename it" if len(inside) > len(test) else ""
+        raise FileNotFoundError(f"{missing}{named}")
     if config.holdout is None:
         names = tree.some([folder.name for folder in inside])
         raise FileNotFoundError(f"{missing}; if {names} are the classes, {HOLDOUT}")
@@ -109,7 +118,8 @@ def _test_folders(parent: Path, train: Split, config: DataConfig) -> list[Path]:
     Raises:
       BadInput, FileNotFoundError: There is none, or not the one named.
     """
-    inside = [folder for folder in tree.folders_in(parent) if folder != train.folder]
+    real = train.folder.resolve()
+    inside = [folder for folder in tree.folders_in(parent) if folder.resolve() != real]
     usual = _of_names(inside, TEST_NAMES)
     if config.test_split is not None:
         named = _of_names(inside, (config.test_split.lower(),))
@@ -133,6 +143,11 @@ def _of_names(folders: Iterable[Path], names: Sequence[str]) -> list[Path]:
 def _check_classes(train: Split, left_out: LeftOut, parent: Path) -> None:
     """Refuse a training split without an image, or with a class that has none."""
     empty = [name for name, files in train.classes.items() if not files]
+    require(
+        train.classes or not train.beside,
+        f"{train.folder}: {len(train.beside)} images in no class folder: expected {train.folder.name}/CLASS/*.jpg; "
+        f"sort them into a folder for each class",
+    )
     reasons = "".join(f"; {line}" for line in left_out.in_words(parent))
     require(
         len(empty) < len(train.classes),

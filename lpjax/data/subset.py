@@ -9,6 +9,7 @@ import numpy as np
 from lpjax.cli import printable
 from lpjax.config.schema import DataConfig
 from lpjax.data.source import Dataset, Spec, Stream
+from lpjax.data.tree import some
 from lpjax.errors import BadInput, require
 
 CONSTANT = 1e-7
@@ -84,7 +85,16 @@ def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
             + (f" less data.validation_examples={held_out}" if held_out else "")
             + "; lower it, or leave it unset for all"
         )
+    if not (held_out or spec.num_test):
+        raise BadInput(
+            f"data.name={config.name}: no images to test on: expected at least one; "
+            + (f"data.holdout={config.holdout} leaves none of classes with one image" if config.holdout else "add some")
+        )
     shape = (height // factor, width // factor, channels)
+    require(
+        config.cutout <= min(shape[:2]),
+        f"data.cutout={config.cutout}: expected at most a side's {min(shape[:2])} pixels, which leaves none; lower it",
+    )
     return replace(spec, image_shape=shape, num_train=count, num_test=held_out or spec.num_test)
 
 
@@ -123,11 +133,23 @@ def data_notes(data: Dataset | Stream, spec: Spec) -> tuple[str, ...]:
         which = ", ".join(map(str, constant))
         notes.append(f"the images' channels {which} (from 0) are the same everywhere: nothing can be learned from them")
     if isinstance(data, Dataset):  # of files the source has said it
-        for what, labels in (("training", data.train_labels), ("test", data.test_labels)):
-            missing = np.setdiff1d(np.arange(spec.classes), labels).tolist()
-            names = [spec.class_names[i] if spec.class_names else str(i) for i in missing]
-            notes += [f"no {what} images of class {', '.join(names[:3])}{', ..' * (len(names) > 3)}"] if names else []
+        classes = spec.class_names or tuple(map(str, range(spec.classes)))
+        notes += without_examples([data.train_labels, data.test_labels], classes)
     return tuple(notes)
+
+
+def without_examples(labels: Sequence[Sequence[int] | np.ndarray], classes: Sequence[str]) -> list[str]:
+    """A line for each split in which there are classes without an example.
+
+    Args:
+      labels: Of the training split and of the test split.
+      classes: Their names.
+    """
+    notes = []
+    for what, there in zip(("training", "test"), labels, strict=True):
+        missing = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), there)]
+        notes += [f"no {what} images of {some(missing)}"] if missing else []
+    return notes
 
 
 def _downsampled(images: np.ndarray, factor: int) -> np.ndarray:

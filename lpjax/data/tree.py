@@ -6,7 +6,7 @@ What a file holds decides, not its name: files without a usual suffix are looked
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,35 +72,44 @@ def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
       folder: Where to look.
       left_out: Is added what is not one.
     """
-    return sorted(_image_files(folder, left_out, (os.path.realpath(folder),)))
-
-
-def _image_files(folder: Path, left_out: LeftOut, above: tuple[str, ...]) -> Iterator[Path]:
-    """See `image_files`; above: the real paths of this folder and those above it."""
-    try:
-        entries = list(os.scandir(folder))
-    except PermissionError:
-        left_out.add(NO_PERMISSION, folder)
-        return
-    for entry in entries:
-        if is_stray(entry.name):
-            left_out.add(STRAY, entry.path)
-        elif entry.is_dir():
-            real = os.path.realpath(entry.path)
-            if real in above:
-                left_out.add(LOOP, entry.path)
+    found: list[Path] = []
+    todo: list[tuple[Path, tuple[str, ...]]] = [(folder, (os.path.realpath(folder),))]
+    while todo:  # as deep as it goes
+        place, above = todo.pop()
+        try:
+            entries = list(os.scandir(place))
+        except PermissionError:
+            left_out.add(NO_PERMISSION, place)
+            continue
+        for entry in entries:
+            if is_stray(entry.name):
+                left_out.add(STRAY, entry.path)
+            elif _is_folder(entry):
+                real = os.path.realpath(entry.path)
+                if real in above:
+                    left_out.add(LOOP, entry.path)
+                else:
+                    todo.append((place / entry.name, (*above, real)))
+            elif reason := _not_image(entry):
+                left_out.add(reason, entry.path)
             else:
-                yield from _image_files(folder / entry.name, left_out, (*above, real))
-        elif reason := _not_image(entry):
-            left_out.add(reason, entry.path)
-        else:
-            yield folder / entry.name
+                found.append(place / entry.name)
+    return sorted(found)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
 
 
 def _not_image(entry: "os.DirEntry[str]") -> str | None:
     """Why an entry that is no folder is no image; None for one that may be an image."""
+    if not os.path.exists(entry.path):
+        return NO_TARGET
     if not entry.is_file():
-        return NO_TARGET if entry.is_symlink() and not os.path.exists(entry.path) else NO_IMAGE
+        return NO_IMAGE
     if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
         return None
     with extra_packages():
@@ -173,9 +182,14 @@ def read_split(folder: Path, left_out: LeftOut) -> Split:
       left_out: Is added what is no image.
 
     Raises:
-      BadInput: Two class folders have one name, in two Unicode forms.
+      BadInput: Two class folders have one name, in two Unicode forms, or one links to what is not there.
     """
     names: dict[str, str] = {}
+    for path in folder.iterdir():
+        require(
+            path.exists() or path.suffix.lower() in SUFFIXES or is_stray(path.name),
+            f"{path}: links to what is not there: expected a class folder; is a disk not mounted? restore or remove it",
+        )
     for path in folders_in(folder):
         # In one form, and sorted by it: copies between systems change it, and must not change the labels.
         name = unicodedata.normalize("NFC", path.name)

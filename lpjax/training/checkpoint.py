@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ class Writer:
         folder.mkdir(exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_without_orbax_logs())
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, handler_registry=_handlers())
+            path = stack.enter_context(_without_patterns(folder))
+            self._manager = ocp.CheckpointManager(path, options=options, handler_registry=_handlers())
             self._newest = max(self._manager.all_steps(), default=None)
             self._until_closed = stack.pop_all()
         self._step: int | None = None
@@ -192,6 +194,19 @@ def _without_orbax_logs() -> Iterator[None]:
         logger.removeFilter(is_of_others)
 
 
+@contextlib.contextmanager
+def _without_patterns(folder: Path) -> Iterator[Path]:
+    """The path of a folder as orbax can be given it, which takes brackets in paths for patterns of names."""
+    folder = folder.absolute()
+    if "[" not in str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="lpjax-") as place:
+        link = Path(place) / "checkpoints"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
 def _one_line(error: Exception) -> str:
     """An error in a line."""
     line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -232,10 +247,10 @@ def read(folder: Path, step: int) -> Saved:
     """
     items = ocp.args.Composite(state=ocp.args.PyTreeRestore(), meta=ocp.args.JsonRestore())
     try:
-        with _without_orbax_logs():
+        with _without_orbax_logs(), _without_patterns(folder) as path:
             handler = ocp.CompositeCheckpointHandler(handler_registry=_handlers())
             reader = ocp.Checkpointer(handler, multiprocessing_options=_single_process())
-            found = reader.restore(folder.absolute() / str(step), args=items)
+            found = reader.restore(path / str(step), args=items)
         arrays, meta = dict(found["state"]), found["meta"]
         expected, actual = meta["digest"], digest(arrays, meta)
     except Exception as error:  # there are as many kinds as there are ways to damage files
