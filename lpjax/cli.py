@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import io
 import os
 import stat
 import sys
 import tempfile
 import traceback
+import unicodedata
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -37,6 +39,7 @@ def command(interrupted: str = "interrupted") -> Callable[[Main], Main]:
         @functools.wraps(main)
         def guarded(argv: list[str]) -> int:
             error: Exception
+            _prepare_streams()
             rest = [arg for arg in argv if arg != "--debug"]
             try:
                 return main(rest)
@@ -58,6 +61,15 @@ def command(interrupted: str = "interrupted") -> Callable[[Main], Main]:
         return guarded
 
     return decorate
+
+
+def _prepare_streams() -> None:
+    """Make writing never fail: closed streams lead nowhere, and of a character that has no code its number is shown."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fault_in_words(error: Exception) -> str:
@@ -97,10 +109,14 @@ def console(**options: Any) -> Console:
     return Console(**{"soft_wrap": not sys.stdout.isatty()} | options, markup=False, emoji=False)
 
 
-JOINERS = "\u200c\u200d"
-"""What joins the letters before and after it, or keeps them apart: part of words in many scripts."""
+JOINERS = "\u200c\u200d\u200e\u200f\u2060"
+"""What joins the letters before and after it, keeps them apart, or says which way they run: part of many scripts."""
 
 
 def printable(text: object) -> str:
     """The text without control characters: a file's name may hold what a terminal takes for commands."""
-    return "".join(c if c.isprintable() or c in JOINERS else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return "".join(c if _is_shown(c) else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"

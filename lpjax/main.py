@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     try:
         if _MODE.value == "eval":
             result = loop.evaluate(run, folder, console.print)
-            console.print(f"step {result['step']}: {in_words(result)}; {folder}/eval.json")
+            console.print(f"step {result['step']}: {in_words(result)}")
         else:
             result = loop.train(run, folder, console, restart=_RESTART.value)
             console.print(f"{in_words(result)}, {result['seconds_total']:.0f} s; {folder}/result.json")

@@ -27,10 +27,10 @@ from jaxtyping import Float, UInt8
 
 from lpjax import cli
 from lpjax.config.command_line import local_path
+from lpjax.data.tree import LeftOut, image_files
 from lpjax.errors import BadInput, bad_input, extra_packages
 from lpjax.export import model_file
 from lpjax.export.model_file import Description, Model
-from lpjax.parallel import compilation
 
 BATCH = 32
 MAX_BYTES, MAX_PIXELS = 64 * 2**20, 50_000_000
@@ -47,25 +47,20 @@ class ImageFile:
     Attributes:
       name: As output shows it.
       path: Of the file; None for stdin.
-      listed: It was found in a folder, where files that are no images are left out.
       error: Why there is none.
     """
 
     name: str
     path: Path | None = None
-    listed: bool = False
     error: Exception | None = None
 
 
-class NoImageError(BadInput):
-    """A file that is no image that can be read."""
-
-
-def find_images(argument: str) -> list[ImageFile]:
+def find_images(argument: str, left_out: LeftOut) -> list[ImageFile]:
     """Find what an argument of the command stands for.
 
     Args:
       argument: A file, a folder, a pattern, or "-" for stdin.
+      left_out: Is added what is no image in a folder.
 
     Returns:
       The images in the order of their names; one with an error where the argument stands for none.
@@ -75,23 +70,23 @@ def find_images(argument: str) -> list[ImageFile]:
     try:
         path = local_path(argument)
         if path.is_dir():
-            return _in_folder(path)
+            return _in_folder(path, left_out)
         if glob.has_magic(argument) and not path.exists():
             names = sorted(glob.glob(str(path), recursive=True))
             if not names:
                 raise BadInput(f"{argument}: no file matches this pattern; correct it")
-            return [image for name in names for image in find_images(name)]
+            return [image for name in names for image in find_images(name, left_out)]
     except (ValueError, OSError) as error:
         return [ImageFile(argument, error=error)]
     return [ImageFile(argument, path)]
 
 
-def _in_folder(folder: Path) -> list[ImageFile]:
-    inside = (path for path in sorted(folder.rglob("*")) if not path.is_dir())
-    found = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+def _in_folder(folder: Path, left_out: LeftOut) -> list[ImageFile]:
+    found = image_files(folder, left_out)
     if not found:
-        raise BadInput(f"{folder}: no files in this folder: expected image files")
-    return [ImageFile(str(path), path, listed=True) for path in found]
+        reasons = "; ".join(left_out.in_words(folder))
+        raise BadInput(f"{folder}: no image files in this folder{reasons and f' ({reasons})'}: expected some")
+    return [ImageFile(str(path), path) for path in found]
 
 
 def read_image(image: ImageFile, description: Description) -> UInt8[np.ndarray, "H W C"]:
@@ -102,7 +97,7 @@ def read_image(image: ImageFile, description: Description) -> UInt8[np.ndarray, 
       description: of the model.
 
     Raises:
-      BadInput: naming the file, where it is no image (NoImageError), or too large.
+      BadInput: naming the file, where it is no image, or too large.
       OSError: where it cannot be read.
     """
     with extra_packages("reading image files", "export"):
@@ -117,13 +112,13 @@ def read_image(image: ImageFile, description: Description) -> UInt8[np.ndarray, 
             raise BadInput(f"stdin: more than {MAX_BYTES:,} bytes; use a smaller image")
     else:
         if image.path.exists() and not image.path.is_file():
-            raise NoImageError(f"{image.name}: not a file: expected an image file")
+            raise BadInput(f"{image.name}: not a file: expected an image file")
         content = model_file.read(image.path, MAX_BYTES, "use a smaller image")
     try:
         shape, share = description.image_shape, description.crop
         return images.decode_foreign(content, shape, share=share, max_pixels=MAX_PIXELS)
     except images.DECODING_ERRORS as error:
-        raise NoImageError(
+        raise BadInput(
             f"{image.name}: {error}: expected a whole file in one of the formats {', '.join(images.FORMATS)} of at "
             f"most {MAX_PIXELS:,} pixels; convert or scale it"
         ) from error
@@ -173,7 +168,7 @@ def main(argv: list[str]) -> int:
       argv: the command line without the program.
     """
     parser = argparse.ArgumentParser(prog="python -m lpjax.predict", description="Classes of images.")
-    parser.add_argument("--model", type=Path, required=True, help="folder that python -m lpjax.export wrote")
+    parser.add_argument("--model", required=True, help="folder that python -m lpjax.export wrote")
     parser.add_argument("--top", type=_positive, default=5, metavar="N", help="how many classes, 1 or more (5)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a line of JSON an image")
@@ -183,36 +178,36 @@ def main(argv: list[str]) -> int:
     show = _as_csv if options.csv else _as_json if options.json else _as_text
     if options.csv:
         print("image,class,probability,error")
-    code, left_out = 0, []
-    compilation.keep()
-    model = model_file.load(local_path(str(options.model)))
-    files = [file for argument in options.images for file in find_images(argument)]
+    code, left_out = 0, LeftOut()
+    model = model_file.load(local_path(options.model))
+    files = [file for argument in options.images for file in find_images(argument, left_out)]
     for file, result in predict(model, files, options.top):
-        if file.listed and isinstance(result, NoImageError):
-            left_out.append(file.name)
-            continue
         if isinstance(result, Exception):
             code = BadInput.exit_code
             print(f"lpjax: {cli.printable(result)}", file=sys.stderr)
         if text := show(file.name, result):
             print(text)
-    if left_out:
-        some = ", ".join(left_out[:3]) + (", .." if len(left_out) > 3 else "")
-        print(f"lpjax: left out, as no images: {cli.printable(some)} ({len(left_out)})", file=sys.stderr)
+    for line in left_out.in_words(None):
+        print(f"lpjax: {cli.printable(line)}", file=sys.stderr)
     return code
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return int(text)
+
+
+def _shown(name: str) -> str:
+    """A file's name: as it is, so that it can be found again, but on a terminal without what commands it."""
+    return cli.printable(name) if sys.stdout.isatty() else name
 
 
 def _as_text(name: str, result: Ranking | Exception) -> str:
     if isinstance(result, Exception):
         return ""
     width = max(len(label) for label, _ in result)
-    return "\n".join([cli.printable(name), *(f"  {label:{width}}  {probability:.4f}" for label, probability in result)])
+    return "\n".join([_shown(name), *(f"  {label:{width}}  {probability:.4f}" for label, probability in result)])
 
 
 def _as_json(name: str, result: Ranking | Exception) -> str:
@@ -225,7 +220,7 @@ def _as_json(name: str, result: Ranking | Exception) -> str:
 def _as_csv(name: str, result: Ranking | Exception) -> str:
     rows = [("", "", result)] if isinstance(result, Exception) else [(*row, "") for row in result]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([cli.printable(name), *map(cli.printable, row)] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows([_shown(name), *map(cli.printable, row)] for row in rows)
     return text.getvalue().rstrip("\n")
 
 

@@ -57,13 +57,16 @@ def save(folder, steps=(1,)):
         writer.wait()
 
 
-def test_written_and_read(tmp_path):
+@pytest.mark.parametrize("name", ["plain", "[red] 100 % *?#"])
+def test_written_and_read(name, tmp_path):
+    folder = tmp_path / name / "saved"
+    folder.parent.mkdir()
     before = process_wide()
-    save(tmp_path / "saved", steps=(1, 2))
+    save(folder, steps=(1, 2))
     assert process_wide() == before
-    read = checkpoint.read(tmp_path / "saved", 2).arrays
+    read = checkpoint.read(folder, 2).arrays
     assert read.keys() == ARRAYS.keys()
-    assert all(np.array_equal(read[name], ARRAYS[name]) for name in ARRAYS)
+    assert all(np.array_equal(read[key], ARRAYS[key]) for key in ARRAYS)
 
 
 @pytest.mark.parametrize("part", ["state/manifest.ocdbt", "state/d/*", "state/ocdbt.process_0/d/*", "state/_METADATA"])

@@ -1,5 +1,7 @@
 """Errors become exit codes and a line on stderr, in one place for all commands."""
 
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -131,3 +133,20 @@ def test_a_flag_that_xla_does_not_know_is_named(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false --xla_gone=1")
     with pytest.raises(errors.BadInput, match=r"XLA_FLAGS=.*: this version of XLA does not know --xla_gone=1; take it"):
         platform.provide_devices(1)
+
+
+@pytest.mark.parametrize(
+    "redirect, expected", [(">&-", ""), ("", "lpjax: \\xe9\\U0001f600"), ("<&-", "lpjax: \\xe9\\U0001f600")]
+)
+def test_streams_that_are_closed_or_have_no_code_for_a_character(redirect, expected):
+    said = "print('lpjax: \\xe9\\U0001f600') or 0"
+    program = f"from lpjax import cli; print(cli.command()(lambda argv: {said})([]))"
+    done = subprocess.run(
+        f"{sys.executable} -c {shlex.quote(program)} {redirect}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (f"{expected}\n0\n" if expected else "")

@@ -1,6 +1,8 @@
 """The configuration on the command line: names of configs, how values are written, paths, help."""
 
 import itertools
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,7 +47,7 @@ def test_values(arg, word, unset):
     "field, message",
     [
         ("data.flap", r"data.flap: no such field; did you mean data.flip\?"),
-        ("label_smoothing", "label_smoothing: no such field; known here: method, num_stages"),
+        ("smoothing", "smoothing: no such field; did you mean label_smoothing"),
         ("data.crop.left", "data.crop.left: no such field; data.crop is not a section"),
     ],
 )
@@ -124,3 +126,37 @@ def test_entries_of_a_docstring():
     assert describe.entries(doc, "Args") == {"first": "One and a half.", "second": "Two: both."}
     assert describe.entries(doc, "Attributes") == {}
     assert describe.entries(None, "Args") == {}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "def get_config():\n    return {}",
+            "the config file fails .KeyError.*expected get_config.. that returns lpjax.default_",
+        ),
+        (
+            "def get_config():\n    return 1 / 0",
+            "the config file fails .ZeroDivisionError: division by zero.; expected",
+        ),
+        ("x = 1", "the config file fails .*get_config.*--debug shows where"),
+        (
+            None,
+            "--config: .*expected a config file, or the name of one; what stands behind a colon goes to its get_config",
+        ),
+    ],
+)
+def test_config_files_that_are_none(text, message, tmp_path):
+    path = tmp_path / "own.py"
+    if text:
+        path.write_text(text)
+    program = "import sys; from lpjax.config import command_line; command_line.parse(sys.argv)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, f"--config={path}", "--config.seed=1"], capture_output=True, text=True
+    )
+    assert re.search(f"BadInput: {message}", done.stderr), done.stderr
+
+
+def test_one_config_at_a_time():
+    with pytest.raises(errors.BadInput, match=r"--config=a\.py --config=b\.py: expected one config"):
+        command_line._as_flags(["program", "--config=a.py", "--config=b.py"])

@@ -120,7 +120,7 @@ BAD = [
     ),
     ({"num_stages": "4"}, "num_stages='4': expected int, got str"),
     ({"cuts": 3}, "cuts=3: expected a tuple"),
-    ({"seed": -1}, "seed=-1: expected at least 0"),
+    ({"seed": -1}, "seed=-1: expected 0 to 4294967295"),
     ({"num_stages": 0}, "num_stages=0: expected at least 1"),
     ({"mesh": {"stage": 3}}, r"mesh.stage=3: expected a divisor of num_stages=4.*choose one of \[1, 2, 4\]"),
     ({"batch_size": 30}, r"batch_size=30: expected a multiple of .* 4 \* 1 = 4.*nearest above is 32"),

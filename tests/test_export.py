@@ -515,7 +515,10 @@ def test_folders_patterns_and_stdin(folder, digits, tmp_path, capsys, monkeypatc
     assert code == 0
     assert lines[::2] == [str(path) for path in (inside / "3.PNG", inside / "5.PNG", tmp_path / "photos/picture")]
     assert [line.split()[0] for line in lines[1::2]] == [best[i] for i in (3, 5, 7)]
-    assert err == f"lpjax: left out, as no images: {inside / 'labels.txt'} (1)\n"
+    assert err.splitlines() == [
+        f"lpjax: left out, hidden, or added by an archive or a disk: {inside / '.cache'} (1)",
+        f"lpjax: left out, no images in a format that is read: {inside / 'labels.txt'} (1)",
+    ]
     code, lines, err = call(capsys, folder, "--top=1", f"{tmp_path}/1?.png", f"{tmp_path}/*.PNG", "gs://a/b.png")
     assert code == 2
     assert lines[::2] == [f"{tmp_path}/1{i}.png" for i in range(10)]
@@ -529,7 +532,7 @@ def test_folders_patterns_and_stdin(folder, digits, tmp_path, capsys, monkeypatc
     (tmp_path / "empty").mkdir()
     code, lines, err = call(capsys, folder, tmp_path / "empty")
     assert (code, lines) == (2, [])
-    assert "empty: no files in this folder" in err
+    assert "empty: no image files in this folder" in err
 
 
 def test_csv(folder, digits, tmp_path, capsys):
@@ -538,10 +541,9 @@ def test_csv(folder, digits, tmp_path, capsys):
     shutil.copy(paths[1], named)
     (tmp_path / "bad.png").write_bytes(b"text")
     code, lines, _ = call(capsys, folder, "--csv", "--top=2", paths[0], named, tmp_path / "bad.png")
-    rows = list(csv.DictReader(lines))
+    rows = list(csv.DictReader(f"{line}\n" for line in lines))
     assert code == 2
-    shown = str(named).replace("\n", "\ufffd")
-    assert [row["image"] for row in rows] == [str(paths[0])] * 2 + [shown] * 2 + [str(tmp_path / "bad.png")]
+    assert [row["image"] for row in rows] == [str(paths[0])] * 2 + [str(named)] * 2 + [str(tmp_path / "bad.png")]
     for (first, second), p in zip((rows[:2], rows[2:4]), expected(folder, pixels[:2]), strict=True):
         best = np.argsort(-p)[:2]
         assert [first["class"], second["class"]] == [str(i) for i in best]

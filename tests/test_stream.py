@@ -141,8 +141,8 @@ def test_too_many_damaged_files():
     batches = streamed(make_stream(damaged=damaged), data__max_corrupt=2).train()
     with pytest.raises(
         CorruptDataError,
-        match=r"image_[048]\.png: not an image file; with it 3 image files cannot be decoded: expected at most 2 "
-        r"\(data.max_corrupt=2\); replace them, or raise data.max_corrupt",
+        match=r"image_[048]\.png: not an image file; with it 3 image files cannot be decoded: expected at most "
+        r"data.max_corrupt=2; replace them, or raise data.max_corrupt",
     ):
         take(batches, 10)
 

@@ -54,7 +54,7 @@ def check(config: Config, *, staged: bool) -> None:
 def _check_ranges(config: Config) -> None:
     for message in out_of_bounds(config):
         raise BadInput(message)
-    require(config.seed >= 0, f"seed={config.seed}: expected at least 0")
+    require(0 <= config.seed < 2**32, f"seed={config.seed}: expected 0 to {2**32 - 1}; choose another")
     initial, maximum = config.penalty.initial, config.penalty.maximum
     require(
         initial is None or maximum is None or maximum >= initial,

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import itertools
 import re
 import shutil
 import sys
@@ -42,13 +43,20 @@ def parse(argv: list[str]) -> tuple[dict, Path]:
     wants_help = len(given) < len(argv)
     try:
         words, unset = _as_flags(given)
+        _check_there(words)
         rest = flags.FLAGS(words)
         values = _CONFIG.value
         if values is None and not wants_help:
             raise BadInput("--config is missing: expected a config file or a name, e.g. --config=digits; see --help")
         fields = {} if values is None else values.to_dict()
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError, SyntaxError, ImportError) as error:
+    except (BadInput, flags.Error) as error:
         raise BadInput(f"{error}".strip('"')) from error
+    except Exception as error:  # of the config file, which is a program
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        expected = (
+            "expected get_config() that returns lpjax.default_config() with fields set; --debug shows where it fails"
+        )
+        raise BadInput(f"the config file fails ({what}): {expected}") from error
     for name in unset:
         *sections, field = name.split(".")
         section = fields
@@ -64,9 +72,23 @@ def parse(argv: list[str]) -> tuple[dict, Path]:
     return fields, local_path(_WORKDIR.value or f"runs/{name}")
 
 
+def _check_there(words: list[str]) -> None:
+    """Refuse a config file that is not there."""
+    for option, word in itertools.pairwise(["", *words]):
+        path = re.sub("^--?config=", "", word) if option not in ("-config", "--config") else word
+        if path != word or option in ("-config", "--config"):
+            name, colon, _ = path.partition(":")
+            more = "; what stands behind a colon goes to its get_config" if colon else ""
+            if not Path(name).is_file():
+                raise BadInput(f"--config: {name}: no such file: expected a config file, or the name of one{more}")
+
+
 def _as_flags(argv: list[str]) -> tuple[list[str], list[str]]:
     """The command line as the flags' library takes it, and the fields that it unsets, which that cannot."""
     words, unset = [], []
+    named = [arg for arg in argv if re.fullmatch(r"--?config(=.*)?", arg)]
+    if len(named) > 1:
+        raise BadInput(f"{' '.join(named)}: expected one config; leave one out")
     for before, arg in zip(["", *argv], argv, strict=False):
         option, equals, value = arg.partition("=")
         field = re.fullmatch(r"--?config\.(.+)", option)

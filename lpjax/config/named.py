@@ -93,4 +93,10 @@ def call(name: str, field: str, arguments: Mapping[str, Any], **given: Any) -> A
         takes = ", ".join(parameter for parameter in signature.parameters if parameter not in given)
         section = field.partition(".")[0]
         raise BadInput(f"{section}: {error}; {name} takes {takes}: correct the fields of {section}") from error
-    return function(**arguments, **given)
+    try:
+        return function(**arguments, **given)
+    except TypeError as error:
+        values = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise BadInput(
+            f"{field}={name} with {values}: {error}; correct the fields of {field.partition('.')[0]}"
+        ) from error

@@ -39,6 +39,10 @@ DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombErro
 """What Pillow raises for a file that is not an image, damaged, or absurdly large."""
 
 
+# Damaged EXIF: of a file that is not named, on every reading.
+warnings.filterwarnings("ignore", message="(Corrupt EXIF|Metadata Warning|Truncated File Read)", category=UserWarning)
+
+
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     """A random box of 8 to 100 % of an image's area and aspect 3:4 to 4:3 (Inception, arXiv:1409.4842).
 

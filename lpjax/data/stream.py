@@ -57,9 +57,11 @@ class _Decoder:
                     self._corrupt.append(f"{name}{error}")
                 count = len(self._corrupt)
             if count > self._limit:
+                most = f"expected at most data.max_corrupt={data.max_corrupt}; replace them, or raise data.max_corrupt"
+                if count == len(self._files):
+                    most = "which are all of the split; replace them"
                 raise CorruptDataError(
-                    f"{name}{error}; with it {count} image files cannot be decoded: expected at most "
-                    f"{self._limit} (data.max_corrupt={data.max_corrupt}); replace them, or raise data.max_corrupt"
+                    f"{name}{error}; with it {count} image files cannot be decoded: {most}"
                 ) from error
             return None
         return {"image": image, "label": np.asarray(label, np.int32), "index": np.asarray(position, np.int32)}

@@ -39,10 +39,13 @@ class LeftOut:
         """How many were left out for these reasons."""
         return sum(len(self._names.get(reason, ())) for reason in reasons)
 
-    def in_words(self, parent: Path) -> list[str]:
-        """A line for each reason, with the first names, as they are below the parent, and how many there are."""
-        relative = {why: [os.path.relpath(name, parent) for name in names] for why, names in self._names.items()}
-        return [f"left out, {why}: {some(names)}" for why, names in relative.items()]
+    def in_words(self, parent: Path | None) -> list[str]:
+        """A line for each reason, with the first names, as they are below the parent if there is one, and the count."""
+
+        def shown(name: str) -> str:
+            return os.path.relpath(name, parent) if parent else name
+
+        return [f"left out, {why}: {some(map(shown, names))}" for why, names in self._names.items()]
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -216,7 +217,13 @@ def _verify_checksums(folder: Path) -> None:
     sums = _read(folder / CHECKSUMS)
     if sums.startswith(b"version https://git-lfs"):
         raise BadInput(f"{folder / CHECKSUMS}: {_damage(folder / CHECKSUMS, ())}")
-    lines = sums.decode(errors="replace").splitlines()
+    text = sums.decode(errors="replace")
+    found = re.findall(
+        r"^([0-9a-f]{64}) [ *](?:\./)?(.*?)\r?$|^SHA256 \((.*)\) = ([0-9a-f]{64})\r?$", text, re.MULTILINE
+    )
+    lines = [f"{digest or other}  {name or tagged}" for digest, name, tagged, other in found]
+    if not lines:
+        raise BadInput(f"{folder / CHECKSUMS}: no sums: expected lines of sha256sum; {_REMEDY}")
     for name in (PROGRAM, ARRAYS, DESCRIPTION):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; {_REMEDY}")

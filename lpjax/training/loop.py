@@ -34,7 +34,7 @@ from rich.console import Console
 
 from lpjax import cli
 from lpjax.data.batch import TrainBatches
-from lpjax.errors import Error, Interrupted
+from lpjax.errors import CorruptDataError, Error, Interrupted
 from lpjax.parallel import compilation, platform, processes
 from lpjax.state.train_state import TrainState
 from lpjax.training import checkpoint, identity, resume, summary, workdir
@@ -234,11 +234,18 @@ class _Session:
         self.evaluation = None
         if run.is_eval_step(step):
             watch.phase(f"the test after step {step}")
-            self.evaluation = run.evaluate(state, run.data)
+            try:
+                self.evaluation = run.evaluate(state, run.data)
+            except CorruptDataError:  # the training was sound, and is not to be lost
+                self._save(step, state, batches)
+                raise
             self.log.evaluation(step, self.evaluation)
             watch.done(f"the test after step {step}")
-        if not save:
-            return
+        if save:
+            self._save(step, state, batches)
+
+    def _save(self, step: int, state: TrainState, batches: TrainBatches) -> None:
+        run, watch = self.run, self.log.watch
         watch.phase(f"the checkpoint of step {step}")
         arrays = resume.snapshot(run, state)
         check_arrays(step, arrays)
@@ -256,12 +263,12 @@ class _Session:
         if self.writer:
             self.log.sync()
             self.writer.save(step, arrays, meta, self.evaluation and self.evaluation.test_accuracy)
-            if self.requests.signal or step == run.num_steps:
+            if self.requests.signal or step == run.num_steps or self.evaluation is None:
                 self.writer.wait()
         watch.done(f"the checkpoint of step {step}")
 
 
-def evaluate(run: Run, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+def evaluate(run: Run, folder: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Test the run's newest good checkpoint, and write eval.json, if the workdir can be written to.
 
     Args:
@@ -281,6 +288,7 @@ def evaluate(run: Run, folder: Path, say: Callable[[str], None] = print) -> dict
     if processes.is_writer():
         try:
             workdir.write_json(folder / "eval.json", result)
+            say(f"{folder}/eval.json")
         except OSError as error:
-            say(f"eval.json is not written: {error}")
+            say(f"{folder}/eval.json is not written: {error}")
     return result

@@ -60,6 +60,10 @@ def lock(workdir: Path) -> Iterator[None]:
     """
     path = workdir / "lock"
     try:
+        str(workdir.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise WorkdirError(f"workdir={workdir}: expected a name in UTF-8, for checkpoints; choose another") from error
+    try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
