@@ -47,7 +47,8 @@ def test_values(arg, word, unset):
     "field, message",
     [
         ("data.flap", r"data.flap: no such field; did you mean data.flip\?"),
-        ("smoothing", "smoothing: no such field; did you mean label_smoothing"),
+        ("label_smoothing", r"label_smoothing: no such field; did you mean data.label_smoothing\?"),
+        ("nothing_like_it", "nothing_like_it: no such field; known here: method, num_stages"),
         ("data.crop.left", "data.crop.left: no such field; data.crop is not a section"),
     ],
 )

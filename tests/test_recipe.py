@@ -104,7 +104,7 @@ WITH_LABELS = {
 def test_every_loss_of_training_has_smoothed_labels_and_no_test_has(name, monkeypatch, x64):
     """Against runs that have optax's smoothing in place of the cross entropy, wherever that is called in a step."""
     fields = SMALL | {"mesh__stage": 1, "data__crop": 0, **plain_sgd(0.3), **WITH_LABELS[name]}
-    run = prepare(small_config(**fields, label_smoothing=0.2))
+    run = prepare(small_config(**fields, data__label_smoothing=0.2))
     state, metrics = take_steps(run, 2)
 
     def smoothed(logits, labels, smoothing):
@@ -125,7 +125,7 @@ def test_every_loss_of_training_has_smoothed_labels_and_no_test_has(name, monkey
 
 # mixup ----------------------------------------------------------------------------------------------------------------
 
-MIXED = SMALL | {"standardise": True, "data__mixup": 0.4, "data__flip": True, "label_smoothing": 0.1}
+MIXED = SMALL | {"standardise": True, "data__mixup": 0.4, "data__flip": True, "data__label_smoothing": 0.1}
 
 
 def test_a_step_on_mixtures_by_hand(x64):
@@ -250,7 +250,7 @@ def test_the_average_of_the_weights_is_tested_beside_them(shape, x64):
 
 def test_an_average_goes_on_and_starts_at_the_weights_of_another_run(tmp_path):
     """Bit for bit from its own checkpoint, with all that is drawn and averaged; from one without it at its weights."""
-    recipe = AVERAGED | {"data__mixup": 0.2, "label_smoothing": 0.1, "optimizer__name": "adamw", "log_every": 1}
+    recipe = AVERAGED | {"data__mixup": 0.2, "data__label_smoothing": 0.1, "optimizer__name": "adamw", "log_every": 1}
 
     def trained(name, **fields):
         loop.train(prepare(small_config(**recipe | fields)), tmp_path / name, Console(file=io.StringIO()))

@@ -60,7 +60,7 @@ class Parts(StagePrograms):
         run, state = self.run, self.state
         config = replace(self.config, batch_size=size)
         data, batch = self.augment(size)
-        x, targets = data(), Targets(batch.label, config.label_smoothing)
+        x, targets = data(), Targets(batch.label, config.data.label_smoothing)
         exchange = step.make_exchange(run.network, config)
         features = [jnp.ones((size, *shape)) for shape in run.network.interfaces[1:]]
         replies = jnp.ones((run.network.num_stages, size, exchange.homeward_length))

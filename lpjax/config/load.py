@@ -88,7 +88,8 @@ def hint_of(name: str) -> Any:
 
 def _check_field(name: str, hints: Mapping[str, Any], prefix: str) -> None:
     if name not in hints:
-        close = difflib.get_close_matches(name, hints, n=1)
+        inside = [f"{part}.{name}" for part, hint in hints.items() if name in getattr(hint, "__dataclass_fields__", ())]
+        close = inside or difflib.get_close_matches(name, hints, n=1)
         known = f"known here: {', '.join(hints)}" if hints else f"{prefix.rstrip('.')} is not a section"
         raise BadInput(f"{prefix}{name}: no such field; " + (f"did you mean {prefix}{close[0]}?" if close else known))
 

@@ -83,7 +83,7 @@ def make_targets(
       partners: Labels of what they are mixed with; None without mixup.
     """
     share = None if partners is None else mixed_share(keys, config.data.mixup)
-    return Targets(labels, config.label_smoothing, partners, share)
+    return Targets(labels, config.data.label_smoothing, partners, share)
 
 
 def make_step_inputs(

@@ -170,16 +170,7 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
         state = replicated(state, mesh)
         found = means(replace(state, ema=()), feed)
         averaged = means(with_average(state), feed) if state.ema else {}
-        return Evaluation(
-            test_loss=found["loss"],
-            test_accuracy=found["composed"],
-            aux_path_accuracy=found.get("aux_path"),
-            aux_head_accuracy=found.get("aux_head"),
-            test_examples=round(found["examples"]),
-            test_top5_accuracy=found.get("top5"),
-            ema_loss=averaged.get("loss"),
-            ema_accuracy=averaged.get("composed"),
-            ema_top5_accuracy=averaged.get("top5"),
-        )
+        own = found["loss"], found["composed"], found.get("aux_path"), found.get("aux_head"), round(found["examples"])
+        return Evaluation(*own, found.get("top5"), *(averaged.get(name) for name in ("loss", "composed", "top5")))
 
     return evaluate

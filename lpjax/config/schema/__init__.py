@@ -40,8 +40,6 @@ class Config:
       seed: Of initialisation, order, augmentation and dropout; at least 0.
       num_epochs: Passes over the training set (the last incomplete batch of a pass is left out).
       num_steps: Ends training after so many steps; schedules still run over num_epochs.  Unset: all.
-      label_smoothing: Share of each label that is spread evenly over all classes, in every cross entropy of training;
-        tests are without.
       ema_decay: Of a moving average of the network's weights, updated in each step and tested beside them; in step t
         it is at most (1 + t) / (10 + t), so that a short run forgets its start.  Unset: no average.
       batch_size: Examples of one step over the whole mesh; must divide by mesh.stage * mesh.data.
@@ -77,7 +75,6 @@ class Config:
     seed: int = 0
     num_epochs: int = at_least(1, 30)
     num_steps: int | None = at_least(1, None)
-    label_smoothing: float = bounded(0.0, at_least=0, below=1, remedy="0 is none")
     ema_decay: float | None = bounded(None, at_least=0, below=1, remedy="leave it unset for no average")
     batch_size: int = at_least(1, 64)
     log_every: int = at_least(1, 10)

@@ -29,6 +29,8 @@ class DataConfig:
       cutout: Side in pixels of the square that is set to the mean, 0 for none (arXiv:1708.04552).
       mixup: alpha of mixup (arXiv:1710.09412), 0 for none: each example is mixed with another one of the batch, image
         and label alike, in shares from Beta(alpha, alpha).
+      label_smoothing: Share of each label that is spread evenly over all classes, in every cross entropy of training;
+        tests are without.
       threads: That read and decode image files.
       prefetch: Images decoded ahead.
       max_corrupt: Image files that cannot be decoded and are skipped before training stops.
@@ -49,6 +51,7 @@ class DataConfig:
     flip: bool = False
     cutout: int = at_least(0, 0)
     mixup: float = at_least(0, 0.0)
+    label_smoothing: float = bounded(0.0, at_least=0, below=1, remedy="0 is none")
     threads: int = at_least(1, 16)
     prefetch: int = at_least(1, 1024)
     max_corrupt: int = at_least(0, 100)
