@@ -75,7 +75,7 @@ def cifar(tmp_path_factory):
     for name, make in (("cifar10", make_cifar10), ("cifar100", make_cifar100)):
         archive, train, test = make(tmp_path_factory.mktemp(name))
         done = command(name, archive, archive.parent / "data")
-        assert f"({len(train.labels)} train, {len(test.labels)} test)" in done.stdout
+        assert f"({len(train.labels)} train, {len(test.labels)} test; the whole set has" in done.stdout
         assert "train examples" in done.stderr, "progress is shown"
         made[name] = archive.parent / "data", train, test
     return made
@@ -85,7 +85,10 @@ def cifar(tmp_path_factory):
 def imagenet(tmp_path_factory):
     """Folder of the prepared set, images of the training and of the validation split."""
     source, train, test = make_imagenet(tmp_path_factory.mktemp("imagenet"), cmyk=True)
-    assert "(18 train, 6 validation)" in command("imagenet2012", source, source / "data").stdout
+    assert (
+        "(18 train, 6 validation; the whole set has 1281167 and 50000)"
+        in command("imagenet2012", source, source / "data").stdout
+    )
     return source / "data", train, test
 
 
@@ -294,6 +297,7 @@ def test_cifar_archives_as_they_lie_on_disks(version, tmp_path, capsys):
     code, out, err = run(capsys, "cifar10", f"--source={source}", f"--data_dir={tmp_path / 'data'}", *given)
     assert (code, "100 train, 30 test" in out) == (0, True), err
     assert ("unpacked files have no checksum" in out) == (not given)
+    assert "the whole set has 50000 and 10000" in out
 
 
 class Calls:
@@ -469,6 +473,16 @@ def test_a_prepared_set_of_another_version(copy):
     spec = tfds_sets.cifar10.describe(DataConfig(dir=str(data_dir)))
     assert spec.notes == ("cifar10 is prepared in version 3.0.1: tensorflow-datasets has 3.0.2",)
     assert len(tfds_sets.cifar10.load(DataConfig(dir=str(data_dir))).train_labels) == 100
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_a_half_copied_set(file, copy):
+    data_dir, folder = copy
+    (folder / file).write_text("")
+    with pytest.raises(
+        ValueError, match=r"cifar10/3\.0\.2: cannot be read .*; remove it and do: python -m lpjax.data.prepare"
+    ):
+        tfds_sets.cifar10.describe(DataConfig(dir=str(data_dir)))
 
 
 def test_members_that_lead_out_of_the_folder(capsys, tmp_path):

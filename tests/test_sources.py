@@ -68,6 +68,7 @@ ROW = {"train": "train-{0}-idx{1}-ubyte", "test": "t10k-{0}-idx{1}-ubyte"}
         {split: f"MNIST/raw/{name}" for split, name in ROW.items()},
         {split: f"{name}/{name}" for split, name in ROW.items()},
         {split: f"archive/{name}/{name}" for split, name in ROW.items()},
+        {split: f"{split}/{name}" for split, name in ROW.items()},
         {"train": "train-{0}.idx{1}-ubyte", "test": "t10k_{0}_idx{1}_ubyte.gz"},
     ],
 )

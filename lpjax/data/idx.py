@@ -95,8 +95,9 @@ def _files(config: DataConfig) -> dict[tuple[str, str], Path]:
     sets: dict[tuple[Path, str], dict[tuple[str, str], Path]] = {}
     for path in sorted(path for depth in _DEPTHS for path in folder.glob(depth)):
         if (match := _NAME.fullmatch(path.name)) and path.is_file():
-            # A folder of the file's own name is what some programs unpack a file into.
-            place = path.parent.parent if _NAME.fullmatch(path.parent.name) and path.parent != folder else path.parent
+            # Some programs unpack a file into a folder of its own name; people make one for each split.
+            own = _NAME.fullmatch(path.parent.name) or path.parent.name.lower() in ("train", "test", "t10k")
+            place = path.parent.parent if own and path.parent != folder else path.parent
             split = "train" if match["split"] == "train" else "test"
             sets.setdefault((place, match["set"]), {}).setdefault((split, match["kind"]), path)
     whole = [key for key in sets if len(sets[key]) == 4]

@@ -23,8 +23,9 @@ from typing import Any
 
 from lpjax import cli, errors
 from lpjax.config.command_line import local_path
+from lpjax.config.schema import DataConfig
 from lpjax.data.archives import ARCHIVES, CIFAR, Examples, download_again, splits
-from lpjax.data.tfds_sets import allow_open_files, import_tfds, is_prepared, open_set, set_folder
+from lpjax.data.tfds_sets import SETS, allow_open_files, import_tfds, is_prepared, open_set, set_folder
 from lpjax.errors import BadInput
 
 
@@ -200,6 +201,10 @@ def prepare(name: str, source: Path, data_dir: Path, sha256: Sequence[str] = ())
     write(builder, splits(builder, archives), folder)
     counts = ", ".join(f"{split.num_examples} {name}" for name, split in builder.info.splits.items())
     counts += "; unpacked files have no checksum" if unpacked else ""
+    published = SETS[name].published
+    whole = published(DataConfig()) if published else None
+    if whole and sum(split.num_examples for split in builder.info.splits.values()) < whole.num_train + whole.num_test:
+        counts += f"; the whole set has {whole.num_train} and {whole.num_test}"
     return (
         f"{name} is prepared in {folder} ({counts}); train with --config.data.name={name} --config.data.dir={data_dir}"
     )

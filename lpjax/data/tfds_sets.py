@@ -107,7 +107,12 @@ def open_set(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     if folder is None:
         wanted = set_folder(name, data_dir)
         raise FileNotFoundError(f"data.dir={data_dir}: {name} is not prepared there (no {wanted}); do: {remedy}")
-    builder = tfds.builder_from_directory(folder)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # of a half copied or emptied folder each library on the way has its own
+        raise BadInput(
+            f"{folder}: cannot be read ({type(error).__name__}: {error}); remove it and do: {remedy}"
+        ) from error
     formats = {found.value for found in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise BadInput(
@@ -214,3 +219,6 @@ def _cifar(name: str, classes: int) -> Source:
 cifar10 = _cifar("cifar10", 10)
 cifar100 = _cifar("cifar100", 100)
 imagenet2012 = _source("imagenet2012", _imagenet_spec, _load_imagenet)
+
+SETS = {source.name: source for source in (cifar10, cifar100, imagenet2012)}
+"""By name."""

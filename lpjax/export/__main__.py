@@ -10,6 +10,7 @@ interrupted.
 """
 
 import math
+import shlex
 import sys
 
 from absl import flags
@@ -52,7 +53,9 @@ def main(argv: list[str]) -> int:
     params, stats = from_run.composed_trees(run, state)
     known = {"step": step, "test_accuracy": accuracy, "ema": _EMA.value}
     from_run.write(output, run, params, stats, fold_batch_norm=_FOLD.value, **known)
-    cli.console().print(f"{output}: the network of step {step}; try: python -m lpjax.predict --model={output} IMAGES")
+    cli.console().print(
+        f"{output}: the network of step {step}; try: python -m lpjax.predict --model={shlex.quote(str(output))} IMAGES"
+    )
     return 0
 
 

@@ -62,6 +62,12 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
     return _deciding(saved | flatten_dict(dataclasses.asdict(filled), sep="."))
 
 
+def other_classes(was: dict[str, Any], now: dict[str, Any]) -> str:
+    """Of two identities the first class that differs, in words; "" where none does, or one does not have them."""
+    names = was.get(_CLASS_NAMES), now.get(_CLASS_NAMES)
+    return _difference(_CLASS_NAMES, *names) if all(names) and names[0] != names[1] else ""
+
+
 def _difference(name: str, was: Any, now: Any) -> str:
     """One difference in words: of class names, the first that is another."""
     if name == _CLASS_NAMES and was and now:

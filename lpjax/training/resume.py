@@ -171,6 +171,8 @@ def from_other(run: Run, say: Say) -> Start:
             f"--config.standardise={was['standardise']} to go on with that network, {now['standardise']} to change it"
         )
     say(f"starting from step {saved.step} of {workdir}")
+    if difference := identity.other_classes(was, now):
+        say(f"its outputs were other classes ({difference}): they are learnt anew")
     _say_news([name for name in fresh if config.optimizer or _is_weight(name)], left, say)
     if not config.optimizer:
         return Start(state)
