@@ -130,39 +130,36 @@ def empty(network: Network, config: Config) -> tuple[Float[Array, "k b l"], Int[
     return jnp.zeros((*shape, network.packet_length)), jnp.full((*shape, tag_values(config)), -1, jnp.int32)
 
 
-def exact_passes(
-    run: Callable[[PyTree, Interface], tuple[Array, PyTree]],
-    params: PyTree,
-    lam: Interface,
-    examples: Tagged,
-    gradient: Float[Array, "b l"] | None,
-    batch_size: int,
-) -> tuple[dict[str, Float[Array, ""]], PyTree, PyTree, Interface]:
-    """Both passes of backprop through stages.
+def to_loss(
+    run: Callable[[PyTree, Interface], tuple[Array, PyTree]], examples: Tagged, last: bool, batch_size: int
+) -> Callable[[PyTree, Interface], tuple[Array, tuple[dict[str, Float[Array, ""]], PyTree]]]:
+    """Stages as a function to be differentiated.
 
     Args:
-      run: (`params`, `lam`) -> the output, and statistics.
-      params: Trees.
-      lam: The first one's input.
-      examples: That it is of.
-      gradient: At the output, packed; None where that is the network's: then it is the loss's.
+      run: (params, lam) -> their output, and statistics.
+      examples: That they are run on.
+      last: Whether their output is the network's.
       batch_size: B.
 
     Returns:
-      `shares` of a `StageResult`, zeros but for the network's output; the statistics; the gradients at `params` and
-      at `lam`.
+      (params, lam) -> the output, or the loss where it is the network's; and `shares` of a `StageResult`, zeros but for
+      the network's output, and the statistics.
     """
 
-    def run_to_loss(params: PyTree, lam: Interface) -> tuple[Array, tuple[Array, PyTree]]:
+    def function(params: PyTree, lam: Interface) -> tuple[Array, tuple[dict[str, Float[Array, ""]], PyTree]]:
         output, stats = run(params, lam)
-        if gradient is not None:
-            return output, (jnp.zeros(()), stats)
+        if not last:
+            return output, ({"loss": jnp.zeros(()), "correct": jnp.zeros(())}, stats)
         loss, correct = examples.scores(output)
-        return loss / batch_size, (correct, stats)
+        return loss / batch_size, ({"loss": loss / batch_size, "correct": correct}, stats)
 
-    output, pullback, (correct, stats) = jax.vjp(run_to_loss, params, lam, has_aux=True)
-    grads, adjoint = pullback(jnp.ones(()) if gradient is None else unpack(gradient, output.shape[1:]))
-    return {"loss": output if gradient is None else jnp.zeros(()), "correct": correct}, stats, grads, adjoint
+    return function
+
+
+def gradient_behind(network: Network, k: int, packet: Float[Array, "b l"]) -> Array:
+    """The gradient at the output of stage k, from a packet of it; of the last stage at the loss, 1."""
+    last = k == network.num_stages - 1
+    return jnp.ones(()) if last else unpack(packet, network.interfaces[k + 1])
 
 
 # ------------------------------------------------------------------ methods whose stages learn from losses of their own

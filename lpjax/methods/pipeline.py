@@ -3,19 +3,20 @@
     GPipe  Huang et al., "GPipe: Efficient Training of Giant Neural Networks using Pipeline Parallelism",
            arXiv:1811.06965
 
-S = 3 devices, M = 4 micro-batches; f m, b m: forward and backward pass of micro-batch m; B recomputes f first:
+S = 3 devices, M = 4 micro-batches; f m, b m: forward and backward pass of micro-batch m:
 
-    device 0   f0 f1 f2 f3 .  |  .  .  b0 b1 b2 b3  | update
-    device 1   .  f0 f1 f2 f3 |  .  b0 b1 b2 b3 .   | update       rounds: M + S - 2 forward, M + S - 1 backward
-    device 2   .  .  .  .  .  |  b0 b1 b2 b3 .  .   | update       idle (the bubble): about (S-1) / (M+S-1)
+    device 0   f0 f1 f2 f3 .  .  |  .  .  b0 b1 b2 b3  | update
+    device 1   .  f0 f1 f2 f3 .  |  .  b0 b1 b2 b3 .   | update       rounds: M + S - 1 forward, as many backward
+    device 2   .  .  f0 f1 f2 f3 |  b0 b1 b2 b3 .  .   | update       idle (the bubble): (S-1) / (M+S-1)
 
     grad W = sum over m of d/dW [ sum over examples of micro-batch m of phi(F_{K-1} o .. o F_0(x; W), y) ] / B
 
-As in the paper a device keeps only its inputs of the forward rounds and computes its stages again in the backward ones
-(so the last device has nothing to do in the forward rounds).  Between rounds outputs move one device on, or gradients
-one device back.  **Batch norm sees a micro-batch**, not the batch: the gradient is that of serial gradient accumulation
-over the micro-batches, which without batch norm is backprop's.  Micro-batch m of a column has its examples m, m + M,
-m + 2M .. , so the numbers do not depend on the mesh.
+With `pipeline.keep="activations"` a device keeps what the backward passes of all M micro-batches need, the activations
+of a batch.  With "inputs", as in the paper, it keeps its inputs alone and computes its stages again in the backward
+rounds; then the last device has nothing to do in the forward rounds, of which there is one less.  Between rounds
+outputs move one device on, or gradients one device back.  **Batch norm sees a micro-batch**, not the batch: the
+gradient is that of serial gradient accumulation over the micro-batches, which without batch norm is backprop's.
+Micro-batch m of a column has its examples m, m + M, m + 2M .. , so the numbers do not depend on the mesh.
 
 1F1B (arXiv:1806.03377) would start a backward pass as soon as one can; in rounds that all devices share it takes
 M + 2(S-1) rounds of both passes, more time than here, to keep 2S - 1 inputs instead of M, which here are small.
@@ -31,13 +32,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
 from lpjax.errors import require
-from lpjax.methods import base, moving
+from lpjax.methods import base, kept, moving
 from lpjax.methods.base import WIDTH, Age, Metrics, StageResult, stage_values
 from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network
@@ -46,6 +47,11 @@ from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
 from lpjax.state.train_state import TrainState
+
+
+def keeps(config: Config) -> bool:
+    """Whether activations are kept between rounds; with one device no round needs those of another."""
+    return config.pipeline.keep == "activations" and config.mesh_shape[0] > 1
 
 
 class Step(base.Step):
@@ -72,23 +78,46 @@ class Step(base.Step):
         lam = moving.unpack(packet, self.network.interfaces[stages[0]])
         return self.network.params.unpack_all(state.stage_params, stages), lam
 
-    def run_forward(self, device: int, packet: Array, tags: moving.Tags, *, state: TrainState) -> Array:
-        """What a device sends on of a micro-batch."""
-        trees, mode = self.unpacked(device, packet, state), moving.tagged(self.config, state, tags).mode
-        return moving.pack(self.network, self.apply(device, state, mode, *trees)[0])
+    def function(self, device: int, tags: moving.Tags, state: TrainState) -> kept.Function:
+        """A device's stages on a micro-batch, to be differentiated: see `moving.to_loss`."""
+        examples, last = moving.tagged(self.config, state, tags), device == self.config.mesh_shape[0] - 1
+        run = partial(self.apply, device, state, examples.mode)
+        return moving.to_loss(run, examples, last, self.config.batch_size)
+
+    def run_forward(
+        self, device: int, packet: Array, tags: moving.Tags, *, state: TrainState
+    ) -> tuple[Array, StageResult, kept.Rows]:
+        """What a device sends on of a micro-batch, what it makes of it beside that, and what it keeps of it."""
+        network, trees = self.network, self.unpacked(device, packet, state)
+        output, (shares, stats), rows = kept.forward(self.function(device, tags, state), *trees)
+        done = StageResult(shares, {}, network.stats.pack_all(stats), ())
+        if device == self.config.mesh_shape[0] - 1:
+            return jnp.zeros_like(packet), done, rows
+        return moving.pack(network, output), done, rows if keeps(self.config) else {}
 
     def run_backward(
-        self, device: int, packet: Array, tags: moving.Tags, gradient: Array, *, state: TrainState
+        self, device: int, packet: Array, tags: moving.Tags, gradient: Array, rows: kept.Rows, *, state: TrainState
     ) -> tuple[StageResult, Array]:
         """A micro-batch's backward pass, and the gradient to send back."""
-        network, config, examples = self.network, self.config, moving.tagged(self.config, state, tags)
-        run, trees = partial(self.apply, device, state, examples.mode), self.unpacked(device, packet, state)
-        behind = gradient if device < config.mesh_shape[0] - 1 else None
-        shares, new, grads, adjoint = moving.exact_passes(run, *trees, examples, behind, config.batch_size)
+        network, trees = self.network, self.unpacked(device, packet, state)
+        function = self.function(device, tags, state)
+        behind = moving.gradient_behind(network, self.stages_of(device)[-1], gradient)
+        if keeps(self.config):
+            grads, adjoint = kept.backward(function, *trees, rows, behind)
+            done = self.nothing(state)
+        else:
+            _, pullback, (shares, stats) = jax.vjp(function, *trees, has_aux=True)
+            grads, adjoint = pullback(behind)
+            done = StageResult(shares, {}, network.stats.pack_all(stats), ())
         back = moving.pack(network, adjoint) if device > 0 else jnp.zeros_like(packet)
-        return StageResult(shares, network.params.pack_all(grads), network.stats.pack_all(new), ()), back
+        return done._replace(grads=network.params.pack_all(grads)), back
 
-    def round(self, run: Callable[..., Any], micro: Array, nothing: PyTree, *operands: Array, working: int) -> Any:
+    def nothing(self, state: TrainState) -> StageResult:
+        """The result of a device that has no micro-batch, but for gradients."""
+        stats = jax.tree.map(jnp.zeros_like, state.stage_stats)
+        return StageResult({"loss": jnp.zeros(()), "correct": jnp.zeros(())}, {}, stats, ())
+
+    def round(self, run: Callable[..., Any], micro: Array, nothing: PyTree, *operands: PyTree, working: int) -> Any:
         """Run a round on the devices that have a micro-batch in it.
 
         Args:
@@ -105,48 +134,95 @@ class Step(base.Step):
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step as one device sees it."""
-        network, config = self.network, self.config
-        S, M = config.mesh_shape[0], config.pipeline.micro_batches
-        device = lax.axis_index("stage")
+        network, config, M = self.network, self.config, self.config.pipeline.micro_batches
         whole = moving.column_batch(network, self.step_inputs, state, batch)
         x, tags = (value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in whole)  # [M, b / M, ..]
-        silence = jnp.zeros_like(x[0])
+        inputs, rows, passed = self.forward_rounds(state, x, tags)
+        done = self.backward_rounds(state, inputs, tags, rows)
+        shares, stats = jax.tree.map(jnp.add, (passed.shares, passed.stats), (done.shares, done.stats))
+        grads = lax.psum(done.grads, "data")
+        stats = jax.tree.map(lambda total: total / M, lax.pmean(stats, "data"))
+        squares = meshes.by_stage(jnp.square(optim.row_norms(grads)) / config.mesh.data, network.num_stages)
+        sums = lax.psum(shares, meshes.ALL_AXES)
+        metrics = {"task_loss": sums["loss"], "accuracy": sums["correct"] / config.batch_size}
+        return self.updated(state, grads, stats), metrics | {"gradient_norm": jnp.sqrt(squares)}
 
-        def at(values: Array, micro: Array) -> Array:
-            return lax.dynamic_index_in_dim(values, jnp.clip(micro, 0, M - 1), keepdims=False)
+    def forward_rounds(
+        self, state: TrainState, x: Float[Array, "m b l"], tags: Array
+    ) -> tuple[Float[Array, "m b l"], kept.Rows, StageResult]:
+        """The forward rounds.
 
-        def forward(inputs: Array, tick: Array) -> tuple[Array, None]:
-            micro = tick - device
-            operands = at(inputs, micro), at(tags, micro)
-            output = self.round(partial(self.run_forward, state=state), micro, silence, *operands, working=S - 1)
+        Args:
+          state: Before the step.
+          x: The network's input.
+          tags: Of the micro-batches.
+
+        Returns:
+          The device's inputs, what it kept of each micro-batch, and the sums of what it made of them beside that.
+        """
+        S, M, device = self.config.mesh_shape[0], len(x), lax.axis_index("stage")
+        working, run = S if keeps(self.config) else S - 1, partial(self.run_forward, state=state)
+        nothing = self.nothing(state)
+        if working == 0:
+            return x, {}, nothing
+        each = [jax.eval_shape(partial(run, d), x[0], tags[0])[2] for d in range(working)]
+        lengths = kept.longest(each)
+
+        def with_room(device: int, *operands: Array) -> tuple[Array, StageResult, kept.Rows]:
+            output, done, rows = run(device, *operands)
+            return output, done if keeps(self.config) else nothing, kept.padded(rows, lengths)
+
+        def forward(carry: tuple[Array, kept.Rows, StageResult], tick: Array) -> tuple[Any, None]:
+            inputs, rows, total = carry
+            micro, silence = tick - device, (jnp.zeros_like(x[0]), nothing, kept.padded({}, lengths))
+            operands = _at(inputs, micro), _at(tags, micro)
+            output, done, new = self.round(with_room, micro, silence, *operands, working=working)
+            busy = (micro >= 0) & (micro < M)
+            rows = jax.tree.map(lambda row, new: _put(row, jnp.where(busy, new, _at(row, micro)), micro), rows, new)
             arrived = lax.ppermute(output, "stage", [(s, s + 1) for s in range(S - 1)])
             micro = micro + 1  # what the device before this one just had
-            new = jnp.where((device > 0) & (micro >= 0) & (micro < M), arrived, at(inputs, micro))
-            return lax.dynamic_update_index_in_dim(inputs, new, jnp.clip(micro, 0, M - 1), 0), None
+            new_input = jnp.where((device > 0) & (micro >= 0) & (micro < M), arrived, _at(inputs, micro))
+            return (_put(inputs, new_input, micro), rows, jax.tree.map(jnp.add, total, done)), None
 
-        inputs = x
-        if S > 1:
-            inputs, _ = lax.scan(forward, x, jnp.arange(M + S - 2, dtype=device.dtype))
+        room = {name: jnp.zeros((M, length), name) for name, length in lengths.items()}
+        ticks = jnp.arange(M + working - 1, dtype=device.dtype)
+        return lax.scan(forward, (x, room, nothing), ticks)[0]
 
-        grads, stats = jax.tree.map(jnp.zeros_like, (state.stage_params, state.stage_stats))
-        nothing = StageResult({"loss": jnp.zeros(()), "correct": jnp.zeros(())}, grads, stats, ())
+    def backward_rounds(
+        self, state: TrainState, inputs: Float[Array, "m b l"], tags: Array, rows: kept.Rows
+    ) -> StageResult:
+        """The backward rounds: the sums of what the device makes of its micro-batches.
+
+        Args:
+          state: Before the step.
+          inputs: The device's.
+          tags: Of the micro-batches.
+          rows: What it kept of each.
+        """
+        S, M, device = self.config.mesh_shape[0], len(inputs), lax.axis_index("stage")
+        nothing = self.nothing(state)._replace(grads=jax.tree.map(jnp.zeros_like, state.stage_params))
+        silence, run = jnp.zeros_like(inputs[0]), partial(self.run_backward, state=state)
 
         def backward(carry: tuple[StageResult, Array], tick: Array) -> tuple[tuple[StageResult, Array], None]:
             total, gradient = carry
             micro = tick - (S - 1 - device)
-            operands = at(inputs, micro), at(tags, micro), gradient
-            run = partial(self.run_backward, state=state)
+            stored = jax.tree.map(lambda row: _at(row, micro), rows)
+            operands = _at(inputs, micro), _at(tags, micro), gradient, stored
             done, back = self.round(run, micro, (nothing, silence), *operands, working=S)
             back = lax.ppermute(back, "stage", [(s, s - 1) for s in range(1, S)])
             return (jax.tree.map(jnp.add, total, done), back), None
 
-        (done, _), _ = lax.scan(backward, (nothing, silence), jnp.arange(M + S - 1, dtype=device.dtype))
-        grads = lax.psum(done.grads, "data")
-        stats = jax.tree.map(lambda total: total / M, lax.pmean(done.stats, "data"))
-        squares = meshes.by_stage(jnp.square(optim.row_norms(grads)) / config.mesh.data, network.num_stages)
-        sums = lax.psum(done.shares, meshes.ALL_AXES)
-        metrics = {"task_loss": sums["loss"], "accuracy": sums["correct"] / config.batch_size}
-        return self.updated(state, grads, stats), metrics | {"gradient_norm": jnp.sqrt(squares)}
+        return lax.scan(backward, (nothing, silence), jnp.arange(M + S - 1, dtype=device.dtype))[0][0]
+
+
+def _at(values: Array, micro: Array) -> Array:
+    """What a micro-batch has of values [M, ..]; of the nearest one, for a micro-batch that there is not."""
+    return lax.dynamic_index_in_dim(values, jnp.clip(micro, 0, len(values) - 1), keepdims=False)
+
+
+def _put(values: Array, new: Array, micro: Array) -> Array:
+    """Values [M, ..] with those of a micro-batch, or of the nearest one, replaced."""
+    return lax.dynamic_update_index_in_dim(values, new, jnp.clip(micro, 0, len(values) - 1), 0)
 
 
 class Pipeline(base.Method):
@@ -158,8 +234,9 @@ class Pipeline(base.Method):
     step = Step
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The number of micro-batches, which tells its runs apart."""
-        return {"micro_batches": config.pipeline.micro_batches}
+        """The number of micro-batches, which tells its runs apart, and whether activations are computed again."""
+        again = {"keep": "inputs"} if config.pipeline.keep == "inputs" else {}
+        return {"micro_batches": config.pipeline.micro_batches} | again
 
     def check(self, config: Config, data: Spec | None = None) -> None:
         """Refuse a number of micro-batches that a stage column cannot be cut into.
@@ -188,15 +265,21 @@ class Pipeline(base.Method):
         S, examples = len(plan.devices), plan.column // M
         stages = [range(d * plan.slots, (d + 1) * plan.slots) for d in plan.devices]
         plan.column_batch(3)
-        for number in range(M + S - 2 if S > 1 else 0):
-            for d in range(S - 1):
+        working, kept_of = S if keeps(config) else S - 1, dict[tuple[int, int], int]()
+        for number in range(M + working - 1 if working else 0):
+            for d in range(working):
                 if 0 <= (m := number - d) < M:
                     for k in stages[d]:
-                        plan.forward(k, micro=m, examples=examples)
+                        kept_of[k, m] = plan.forward(k, micro=m, examples=examples)
             plan.shift(examples)
         for number in range(M + S - 1):
             for d in range(S):
-                if 0 <= (m := number - (S - 1 - d)) < M:
+                if not 0 <= (m := number - (S - 1 - d)) < M:
+                    continue
+                if keeps(config):
+                    for k in reversed(stages[d]):
+                        plan.keep(kept_of[k, m], plan.backward_of(k, micro=m, examples=examples))
+                else:
                     plan.backward(d, stages[d], again=d < S - 1, micro=m, examples=examples)
             plan.shift(examples)
         plan.update(more=3 * (M + S - 1) * stage_values(network, config))

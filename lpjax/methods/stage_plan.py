@@ -53,9 +53,13 @@ class StagePlan(Plan):
         self.message("all_gather", "stage", tag_values(self.config) * WIDTH * self.own, "exchange")
         self.each("pack", keeps=packets * packet_bytes(self.network, self.config))
 
-    def forward(self, k: int, **what: Any) -> None:
-        """Add the forward pass of stage k, on the column's examples unless said otherwise."""
-        self.work(k // self.slots, "stage", stage=k, chain=self.network.stages[k], **self.what | what)
+    def forward(self, k: int, **what: Any) -> int:
+        """Add the forward pass of stage k, on the column's examples unless said otherwise; returns its position."""
+        return self.work(k // self.slots, "stage", stage=k, chain=self.network.stages[k], **self.what | what)
+
+    def backward_of(self, k: int, **what: Any) -> int:
+        """Add the backward pass of stage k alone, likewise."""
+        return self.forward(k, gradients=self.network.parts()[k].gradients, **what)
 
     def backward(self, d: int, stages: Sequence[int], *, again: bool, **what: Any) -> None:
         """Add both passes of stages of a device, one after another; the forward passes are made `again`, or first."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lpjax.config.schema.limits import at_least, bounded
+from lpjax.config.schema.limits import at_least, bounded, since
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class PipelineConfig:
 
     Attributes:
       micro_batches: M, that a stage column's batch is cut into.
+      keep: From forward to backward passes: "activations", or "inputs" of the devices alone, so that forward passes are
+        computed again.
     """
 
     micro_batches: int = at_least(1, 4)
+    keep: Literal["activations", "inputs"] = since("activations", before="inputs")
 
 
 @dataclass(frozen=True)

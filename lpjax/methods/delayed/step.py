@@ -138,8 +138,9 @@ class Step(base.Step):
         examples = moving.tagged(config, state, old[1])
         run = partial(self.apply, k, stats, examples.mode)
         trees = network.params.unpack(k, params), moving.unpack(old[0], network.interfaces[k])
-        behind = carry.backward if k < network.num_stages - 1 else None
-        shares, new, found, adjoint = moving.exact_passes(run, *trees, examples, behind, config.batch_size)
+        function = moving.to_loss(run, examples, k == network.num_stages - 1, config.batch_size)
+        _, pullback, (shares, new) = jax.vjp(function, *trees, has_aux=True)
+        found, adjoint = pullback(moving.gradient_behind(network, k, carry.backward))
         grads = network.params.pack(found)
         if kept == "batch":  # a step's ticks are of two batches at most
             later = (entered - late) // M - self._first_batch(k, state.step)
