@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpjax.config.schema import AuxConfig, Config, MeshConfig
+from lpjax.config.schema import AuxConfig, Config, MeshConfig, PipelineConfig
 from lpjax.cost import balance
 from lpjax.cost.timing import Seconds, StagePrograms, stopwatch
 from lpjax.methods import METHODS, filled_in
@@ -56,11 +56,13 @@ def test_stages_with_coarse_tails():
     assert seconds == pytest.approx([4 - 1 / 3 + second + third, 4 + third, 3])
 
 
-def test_stages_of_a_pipeline_run_forward_again():
+@pytest.mark.parametrize("keep, again", [("activations", 0), ("inputs", 4 / 3)])
+def test_stages_of_a_pipeline(keep, again):
     """In four micro-batches, for each of which a unit takes as long here; the last stage's
     forward pass is its first."""
-    seconds = balance.stage_seconds(network((4, 8)), config(method="pipeline", batch_size=12), one_each)
-    assert seconds == pytest.approx([4 * own for own in (4 - 1 / 3 + 4 / 3, 4 + 4 / 3, 3)])
+    settings = config(method="pipeline", batch_size=12, pipeline=PipelineConfig(keep=keep))
+    seconds = balance.stage_seconds(network((4, 8)), settings, one_each)
+    assert seconds == pytest.approx([4 * own for own in (4 - 1 / 3 + again, 4 + again, 3)])
 
 
 def test_seconds_of_the_entries_of_a_schedule():

@@ -112,9 +112,15 @@ def equations(jaxpr):
 # pipeline -------------------------------------------------------------------------------------------------------------
 
 
+def pipeline_run(micro_batches, keep, **fields):
+    own = {"pipeline__micro_batches": micro_batches, "pipeline__keep": keep}
+    return small_run(method="pipeline", **own, **plain_sgd(RATE), **fields)
+
+
 @pytest.mark.parametrize("micro_batches", [1, 4])
-def test_pipeline_is_gradient_accumulation(micro_batches, x64):
-    run = small_run(method="pipeline", pipeline__micro_batches=micro_batches, data__crop=0, **plain_sgd(RATE))
+@pytest.mark.parametrize("keep", ["activations", "inputs"])
+def test_pipeline_is_gradient_accumulation(micro_batches, keep, x64):
+    run = pipeline_run(micro_batches, keep, data__crop=0)
     params, stats, *_ = trees(run)
     ((x, labels),) = plain_batches(run, 1)
 
@@ -130,6 +136,18 @@ def test_pipeline_is_gradient_accumulation(micro_batches, x64):
     running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new / micro_batches, stats, seen)
     assert_close(detach(run.network.stats.unpack_all(state.stage_stats)), running)
     np.testing.assert_allclose(figures["task_loss"], loss, rtol=1e-9)
+
+
+def test_pipelines_that_keep_activations_or_inputs_give_the_same_numbers(x64):
+    """With dropout, whose masks are of the forward pass."""
+    found, expected = (take_steps(pipeline_run(4, keep, **RANDOM), 2) for keep in ("activations", "inputs"))
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_dry_run_tells_the_bubble():
+    """(S - 1) / (M + S - 1)."""
+    said = METHODS["pipeline"].advice(small_config(method="pipeline", num_stages=2, pipeline__micro_batches=8))
+    assert said == "a pipeline of 2 devices waits; micro_batches=8: bubble 11 %; micro_batches=16: bubble 6 %"
 
 
 # delayed --------------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ NETWORKS = {
 ROWS = {
     "serial": {"method": "serial"},
     "data_parallel": {"method": "data_parallel"},
-    "pipeline": {"method": "pipeline", "pipeline": {"micro_batches": 8}},
+    "pipeline": {"method": "pipeline", "pipeline": {"micro_batches": 8, "keep": "inputs"}},
     "fdg": {"method": "delayed"},
     "ddg": {"method": "delayed", "delayed": {"variant": "ddg"}},
     "local": {"method": "local"},
@@ -65,6 +65,7 @@ ROWS = {
     "coarse_adjoint, tied": {"method": "coarse_adjoint", "aux": {"grid": 4, "tied": True}},
 }
 UNSEEN = {
+    "pipeline, activations": {"method": "pipeline", "pipeline": {"micro_batches": 8}},
     "accumulated": {"method": "delayed", "delayed": {"micro_batches": 4}},
     "by batch": {"method": "delayed", "delayed": {"micro_batches": 2, "weights": "batch"}},
 }

@@ -156,10 +156,13 @@ def test_twice_the_data_axis_halves_everything():
 
 
 @pytest.mark.parametrize("micro", [1, 4, 16])
-def test_pipeline(micro):
-    """Six devices pass f = 2 on, M + 5 rounds; all pass f + b = 6 back, M + 6 rounds, device 0 a second less."""
-    found = step("pipeline", pipeline__micro_batches=micro, batch=7 * 16)
-    assert found.total == (7 * 16 / micro) * (2 * (micro + 5) + 6 * (micro + 6) - 1)
+@pytest.mark.parametrize("keep", ["activations", "inputs"])
+def test_pipeline(micro, keep):
+    """All devices pass f = 2 on and b = 4 back, M + 6 rounds each, device 0 a second less at last.  With inputs alone
+    six devices pass f on, M + 5 rounds, and all pass f + b back."""
+    found = step("pipeline", pipeline__micro_batches=micro, pipeline__keep=keep, batch=7 * 16)
+    rounds = {"activations": 2 * (micro + 6) + 4 * (micro + 6), "inputs": 2 * (micro + 5) + 6 * (micro + 6)}
+    assert found.total == (7 * 16 / micro) * (rounds[keep] - 1)
 
 
 def test_pipeline_of_one_device():
@@ -181,7 +184,7 @@ def test_rounds_of_a_pipeline_end_for_all_devices_together():
     takes as long as its slowest device, so does each of the 4 + 2 backward rounds, where a unit takes f + b = 3; only
     the first stage spares the gradient of its input."""
     uneven = cut_network(resnet(depth=8, width=4, classes=10), (8, 8, 3), num_stages=3, cuts=(2, 3))
-    found = step("pipeline", net=uneven, stage=3, batch=12 * 4)
+    found = step("pipeline", net=uneven, stage=3, batch=12 * 4, pipeline__keep="inputs")
     forward = [2, 2, 2, 2, 1]
     backward = [6, 6, 6, 6, 5, 5]
     assert found.total == 12 * (sum(forward) + sum(backward))
@@ -235,10 +238,12 @@ def memory(method, net=STAGES, **options):
     return device_bytes(net, settings(method, net, **options), 0)
 
 
-def test_memory_of_a_pipeline_by_hand():
-    """Parameters, momentum and gradients of a stage; activations of a micro-batch; three packets of a column."""
-    found, row = memory("pipeline"), 4 * sum(STAGES.params.lengths.values())
-    kept = max(activation_bytes(stage, 7 * B // 4) for stage in STAGES.stages)
+@pytest.mark.parametrize("keep, micro_batches", [("activations", 4), ("inputs", 1)])
+def test_memory_of_a_pipeline_by_hand(keep, micro_batches):
+    """Parameters, momentum and gradients of a stage; activations of all micro-batches, or of one if they are computed
+    again; three packets of a column."""
+    found, row = memory("pipeline", pipeline__keep=keep), 4 * sum(STAGES.params.lengths.values())
+    kept = micro_batches * max(activation_bytes(stage, 7 * B // 4) for stage in STAGES.stages)
     packets = 3 * 4 * 7 * B * 8 * 8 * 4
     assert found == {"parameters": row, "optimizer": row, "gradients": row, "activations": kept, "packets": packets}
 

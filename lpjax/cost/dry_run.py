@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from lpjax.cost.traffic import exchanged_bytes
+from lpjax.methods import METHODS
 from lpjax.training import run as runs
 
 
@@ -19,6 +20,8 @@ def dry_run(run: runs.Run, console: Console) -> dict[str, Any]:
     Returns:
       See `step_cost`.
     """
+    if advice := METHODS[run.config.method].advice(run.config):
+        console.print(advice)
     cost = step_cost(run)
     console.print(f"compiled in {cost['compile_seconds']:.1f} s")
     if cost["held_bytes"] is not None:

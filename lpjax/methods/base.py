@@ -175,6 +175,10 @@ class Method(abc.ABC):
         """Fields of its own that tell its runs apart, for tables and cards."""
         return {}
 
+    def advice(self, config: Config) -> str | None:
+        """What a dry run says of the method's settings; None for nothing."""
+        return None
+
     def check(self, config: Config, data: Spec | None = None) -> None:  # noqa: B027
         """Whether the method can be run so; any configuration, unless overridden.
 

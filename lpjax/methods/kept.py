@@ -33,7 +33,7 @@ def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree
     """
     pullback: Any  # a `VJP`, which JAX's types do not name
     output, pullback, more = jax.vjp(function, params, x, has_aux=True)
-    return output, more, _flat(pullback.opaque_residuals)
+    return output, more, _flat(jax.tree.leaves(replace(pullback, args_res=[])))
 
 
 def backward(function: Function, params: PyTree, x: Array, kept: Rows, gradient: PyTree) -> tuple[PyTree, Array]:
@@ -51,8 +51,8 @@ def backward(function: Function, params: PyTree, x: Array, kept: Rows, gradient:
     """
     pullback = jax.eval_shape(lambda params, x: jax.vjp(function, params, x, has_aux=True)[1], params, x)
     arguments = [_needed(*pair) for pair in zip(pullback.args_res, (params, x), strict=True)]
-    residuals = _unflat(kept, pullback.opaque_residuals)
-    return replace(pullback, args_res=arguments, opaque_residuals=residuals)(gradient)
+    shapes, tree = jax.tree.flatten(replace(pullback, args_res=[]))
+    return replace(jax.tree.unflatten(tree, _unflat(kept, shapes)), args_res=arguments)(gradient)
 
 
 def padded(kept: Rows, lengths: dict[str, int]) -> Rows:

@@ -238,6 +238,12 @@ class Pipeline(base.Method):
         again = {"keep": "inputs"} if config.pipeline.keep == "inputs" else {}
         return {"micro_batches": config.pipeline.micro_batches} | again
 
+    def advice(self, config: Config) -> str | None:
+        """The bubble, and that with twice as many micro-batches."""
+        S, M = config.mesh_shape[0], config.pipeline.micro_batches
+        now, twice = (f"micro_batches={m}: bubble {100 * (S - 1) / (m + S - 1):.0f} %" for m in (M, 2 * M))
+        return f"a pipeline of {S} devices waits; {now}; {twice}" if S > 1 else None
+
     def check(self, config: Config, data: Spec | None = None) -> None:
         """Refuse a number of micro-batches that a stage column cannot be cut into.
 

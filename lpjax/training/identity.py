@@ -42,8 +42,13 @@ def _generator() -> dict[str, Any]:
 
 
 def _deciding(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what is free, in JSON's types; the method of a run in phases is the phase's."""
-    free = tuple(f"{name}." for name in (*FREE, *(["method"] if values["phases.methods"] else [])))
+    """Without what is free and the sections of methods that are not used, in JSON's types.
+
+    The method of a run in phases is the phase's.
+    """
+    phases = values["phases.methods"]
+    unused = methods.METHODS.keys() - (phases or [values["method"]])
+    free = tuple(f"{name}." for name in (*FREE, *unused, *(["method"] if phases else [])))
     return json.loads(json.dumps({name: value for name, value in values.items() if not f"{name}.".startswith(free)}))
 
 
