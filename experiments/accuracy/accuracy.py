@@ -95,6 +95,7 @@ PAIRS = {
     "coarse_adjoint, tied": ("serial", "coarse_adjoint"),
     **dict.fromkeys(("fdg", "local", "coarse_tail", "serial, standardised"), ("serial",)),
     "coarse_adjoint, standardised": ("coarse_adjoint",),
+    "fdg, 8 micro-batches": ("serial", "coarse_adjoint"),
 }
 """Rows that are compared wherever both have been run with two seeds or more."""
 

@@ -36,7 +36,6 @@ ROWS: dict[str, Fields] = {
 
 CHANGES: dict[str, tuple[Fields, str]] = {
     "by batch": ({"delayed.weights": "batch"}, "one version of the weights for all stages"),
-    "newest weights": ({"delayed.weights": "newest"}, "backward passes at the newest weights"),
     "no block": ({"aux.blocks_per_stage": 0}, "pieces of one convolution"),
     "half width": ({"aux.width": 0.5}, "half as many channels in the AuxNet"),
     "quarter grid": ({"aux.grid": "quarter"}, "tails on a quarter of the images' side"),
@@ -128,15 +127,6 @@ def images(config: DataConfig) -> Spec:
 
 
 def in_numbers(path: Path | str, fields: Mapping[str, Any]) -> Fields:
-    """The fields as the command line of lpjax can be told them: `aux.grid` as a number, none that is None.
-
-    It cannot unset a field that the config file sets: BadInput.
-    """
-    config = load(path, fields)
-    told = {name: value for name, value in fields.items() if value is not None}
-    if told.get("aux.grid") in SHARES:
-        told["aux.grid"] = config.aux.grid
-    if load(path, told) != config:
-        unset = ", ".join(name for name, value in fields.items() if value is None)
-        raise BadInput(f"{path}: sets {unset}, which the row leaves unset: choose rows with it, or another file")
-    return told
+    """The fields as the command line of lpjax can be told them: `aux.grid` as a number."""
+    grid = {"aux.grid": load(path, fields).aux.grid} if fields.get("aux.grid") in SHARES else {}
+    return {**fields, **grid}
