@@ -65,7 +65,7 @@ ROWS = {
     "coarse_adjoint, tied": {"method": "coarse_adjoint", "aux": {"grid": 4, "tied": True}},
 }
 UNSEEN = {
-    "pipeline, activations": {"method": "pipeline", "pipeline": {"micro_batches": 8}},
+    "pipeline, activations": {"method": "pipeline", "pipeline": {"micro_batches": 8, "keep": "activations"}},
     "accumulated": {"method": "delayed", "delayed": {"micro_batches": 4}},
     "by batch": {"method": "delayed", "delayed": {"micro_batches": 2, "weights": "batch"}},
 }

@@ -12,7 +12,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from lpjax import methods
 from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
-from lpjax.config.schema.limits import before
 from lpjax.training.run import Run
 from lpjax.training.workdir import WorkdirError
 
@@ -56,14 +55,12 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's identity as this version of lpjax writes it.
 
     Functions have the names that they go by, what was unset is filled in as `methods.resolve` does, and a field that an
-    earlier version did not have is what runs did without it: its default, unless the field says otherwise
-    (`limits.since`).
+    earlier version did not have is at its default, which means what runs did without it.
 
     Args:
       saved: As it stands in the checkpoint.
     """
     saved = {"JAX_DEFAULT_PRNG_IMPL": "threefry2x32", "JAX_THREEFRY_PARTITIONABLE": True} | saved
-    saved = dict(before(Config())) | saved
     values = unflatten_dict({name.replace("model.arguments.", "model."): saved[name] for name in saved}, sep=".")
     known = {field.name: values[field.name] for field in dataclasses.fields(Config) if field.name in values}
     filled = methods.filled_in(from_config_dict(known))

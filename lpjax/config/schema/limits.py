@@ -29,25 +29,6 @@ def at_least(minimum: int, default: Any) -> Any:
     return bounded(default, at_least=minimum)
 
 
-def since(default: Any, *, before: Any) -> Any:
-    """A field that earlier versions did not have.
-
-    Args:
-      default: Of the field.
-      before: What runs did without it, where that is not the default.
-    """
-    return field(default=default, metadata={"before": before})
-
-
-def before(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The names of a section's fields that earlier versions did not have, and what runs did without them."""
-    for f in fields(section):
-        if is_dataclass(value := getattr(section, f.name)):
-            yield from before(value, f"{prefix}{f.name}.")
-        elif "before" in f.metadata:
-            yield f"{prefix}{f.name}", f.metadata["before"]
-
-
 def out_of_bounds(section: Any, prefix: str = "") -> Iterator[str]:
     """A message for each field of a section, and of those within it, that is not within its bounds."""
     for f in fields(section):

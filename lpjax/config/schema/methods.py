@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lpjax.config.schema.limits import at_least, bounded, since
+from lpjax.config.schema.limits import at_least, bounded
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PipelineConfig:
     """
 
     micro_batches: int = at_least(1, 4)
-    keep: Literal["activations", "inputs"] = since("activations", before="inputs")
+    keep: Literal["activations", "inputs"] = "inputs"
 
 
 @dataclass(frozen=True)
