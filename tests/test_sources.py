@@ -342,6 +342,7 @@ def test_links_of_a_folder(tmp_path):
     (tmp_path / "val").symlink_to("train/train")
     spec = SOURCES["folder"].describe(at(tmp_path, "folder"))
     assert (spec.class_names, spec.num_train, spec.num_test) == (("cat", "dog"), 3, 1)
+    assert spec.notes == ("no test images of dog (1)", "left out, in no folder of a split: elsewhere (1)")
     refused(at(tmp_path, "folder", test_split="val"), "expected a folder beside train: elsewhere, test")
     (tmp_path / "train/train/owl").symlink_to("/gone")
     refused(at(tmp_path, "folder"), "train/owl: links to what is not there: expected a class folder")

@@ -57,9 +57,8 @@ def _find(config: DataConfig) -> _Layout:
     _check_classes(train, left_out, parent)
     classes = tuple(train.classes)
     files = train.files(classes)
-    others = (
-        [] if train.folder == parent else [read_split(path, left_out) for path in _test_folders(parent, train, config)]
-    )
+    beside = [] if train.folder == parent else _test_folders(parent, train, config)
+    others = [read_split(path, left_out) for path in beside]
     tested = Split(parent, {}, [])
     if config.holdout is not None:
         files, test = _held_out(files, train.folder, config)
@@ -77,7 +76,7 @@ def _find(config: DataConfig) -> _Layout:
     for path in train.beside + tested.beside:
         left_out.add(tree.BESIDE, path)
     if train.folder != parent:
-        used = {train.folder, *_of_names(parent.iterdir(), TEST_NAMES)}
+        used = {train.folder, train.folder.parent, *_of_names(parent.iterdir(), TEST_NAMES)}
         for path in set(parent.iterdir()) - used:
             left_out.add(tree.STRAY if tree.is_stray(path.name) else tree.UNUSED, path)
     reasons = left_out.in_words(parent)
