@@ -235,13 +235,16 @@ def test_sigterm_saves(uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_signals_that_ask_for_a_stop(number, monkeypatch):
-    before = signal.getsignal(number)
-    with loop._requests() as requests:
-        assert requests.at(1) is None
-        signal.raise_signal(number)
-        assert requests.at(1) == number
-    assert signal.getsignal(number) == before
+def test_signals_that_ask_for_a_stop(number):
+    before = signal.signal(number, signal.default_int_handler)  # nohup would have SIGHUP ignored
+    try:
+        with loop._requests() as requests:
+            assert requests.at(1) is None
+            signal.raise_signal(number)
+            assert requests.at(1) == number
+        assert signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     assert loop.StoppedError(number).exit_code == (130 if number == signal.SIGINT else 75)
 
 
@@ -261,6 +264,7 @@ def test_the_terminal_is_closed():
         import os, signal, sys
         from lpjax import cli
         from lpjax.training import loop
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have ignored
         with loop._requests() as requests:
             print("begun", flush=True)
             while requests.at(1) is None:
@@ -280,7 +284,10 @@ def test_the_terminal_is_closed():
     assert os.read(ours, 100).strip() == b"begun"
     os.close(ours)
     process.send_signal(signal.SIGHUP)
-    assert process.wait(HANGS) == 40 + signal.SIGHUP
+    try:
+        assert process.wait(HANGS) == 40 + signal.SIGHUP
+    finally:
+        process.kill()
 
 
 # ---------------------------------------------------------------- the disk

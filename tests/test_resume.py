@@ -236,7 +236,7 @@ def test_evaluating_a_checkpoint(tmp_path):
     said = []
     with unittest.mock.patch.object(workdir, "write_json", side_effect=PermissionError("read-only")):
         assert loop.evaluate(small_run(mesh__stage=1), tmp_path, said.append) == again
-    assert said == ["eval.json is not written: read-only"]
+    assert said == [f"{tmp_path}/eval.json is not written: read-only"]
 
 
 def test_names_do_not_depend_on_the_cut():
