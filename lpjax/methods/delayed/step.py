@@ -203,7 +203,8 @@ class Step(base.Step):
         zeros = jax.tree.map(lambda x: jnp.zeros((len(x), 2, x.shape[1]) if by_batch else x.shape), state.stage_params)
         ticks = state.step * M + jnp.arange(M, dtype=state.step.dtype)
         under_way = replace(state.carry, weights={}, gradients={})
-        (carry, sums), found = lax.scan(partial(self.tick, state, weights), (under_way, zeros), (*micro, ticks))
+        tick = partial(self.tick, state, weights)  # a loop of one would only copy what is under way
+        (carry, sums), found = lax.scan(tick, (under_way, zeros), (*micro, ticks), unroll=M == 1)
         (shares, stats, real), sums = found, lax.psum(sums, "data")
         grads, gradients = self.by_batch(sums, state) if by_batch else (sums, state.carry.gradients)
         count = real.astype(float).sum(0)
