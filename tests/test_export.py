@@ -535,6 +535,23 @@ def test_folders_patterns_and_stdin(folder, digits, tmp_path, capsys, monkeypatc
     assert "empty: no image files in this folder" in err
 
 
+def test_a_folder_of_links_with_a_damaged_image(folder, digits, tmp_path, capsys):
+    """Linked folders are gone through; what is an image, but damaged, is an error and not left out."""
+    paths, _ = digits
+    elsewhere, given = tmp_path / "elsewhere", tmp_path / "given"
+    elsewhere.mkdir()
+    given.mkdir()
+    shutil.copy(paths[1], elsewhere / "1.png")
+    (given / "linked").symlink_to(elsewhere)
+    (given / "cut.png").write_bytes(paths[2].read_bytes()[:60])
+    code, lines, err = call(capsys, folder, "--json", "--top=1", given)
+    found = [json.loads(line) for line in lines]
+    assert (code, [line["image"] for line in found]) == (2, [f"{given}/cut.png", f"{given}/linked/1.png"])
+    assert "error" in found[0]
+    assert "cut.png" in err
+    assert "classes" in found[1]
+
+
 def test_csv(folder, digits, tmp_path, capsys):
     paths, pixels = digits
     named = tmp_path / 'a, "b"\n.png'

@@ -31,6 +31,7 @@ from tensorboardX import record_writer
 from test_main import ROOT, command, environment
 
 from lpjax.config.schema import RecoveryConfig
+from lpjax.errors import CorruptDataError
 from lpjax.training import checkpoint, loop, workdir
 from lpjax.training.log import NonFiniteError
 from lpjax.training.resume import checkpoints
@@ -433,6 +434,24 @@ def test_read_only():
     done = lpjax("/sys/kernel")
     assert done.returncode == 2, done.stderr
     assert "workdir=/sys/kernel: expected a folder that can be written to" in complaint(done)
+
+
+def test_a_workdir_that_is_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"run-\xff")
+    with pytest.raises(workdir.WorkdirError, match="expected a name in UTF-8"), workdir.lock(folder):
+        pass
+    assert not folder.exists()
+
+
+def test_a_test_that_fails_does_not_lose_the_training(short, tmp_path):
+    run, _ = short
+
+    def evaluate(state, data):
+        raise CorruptDataError("all test images are damaged")
+
+    with pytest.raises(CorruptDataError):
+        loop.train(dataclasses.replace(run, evaluate=evaluate, num_steps=5), tmp_path / "run", quiet())
+    assert checkpoint.newest_good(checkpoints(tmp_path / "run"))[0].step == 5
 
 
 def test_of_another_run(uninterrupted, tmp_path):
