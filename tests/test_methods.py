@@ -471,6 +471,11 @@ def test_unset_a_mesh_is_of_the_devices_that_a_method_uses():
     "fields, message",
     [
         ({"method": "pipeline", "pipeline__micro_batches": 3}, "pipeline.micro_batches=3: expected a divisor of"),
+        ({"method": "delayed", "delayed__micro_batches": 3}, "delayed.micro_batches=3: expected a divisor of"),
+        (
+            {"method": "delayed", "delayed__variant": "ddg", "delayed__micro_batches": 2},
+            "variant=ddg: expected 1 and forw",
+        ),
         ({"delayed__shrink": 0.0}, "delayed.shrink=0.0: expected > 0 and <= 1; 1 is none"),
         ({"local__blocks": -1}, "local.blocks=-1: expected at least 0"),
         ({"method": "layer_parallel", "aux__tied": True}, "aux.tied=True with method=layer_parallel, whose AuxNet has"),

@@ -388,9 +388,8 @@ def compiles():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("policy", ["mean", "per_example", "coarse_tail"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_one_compile_no_transfer_donated_state(policy, compiles):
-    """Of the policies with each kind of state: with multipliers for all, one for each example, and none."""
     run = prepare(small_config(multiplier=policy, data__crop=0))
     state, batches = run.create(), run.feed.train()
     counts = []

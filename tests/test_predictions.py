@@ -186,10 +186,9 @@ def test_the_schedule_sends_what_the_traced_step_sends(row):
     Batch norm's stand in a `switch` of which the trace counts the dearest branch: where devices have unlike stages
     that may be more than any device sends, and a pipeline's round counts where a device is idle, too.
     """
-    values = fields("resnet", row) | {"model": {"depth": 8, "width": 4}, "batch_size": 32}
-    values["aux"] = values.get("aux", {}) | {"blocks_per_stage": 0}
-    for stage, data in [(1, 1)] if row == "serial" else [(1, 2), (2, 2), (4, 1)]:
-        run = runs.prepare(configure(values | {"mesh": {"stage": stage, "data": data}}))
+    for stage, data in [(1, 1)] if row == "serial" else [(1, 2), (2, 2), (4, 1), (4, 2)]:
+        small = {"model": {"depth": 8, "width": 4}, "batch_size": 32, "mesh": {"stage": stage, "data": data}}
+        run = runs.prepare(configure(fields("resnet", row) | small))
         sizes = dict(run.mesh.shape)
         traced = exchanged(runs.trace(run).jaxpr, sizes)
         found = scheduled(METHODS[run.config.method].work(run.network, run.config), sizes)
@@ -205,6 +204,6 @@ def test_the_schedule_sends_what_the_traced_step_sends(row):
                 idle = 2.0
             several = stage > 1 and data > 1
             assert a <= b * (1.05 if several else 1 + 1e-6), (stage, data, part)
-            assert b <= a * (1.3 * idle if several else idle + 1e-6), (stage, data, part)
+            assert b <= a * (1.25 * idle if several else idle + 1e-6), (stage, data, part)
         exact = data == 1 or stage == 1
         assert not exact or total_bytes(found) == pytest.approx(total_bytes(traced)), (stage, data)

@@ -37,10 +37,9 @@ from jaxtyping import Array, Float, PyTree
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
-from lpjax.errors import require
 from lpjax.methods import base, kept, moving
 from lpjax.methods.base import WIDTH, Age, Metrics, StageResult, stage_values
-from lpjax.methods.stage_plan import StagePlan
+from lpjax.methods.stage_plan import StagePlan, check_micro_batches
 from lpjax.network.network import Network
 from lpjax.nn import chain
 from lpjax.nn.schedule import Item
@@ -234,9 +233,9 @@ class Pipeline(base.Method):
     step = Step
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The number of micro-batches, which tells its runs apart, and whether activations are computed again."""
-        again = {"keep": "inputs"} if config.pipeline.keep == "inputs" else {}
-        return {"micro_batches": config.pipeline.micro_batches} | again
+        """The number of micro-batches, which tells its runs apart, and what is kept, unless it is inputs."""
+        unusual = {"keep": "activations"} if config.pipeline.keep == "activations" else {}
+        return {"micro_batches": config.pipeline.micro_batches} | unusual
 
     def advice(self, config: Config) -> str | None:
         """The bubble, and that with twice as many micro-batches."""
@@ -250,12 +249,7 @@ class Pipeline(base.Method):
         Raises:
           BadInput: It does not divide the column's batch.
         """
-        column, micro = config.batch_size // config.mesh.data, config.pipeline.micro_batches
-        require(
-            column % micro == 0,
-            f"pipeline.micro_batches={micro}: expected a divisor of batch_size / mesh.data = {column}, so that "
-            f"micro-batches are equal; choose another number",
-        )
+        check_micro_batches("pipeline", config.pipeline.micro_batches, config)
 
     def ages(self, config: Config) -> list[list[Age]]:
         """How old the gradients are: of this step's micro-batches, at this step's weights."""

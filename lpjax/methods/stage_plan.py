@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lpjax.config.schema import Config
+from lpjax.errors import require
 from lpjax.methods.base import UPDATE, WIDTH, Age
 from lpjax.network.network import Network
 from lpjax.network.packing import PackedChains
@@ -118,6 +119,25 @@ class StagePlan(Plan):
         if arrays := sum(map(chain_arrays, pieces)):
             self.message("psum", meshes.ALL_AXES, WIDTH * sum(map(chain_size, pieces)), "gradients", count=arrays)
             self.each("update", accesses=UPDATE * sum(map(chain_size, self.network.aux_own)))
+
+
+def check_micro_batches(section: str, count: int, config: Config) -> None:
+    """Check that a stage column's batch can be cut into so many equal micro-batches.
+
+    Args:
+      section: Of the configuration, that has `micro_batches`.
+      count: Of micro-batches.
+      config: Says how large the batch is.
+
+    Raises:
+      BadInput: It cannot.
+    """
+    column = config.batch_size // config.mesh.data
+    require(
+        column % count == 0,
+        f"{section}.micro_batches={count}: expected a divisor of batch_size / mesh.data = {column}, so that "
+        f"micro-batches are equal; choose another number",
+    )
 
 
 def packet_bytes(network: Network, config: Config) -> int:

@@ -13,7 +13,7 @@ from lpjax.errors import require
 from lpjax.methods import base, moving
 from lpjax.methods.base import WIDTH, Age, stage_values
 from lpjax.methods.delayed.step import Carry, Step, delay, lateness
-from lpjax.methods.stage_plan import StagePlan, packet_bytes
+from lpjax.methods.stage_plan import StagePlan, check_micro_batches, packet_bytes
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn.schedule import Item
@@ -42,12 +42,8 @@ class Delayed(base.Method):
         Raises:
           BadInput: Such a number, or other weights in DDG.
         """
-        own, column = config.delayed, config.batch_size // config.mesh.data
-        require(
-            column % own.micro_batches == 0,
-            f"delayed.micro_batches={own.micro_batches}: expected a divisor of batch_size / mesh.data = {column}, so "
-            f"that micro-batches are equal; choose another number",
-        )
+        own = config.delayed
+        check_micro_batches("delayed", own.micro_batches, config)
         require(
             own.variant == "fdg" or (own.micro_batches, own.weights) == (1, "forward"),
             f"delayed.micro_batches={own.micro_batches}, delayed.weights={own.weights} with delayed.variant=ddg: "
