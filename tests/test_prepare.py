@@ -253,13 +253,20 @@ def python_version(name, members, pickled):
     return files | {known["names"]: pickled(names)}
 
 
+def by_columns(value):
+    """A pickle whose array lies in memory column by column."""
+    return pickle.dumps({key: np.asfortranarray(v) if isinstance(v, np.ndarray) else v for key, v in value.items()}, 2)
+
+
 def members(archive):
     with tarfile.open(archive) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar if "readme" not in member.name}
 
 
 @pytest.mark.parametrize(
-    "pickled", [two, lambda value: pickle.dumps(value, 2), pickle.dumps], ids=["Python 2", "2", "new"]
+    "pickled",
+    [two, lambda value: pickle.dumps(value, 2), pickle.dumps, by_columns],
+    ids=["Python 2", "2", "new", "columns"],
 )
 @pytest.mark.parametrize("name, make", [("cifar10", make_cifar10), ("cifar100", make_cifar100)])
 def test_the_python_version_holds_the_records_of_the_binary_one(name, make, pickled, tmp_path):
