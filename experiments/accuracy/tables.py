@@ -50,6 +50,7 @@ HALF |= {"imagenet_resnet18": 45, "imagenet_resnet50": 45}
 TABLES = {
     "final": Table(METHODS),
     "search": Table(("serial", "local", "fdg", "coarse_adjoint"), PROTOCOL | VALIDATION, first_seed=100),
+    "final_all": Table(METHODS, PROTOCOL | {"data.train_examples": 60_000}),
     "ablation": Table(ABLATION),
     "deep": Table(METHODS, PROTOCOL | {"model.depth": 56}),
     "cifar10": Table(METHODS, PROTOCOL | CIFAR | {"data.name": "cifar10"}),
