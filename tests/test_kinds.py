@@ -38,6 +38,9 @@ def run_of(stage, **fields):
         {"method": "layer_parallel", "multiplier": "coarse_tail"},
         {"method": "layer_parallel", "multiplier": "mean"},
         {"method": "local"},
+        {"method": "delayed", "delayed__micro_batches": 2},
+        {"method": "delayed", "delayed__micro_batches": 2, "delayed__weights": "batch"},
+        {"method": "delayed", "delayed__variant": "ddg"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )

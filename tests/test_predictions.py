@@ -200,10 +200,10 @@ def test_the_schedule_sends_what_the_traced_step_sends(row):
             if data > 1 and run.config.method == "pipeline":
                 M = run.config.pipeline.micro_batches
                 idle = (M + stage - 1) / M + (stage > 1)
-            if row == "ddg":  # one device after the other, each time the dearest branch
+            if row == "ddg":  # a stage after the other: the trace counts all each time
                 idle = 2.0
             several = stage > 1 and data > 1
             assert a <= b * (1.05 if several else 1 + 1e-6), (stage, data, part)
             assert b <= a * (1.25 * idle if several else idle + 1e-6), (stage, data, part)
-        exact = data == 1 or stage == 1
+        exact = data == 1 or (stage == 1 and row != "ddg")
         assert not exact or total_bytes(found) == pytest.approx(total_bytes(traced)), (stage, data)

@@ -1,9 +1,8 @@
 """One step by delayed gradients, and what is under way between steps."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from lpjax.methods.base import Metrics, StageResult
 from lpjax.network.packing import Row
 from lpjax.nn import chain
 from lpjax.parallel import exchange
-from lpjax.parallel import mesh as meshes
+from lpjax.parallel.mesh import Stage
 from lpjax.state.train_state import TrainState
 
 
@@ -45,6 +44,20 @@ class Carry:
     gradients: PyTree
 
 
+class Pass(NamedTuple):
+    """What a stage's forward or backward pass is run on.
+
+    Attributes:
+      packet: The stage's input.
+      tags: Whose it is.
+      weights: The stage's parameters; {} for those of the step.
+    """
+
+    packet: Float[Array, "... b l"]
+    tags: moving.Tags
+    weights: Row
+
+
 def lateness(config: Config) -> list[int]:
     """How many ticks after its forward pass each stage has a micro-batch's backward pass, [K]."""
     once = 2 if config.delayed.variant == "fdg" else 1
@@ -56,9 +69,10 @@ def delay(config: Config) -> int:
     return -(-max(lateness(config)) // config.delayed.micro_batches)
 
 
-def _at(ring: PyTree, position: Array) -> PyTree:
-    """What stands at a position of rings, counted without end."""
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, position % x.shape[0], keepdims=False), ring)
+def _at(ring: PyTree, positions: Array) -> PyTree:
+    """What stands in rings [slots, positions, ..] at one position a slot, counted without end."""
+    at = jax.vmap(lambda x, position: lax.dynamic_index_in_dim(x, position, keepdims=False))
+    return jax.tree.map(lambda x: at(x, positions % x.shape[1]), ring)
 
 
 def _put(ring: PyTree, new: PyTree, position: Array) -> PyTree:
@@ -73,77 +87,75 @@ def _put(ring: PyTree, new: PyTree, position: Array) -> PyTree:
 class Step(base.Step):
     """One step of one device."""
 
-    def on_stages(self, run: Callable[..., Any], state: TrainState, *operands: PyTree) -> Any:
-        """See `base.Step`; every stage has a program of its own, as how late its gradients are decides what it does."""
-        each = [(k,) for k in range(self.network.num_stages)]
-        operands = state.stage_params, state.stage_stats, *operands
-        return meshes.on_stages(lambda k, *args: run(k.number, *args), each, self.config.mesh_shape[0], *operands)
+    def numbers(self) -> Array:
+        """Which stages the device has, [slots]."""
+        slots = self.network.num_stages // self.config.mesh_shape[0]
+        return lax.axis_index("stage") * slots + jnp.arange(slots, dtype=jnp.int32)
 
-    def apply(self, k: int, stats: Row, mode: chain.Mode, params: PyTree, lam: Array) -> tuple[Array, PyTree]:
+    def apply(self, k: Stage, stats: Row, mode: chain.Mode, params: PyTree, lam: Array) -> tuple[Array, PyTree]:
         """X_k, and the stage's batch statistics."""
-        return chain.apply(self.network.stages[k], params, self.network.stats.unpack(k, stats), lam, mode)
+        return chain.apply(self.network.stage(k), params, self.network.stats.unpack(k.like, stats), lam, mode)
 
     def forward(
-        self, state: TrainState, k: int, params: Row, stats: Row, packet: Float[Array, "b l"], tags: moving.Tags
+        self, state: TrainState, k: Stage, params: Row, stats: Row, packet: Float[Array, "b l"], tags: moving.Tags
     ) -> Float[Array, "b l"]:
         """X_k as a packet; the last stage sends none."""
         network = self.network
-        if k == network.num_stages - 1:
+        if k.like == network.num_stages - 1:
             return jnp.zeros_like(packet)
-        trees = network.params.unpack(k, params), moving.unpack(packet, network.interfaces[k])
+        trees = network.params.unpack(k.like, params), moving.unpack(packet, network.interfaces[k.like])
         return moving.pack(network, self.apply(k, stats, moving.tagged(self.config, state, tags).mode, *trees)[0])
 
     def sequential_forward(self, state: TrainState, x: Float[Array, "b l"], tags: Array) -> Array:
         """DDG's forward pass: every stage's input, one stage after the other."""
-        inputs = moving.with_new_batch(x, jnp.zeros_like(state.carry.forward))
-        for turn in range(self.network.num_stages - 1):
 
-            def run(k: int, *args: Any, turn: int = turn) -> Array:
-                return self.forward(state, k, *args) if k == turn else jnp.zeros_like(args[2])
+        def turn(inputs: Array, turn: Array) -> tuple[Array, None]:
+            def run(k: Stage, *args: Any) -> Array:
+                return lax.cond(
+                    k.number == turn, partial(self.forward, state, k), lambda *args: jnp.zeros_like(args[2]), *args
+                )
 
             outputs = self.on_stages(run, state, inputs, tags)
-            inputs = inputs + exchange.shift(outputs, self.config.mesh_shape[0], forward=True)
-        return inputs
+            return inputs + exchange.shift(outputs, self.config.mesh_shape[0], forward=True), None
 
-    def entered(self, k: int, tick: Array) -> Array:
+        inputs = moving.with_new_batch(x, jnp.zeros_like(state.carry.forward))
+        return lax.scan(turn, inputs, jnp.arange(self.network.num_stages - 1, dtype=jnp.int32))[0]
+
+    def entered(self, k: Any, tick: Array) -> Array:
         """The tick in which the micro-batch of stage k's forward pass entered the network."""
         return tick - k if self.config.delayed.variant == "fdg" else tick
 
     def run_stage(
         self,
-        k: int,
+        k: Stage,
         params: Row,
         stats: Row,
-        packet: Array,
-        tags: moving.Tags,
-        carry: Carry,
+        forward: Pass,
+        backward: Pass,
+        gradient: Array,
         *,
         state: TrainState,
         tick: Array,
     ) -> StageResult:
-        """Stage k's passes of a tick; `packet` and `tags` are its input's, already in the rings of `carry`.
+        """Stage k's passes of a tick: `gradient` is that at the output of the backward pass.
 
         What it sends is zeros in DDG; `beside` is the adjoint, packed.
         """
-        network, config, none = self.network, self.config, jnp.zeros_like(packet)
-        M, kept, late = config.delayed.micro_batches, config.delayed.weights, lateness(config)[k]
-        entered, old = self.entered(k, tick), (packet, tags)
-        if kept == "batch" and k > 0:
-            params = _at(carry.weights, entered // M)
-        output = self.forward(state, k, params, stats, packet, tags) if config.delayed.variant == "fdg" else none
-        if late > 0:
-            old = _at((carry.inputs, carry.input_tags), tick - late)
-        if late > 0 and kept != "newest":
-            params = _at(carry.weights, ((entered if kept == "batch" else tick) - late) // M)
-        examples = moving.tagged(config, state, old[1])
+        network, config, none = self.network, self.config, jnp.zeros_like(forward.packet)
+        output, weights = none, params | forward.weights
+        if config.delayed.variant == "fdg":
+            output = self.forward(state, k, weights, stats, forward.packet, forward.tags)
+        examples = moving.tagged(config, state, backward.tags)
         run = partial(self.apply, k, stats, examples.mode)
-        trees = network.params.unpack(k, params), moving.unpack(old[0], network.interfaces[k])
-        function = moving.to_loss(run, examples, k == network.num_stages - 1, config.batch_size)
-        _, pullback, (shares, new) = jax.vjp(function, *trees, has_aux=True)
-        found, adjoint = pullback(moving.gradient_behind(network, k, carry.backward))
+        params = network.params.unpack(k.like, params | backward.weights)
+        lam = moving.unpack(backward.packet, network.interfaces[k.like])
+        function = moving.to_loss(run, examples, k.like == network.num_stages - 1, config.batch_size)
+        _, pullback, (shares, new) = jax.vjp(function, params, lam, has_aux=True)
+        found, adjoint = pullback(moving.gradient_behind(network, k.like, gradient))
         grads = network.params.pack(found)
-        if kept == "batch":  # a step's ticks are of two batches at most
-            later = (entered - late) // M - self._first_batch(k, state.step)
+        if config.delayed.weights == "batch":  # a step's ticks are of two batches at most
+            entered = self.entered(k.number, tick) - k.of(lateness(config))
+            later = entered // config.delayed.micro_batches - self._first_batch(k.number, state.step)
             grads = jax.tree.map(lambda g: jnp.zeros((2, *g.shape)).at[later].set(g), grads)
         return StageResult(
             shares=shares,
@@ -151,8 +163,25 @@ class Step(base.Step):
             stats=network.stats.pack(new),
             output=output,
             real=examples.real,
-            beside=moving.pack(network, config.delayed.shrink * adjoint) if k > 0 else none,
+            beside=moving.pack(network, config.delayed.shrink * adjoint) if k.like > 0 else none,
         )
+
+    def passes(
+        self, new: tuple[Array, Array], rings: tuple[Array, Array], weights: Row, tick: Array
+    ) -> tuple[Pass, Pass]:
+        """What the stages' forward and backward passes of a tick are run on, [slots, ..].
+
+        Args:
+          new: The inputs of the forward passes, and their tags.
+          rings: Of the inputs and tags, with the new ones.
+          weights: Rings of the parameters; {} where none are kept.
+          tick: The tick.
+        """
+        M, by_batch, k = self.config.delayed.micro_batches, self.config.delayed.weights == "batch", self.numbers()
+        late, entered = jnp.asarray(lateness(self.config), tick.dtype)[k], self.entered(k, tick)
+        forward = Pass(*new, _at(weights, entered // M) if by_batch else {})
+        packet, tags = _at(rings, tick - late)
+        return forward, Pass(packet, tags, _at(weights, ((entered if by_batch else tick) - late) // M))
 
     def _first_batch(self, k: Any, step: Array) -> Array:
         """The step in which the micro-batch of stage k's first backward pass of a step entered the network."""
@@ -180,9 +209,9 @@ class Step(base.Step):
             tags = jnp.repeat(tags[None], len(carry.forward), 0)
             inputs = self.sequential_forward(state, x, tags)
         inputs_ring, tags_ring = _put((carry.inputs, carry.input_tags), (inputs, tags), tick)
-        seen = replace(carry, inputs=inputs_ring, input_tags=tags_ring, weights=weights)
+        passes = self.passes((inputs, tags), (inputs_ring, tags_ring), weights, tick)
         run = partial(self.run_stage, state=state, tick=tick)
-        done: StageResult = self.on_stages(run, state, inputs, tags, seen)
+        done: StageResult = self.on_stages(run, state, *passes, carry.backward)
         carry = replace(
             carry,
             forward=exchange.shift(done.output, S, forward=True),
@@ -224,16 +253,15 @@ class Step(base.Step):
           sums: [slots, 2, length], of this step's ticks: of two batches one after the other.
           state: Before the step.
         """
-        slots = self.network.num_stages // self.config.mesh_shape[0]
-        stages = lax.axis_index("stage") * slots + jnp.arange(slots, dtype=jnp.int32)
-        due = state.step - delay(self.config)
+        stages = self.numbers()
+        due = jnp.full_like(stages, state.step - delay(self.config))
 
         def add(ring: Array, sums: Array) -> Array:
             for later in range(2):
                 positions = (self._first_batch(stages, state.step) + later) % ring.shape[1]
-                ring = ring.at[jnp.arange(slots, dtype=jnp.int32), positions].add(sums[:, later])
+                ring = ring.at[jnp.arange(len(stages), dtype=jnp.int32), positions].add(sums[:, later])
             return ring
 
         rings = jax.tree.map(add, state.carry.gradients, sums)
-        grads = jax.vmap(lambda ring: _at(ring, due))(rings)
-        return grads, _put(rings, jax.tree.map(jnp.zeros_like, grads), due)
+        grads = _at(rings, due)
+        return grads, _put(rings, jax.tree.map(jnp.zeros_like, grads), due[0])
