@@ -41,6 +41,7 @@ def run_of(stage, **fields):
         {"method": "delayed", "delayed__micro_batches": 2},
         {"method": "delayed", "delayed__micro_batches": 2, "delayed__weights": "batch"},
         {"method": "delayed", "delayed__variant": "ddg"},
+        {"method": "local", "local__classifier": "sampled"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )

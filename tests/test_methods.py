@@ -9,9 +9,10 @@ import pytest
 from helpers import assert_close, dataset, detach, on_host, plain_sgd, small_config, small_run, take_steps, trees
 from jax.sharding import PartitionSpec as P
 
-from lpjax.methods import METHODS, local
+from lpjax.methods import METHODS
+from lpjax.methods.local.classifiers import classifiers
 from lpjax.network.network import composed
-from lpjax.nn import chain, losses
+from lpjax.nn import chain, layers, losses
 from lpjax.nn.chain import Mode
 from lpjax.nn.layers import STANDARDISE
 from lpjax.training import resume
@@ -30,6 +31,8 @@ STAGED = {
     "ddg": {"method": "delayed", "delayed__variant": "ddg"},
     "by batch": {"method": "delayed", "delayed__micro_batches": 2, "delayed__weights": "batch"},
     "local": {"method": "local"},
+    "sampled": {"method": "local", "local__classifier": "sampled", "local__residue": 0.3},
+    "momentum": {"method": "local", "local__classifier": "momentum", "local__residue": 0.3},
     "coarse_adjoint": {"method": "coarse_adjoint", "aux__grid": 2},
     "coarse_adjoint, tied": {"method": "coarse_adjoint", "aux__grid": 2, "aux__tied": True},
 }
@@ -275,38 +278,72 @@ def test_ages_of_delayed_gradients():
 # local ----------------------------------------------------------------------------------------------------------------
 
 
-def test_local_is_every_stage_by_itself_on_inputs_of_the_step_before(x64):
+def residues(chains, params, stats, x):
+    """Mean squares of what the blocks of a chain add to their shortcuts, layer by layer."""
+    total = 0.0
+    for unit, p, s in zip(chains.units, chain.unstack(chains, params), chain.unstack(chains, stats), strict=True):
+        if unit.name.startswith("block"):
+            y, _ = layers.conv_norm(p["first"], s["first"], x, TRAIN, unit.stride)
+            y, _ = layers.conv_norm(p["second"], s["second"], jax.nn.relu(y), TRAIN)
+            total += (y**2).mean()
+        x, _ = unit.apply(p, s, x, TRAIN)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("classifier", "tau", "units"),
+    [
+        ("own", 0.0, [["head"], ["block-4", "head"], ["head"]]),
+        ("sampled", 0.3, [["block-16/4", "head"], ["block-16/4", "head"], ["block-16/2", "head"]]),
+        (
+            "momentum",
+            0.3,
+            [["mean of block-4", "head"], ["block-4", "mean of block-8/2", "head"], ["mean of block-16/2", "head"]],
+        ),
+    ],
+)
+def test_local_is_every_stage_by_itself_on_inputs_of_the_step_before(classifier, tau, units, x64):
+    """And the running means are of the weights that the stages behind began each step with."""
     steps, K = 6, 4
-    run = small_run(method="local", data__crop=0, **plain_sgd(RATE))
+    fields = {"local__classifier": classifier, "local__residue": tau}
+    run = small_run(method="local", data__crop=0, **fields, **plain_sgd(RATE))
     params, stats, *_ = trees(run)
-    own = local.classifiers(run.network, 1)
-    assert [len(c.units) for c in own.chains] == [1, 2, 1, 0], "a block more where the stage has one that fits"
+    own = classifiers(run.network, run.config.local)
+    assert [[unit.name.replace("classifier-10", "head") for unit in c.units] for c in own.chains] == [*units, []]
     carry = run.create().carry
     heads, head_stats = detach((own.params.unpack_all(carry.params), own.stats.unpack_all(carry.stats)))
+    means = detach(own.means.unpack_all(carry.means))
     batches = plain_batches(run, steps)
 
     @partial(jax.jit, static_argnames="k")
-    def learn(p, c, x, labels, k):
+    def learn(p, c, mean, x, labels, k):
         """Gradients of stage k's loss behind its classifier, and its output."""
 
         def loss(p, c):
             output, _ = chain.apply(run.network.stages[k], p, stats[k], x, TRAIN)
+            if mean:
+                c = *c[:-2], {**c[-2], **mean}, c[-1]
             logits, _ = chain.apply(own.chains[k], c, head_stats[k], output, TRAIN)
-            return losses.task_loss(logits, labels).mean(), output
+            more = residues(run.network.stages[k], p, stats[k], x) if tau else 0.0
+            return losses.task_loss(logits, labels).mean() + tau * more, output
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(p, c)
 
-    params, heads = list(params), list(heads)
+    params, heads, means = list(params), list(heads), list(means)
     lam = {}  # (stage, step of the batch) -> input
     history = []
     for t in range(steps):
-        lam[0, t] = batches[t][0]
+        lam[0, t], began, d = batches[t][0], list(params), min(0.999, (1 + t) / (10 + t))
         for k in range(K):  # in any order: nothing of this step is read by another stage in it
             m = t - k
             if m < 0:
                 continue
-            grads, lam[k + 1, m] = learn(params[k], heads[k], lam[k, m], batches[m][1], k=k)
+            grads, lam[k + 1, m] = learn(params[k], heads[k], means[k], lam[k, m], batches[m][1], k=k)
             params[k], heads[k] = descended(params[k], grads[0]), descended(heads[k], grads[1])
+        for k, mean in enumerate(means):
+            if mean:
+                first = jax.tree.map(lambda leaf: leaf[:1], began[k + 1][0])
+                means[k] = {"mean": jax.tree.map(lambda m, w, d=d: d * m + (1 - d) * w, mean["mean"], first)}
         history.append(tuple(params))
     for ours, expected in zip(after(run, steps), history, strict=True):
         assert_close(ours, expected)
@@ -443,7 +480,7 @@ def test_coarse_adjoint_has_no_path_through_the_auxnet_to_test():
 # state ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fdg", "local", pytest.param("coarse_adjoint", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["fdg", "momentum", pytest.param("coarse_adjoint", marks=pytest.mark.slow)])
 def test_what_is_under_way_goes_on_on_another_mesh(name, x64):
     run, other = (small_run(**STAGED[name], mesh__stage=s) for s in (4, 2))
     batches = run.feed.train()

@@ -16,7 +16,7 @@ from lpjax.cost.model import device_bytes, step_seconds
 from lpjax.cost.traffic import exchanged, scheduled, total_bytes
 from lpjax.data import SOURCES
 from lpjax.methods import METHODS, configure
-from lpjax.methods.local import classifiers
+from lpjax.methods.local.classifiers import classifiers
 from lpjax.nn.count import activation_bytes
 from lpjax.report import schedule
 from lpjax.training import run as runs
@@ -68,6 +68,8 @@ UNSEEN = {
     "pipeline, activations": {"method": "pipeline", "pipeline": {"micro_batches": 8, "keep": "activations"}},
     "accumulated": {"method": "delayed", "delayed": {"micro_batches": 4}},
     "by batch": {"method": "delayed", "delayed": {"micro_batches": 2, "weights": "batch"}},
+    "sampled": {"method": "local", "local": {"classifier": "sampled", "blocks": 2}},
+    "momentum": {"method": "local", "local": {"classifier": "momentum", "residue": 0.1}},
 }
 """Rows that the model of before did not know."""
 
@@ -134,7 +136,7 @@ def test_bytes_of_memory(network, row):
         weights = found["parameters"] + found["optimizer"] + found["gradients"] + rings[1]
         packets, multipliers = found["packets"] + rings[0], found.get("multipliers", 0)
         if config.method == "local":
-            own = classifiers(made, config.local.blocks)
+            own = classifiers(made, config.local)
             copies = 4 if config.optimizer.name == "adamw" else 3
             weights -= copies * 4 * (4 // S) * sum(own.params.lengths.values())
             column = config.batch_size // config.mesh.data

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.predict import scale
+from lpjax.config.schema.methods import LocalConfig
 from lpjax.cost.machine import Group, Link, Machine, collective_seconds, kept_bytes, roofline
 from lpjax.cost.model import device_bytes, step_seconds
-from lpjax.methods.local import classifiers
+from lpjax.methods.local.classifiers import classifiers
 from lpjax.models.resnet import ConvBlock, basic_block, resnet
 from lpjax.nn.count import activation_bytes, layers, unit_flops
 from lpjax.nn.layers import STANDARDISE
@@ -263,7 +264,7 @@ def test_memory_of_classifiers():
     params = layers(basic_block(16, 1), (2, 2, 16)).params + layers(head, (2, 2, 16)).params
     found, bare = memory("local"), memory("pipeline")
     assert found["parameters"] - bare["parameters"] == 4 * params == found["gradients"] - bare["gradients"]
-    own = classifiers(STAGES, 1).chains
+    own = classifiers(STAGES, LocalConfig()).chains
     assert own[0].units == (basic_block(4, 1), head)
     kept = [sum(activation_bytes(chain, 7 * B) for chain in both) for both in zip(STAGES.stages, own, strict=True)]
     assert found["activations"] == max(kept)

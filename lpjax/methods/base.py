@@ -85,10 +85,15 @@ class Step(abc.ABC):
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step as one device sees it: the new state, and the metrics."""
 
+    @property
+    def kinds(self) -> tuple[tuple[int, ...], ...]:
+        """Stages by kind, see `Network.kinds`."""
+        return self.network.kinds
+
     def on_stages(self, run: Callable[..., Any], state: TrainState, *operands: PyTree) -> Any:
         """`mesh.on_stages` of (k, its rows of parameters and statistics, `operands` of stage k)."""
         operands = state.stage_params, state.stage_stats, *operands
-        return meshes.on_stages(run, self.network.kinds, self.config.mesh_shape[0], *operands)
+        return meshes.on_stages(run, self.kinds, self.config.mesh_shape[0], *operands)
 
     def in_rows(self, state: TrainState) -> TrainState:
         """The state as `run_stage` reads it: equal pieces of the AuxNet in a row are stacked, see `alike`."""

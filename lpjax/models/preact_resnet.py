@@ -71,6 +71,11 @@ class PreActivationBlock:
 
     def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
         """shortcut + conv(relu(bn(... conv(relu(bn(x))))))."""
+        y, _, stats = self.with_residue(params, stats, x, mode)
+        return y, stats
+
+    def with_residue(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, Array, dict]:
+        """As `apply`, with what is added to the shortcut, see `nn.residues`."""
         y, new = x, {}
         convs = resnet.convolutions(self.kind, self.features, self.stride)
         for layer, (part, (_, _, stride)) in enumerate(zip(resnet.PARTS, convs, strict=False)):
@@ -81,7 +86,7 @@ class PreActivationBlock:
             elif "shortcut" in params:
                 x = conv(y, params["shortcut"]["conv"]["kernel"], self.stride)
             y = conv(y, params[part]["conv"]["kernel"], stride)
-        return x + y, new
+        return x + y, y, new
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,11 @@ class PostActivationBlock:
 
     def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
         """relu(shortcut(x) + bn(conv(... relu(bn(conv(x))))))."""
+        y, _, stats = self.with_residue(params, stats, x, mode)
+        return y, stats
+
+    def with_residue(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, Array, dict]:
+        """As `apply`, with what is added to the shortcut, see `nn.residues`."""
         y, new = x, {}
         for part, (_, _, stride) in zip(PARTS, convolutions(self.kind, self.features, self.stride), strict=False):
             y = y if part == "first" else nn.relu(y)
@@ -118,7 +123,7 @@ class PostActivationBlock:
             x = layers.shortcut(x, y.shape[-1], self.stride)
         elif "shortcut" in params:
             x, new["shortcut"] = layers.conv_norm(params["shortcut"], stats["shortcut"], x, mode, self.stride)
-        return nn.relu(x + y), new
+        return nn.relu(x + y), y, new
 
 
 basic_block = partial(PostActivationBlock, "basic", padded=True)

@@ -142,6 +142,12 @@ def _per_channel(values: Float[Array, " c"], x: Array) -> Array:
     return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+def affine(params: dict[str, Float[Array, " c"]], x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """x * scale + bias for each channel."""
+    y = at_least_float32(x) * _per_channel(params["scale"], x) + _per_channel(params["bias"], x)
+    return y.astype(x.dtype)
+
+
 def _scaled(
     x: Float[Array, "*b c"], stats: Stats, scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
 ) -> Float[Array, "*b c"]:

@@ -56,7 +56,16 @@ class LocalConfig:
     """Local losses.
 
     Attributes:
-      blocks: Of the stage's own units in each local classifier, before the network's head.
+      classifier: Of what units a stage's classifier is made, before the network's head: "own", units like the stage's
+        own last one, "sampled", units drawn evenly from the stages behind it, with new weights, or "momentum", those of
+        "own" and the next stage's first unit, at a running mean of its weights.
+      blocks: Units of each classifier, beside that one and the head.
+      decay: Of the running mean with "momentum", once it is that long.
+      residue: Weight, in each stage's loss, of the mean square of what its residual blocks add to their shortcuts,
+        summed over the blocks.
     """
 
+    classifier: Literal["own", "sampled", "momentum"] = "own"
     blocks: int = at_least(0, 1)
+    decay: float = bounded(0.999, at_least=0, below=1)
+    residue: float = at_least(0, 0.0)
