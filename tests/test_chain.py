@@ -9,9 +9,9 @@ from helpers import assert_close
 
 from lpjax.errors import BadInput
 from lpjax.models.preact_resnet import PreActivationBlock, wide_resnet
-from lpjax.models.resnet import ConvBlock, basic_block, resnet
+from lpjax.models.resnet import ConvBlock, PostActivationBlock, basic_block, resnet
 from lpjax.network.grid_block import GridBlock
-from lpjax.nn import chain
+from lpjax.nn import chain, residues
 from lpjax.nn.chain import Chain, Mode, Unit, make_chain
 from lpjax.nn.count import activation_bytes
 from lpjax.nn.layers import Standardise
@@ -187,3 +187,44 @@ def own(init=lambda key, shape: ({}, {}), apply=lambda p, s, x, mode: (x, s)):
 def test_what_a_chain_cannot_have(unit, message):
     with jax.enable_x64(False), pytest.raises(BadInput, match=rf"unit 1 \(own\) .*{message}"):
         make_chain([own(), unit], (3,))
+
+
+# residues -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("features, stride", [(4, 1), (8, 2)])
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("padded", [True, False, None], ids=["padded", "projected", "preact"])
+def test_a_residue_is_what_is_added_to_the_shortcut(kind, features, stride, padded):
+    """Against the block without its last layer; the last bias is large, so that no ReLU acts on the sum."""
+    size = features // 4 if kind == "bottleneck" else features
+    last = "third" if kind == "bottleneck" else "second"
+    if padded is None:
+        block, name, part = PreActivationBlock(kind, size, stride, 0.0), "conv", "kernel"
+    else:
+        block, name, part = PostActivationBlock(kind, size, stride, padded=padded), "norm", "scale"
+    params, stats = block.init(jax.random.key(0), (8, 8, 4))
+    if padded is not None:
+        params[last]["norm"]["bias"] += 100.0
+    x = jax.random.normal(jax.random.key(1), (3, 8, 8, 4), float)
+    without = params | {last: params[last] | {name: params[last][name] | {part: 0 * params[last][name][part]}}}
+    (y, r, _), (shortcut, bias, _) = (block.with_residue(p, stats, x, Mode(train=True)) for p in (params, without))
+    assert_close(bias, jnp.full_like(bias, 0.0 if padded is None else 100.0))
+    assert_close(y - shortcut, r - bias)
+    assert abs(r - bias).max() > 0.1
+
+
+def test_residues_of_a_chain():
+    """As its blocks have them one after another; everything else as without."""
+    units = [ConvBlock(4, 1, 3), *[basic_block(4, 1)] * 2, basic_block(8, 2), Standardise()]
+    whole = make_chain(units, (8, 8, 3))
+    params, stats = chain.init(whole, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (3, 8, 8, 3), float)
+    *found, sizes = residues.apply(whole, params, stats, x, Mode(train=True))
+    assert_close(tuple(found), chain.apply(whole, params, stats, x, Mode(train=True)))
+    expected = jnp.zeros(3)
+    for unit, p, s in zip(units, chain.unstack(whole, params), chain.unstack(whole, stats), strict=True):
+        if isinstance(unit, PostActivationBlock):
+            expected += (unit.with_residue(p, s, x, Mode(train=True))[1] ** 2).mean((1, 2, 3))
+        x, _ = unit.apply(p, s, x, Mode(train=True))
+    assert_close(sizes, expected)

@@ -52,6 +52,8 @@ def test_fields_of_rows():
     phases = {"phases.methods": ("coarse_adjoint", "delayed"), "phases.epochs": (8.0,)}
     assert fields_of("coarse_adjoint, delayed from epoch 8") == own | phases
     assert fields_of("local, local.blocks=2") == {"method": "local", "local.blocks": 2}
+    sampled = {"local.classifier": "sampled", "local.residue": 0.5}
+    assert fields_of("local, sampled, residue 0.5") == {"method": "local"} | sampled
     for row, message in (("nonsense", "expected one of"), ("local, nonsense", "row change 'nonsense'")):
         with pytest.raises(BadInput, match=message):
             fields_of(row)

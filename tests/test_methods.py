@@ -6,11 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, dataset, detach, on_host, plain_sgd, small_config, small_run, take_steps, trees
+from helpers import (
+    assert_close,
+    cut_network,
+    dataset,
+    detach,
+    on_host,
+    plain_sgd,
+    small_config,
+    small_run,
+    take_steps,
+    trees,
+)
 from jax.sharding import PartitionSpec as P
 
+from lpjax.config.schema.methods import LocalConfig
 from lpjax.methods import METHODS
 from lpjax.methods.local.classifiers import classifiers
+from lpjax.models.preact_resnet import preact_resnet
+from lpjax.models.resnet import Classifier, ConvBlock, MaxPool, imagenet_resnet, resnet
 from lpjax.network.network import composed
 from lpjax.nn import chain, layers, losses
 from lpjax.nn.chain import Mode
@@ -349,6 +363,46 @@ def test_local_is_every_stage_by_itself_on_inputs_of_the_step_before(classifier,
         assert_close(ours, expected)
 
 
+@pytest.mark.parametrize(
+    ("units", "shape", "cut", "blocks", "drawn"),
+    [
+        (resnet(depth=26, width=4, classes=10), (14, 14, 3), 2, 1, ["block-16/4"]),
+        (resnet(depth=26, width=4, classes=10), (14, 14, 3), 2, 3, ["block-8/2", "block-8", "block-16/2"]),
+        (resnet(depth=8, width=4, classes=10), (8, 8, 3), 2, 9, ["block-8/2", "block-16/2"]),
+        (preact_resnet(depth=164, width=4, classes=10), (8, 8, 3), 2, 1, ["preact-bottleneck-16/4"]),
+        (imagenet_resnet(depth=50, width=4, classes=10), (32, 32, 3), 3, 2, ["bottleneck-16/4", "bottleneck-32/2"]),
+    ],
+)
+def test_units_are_sampled_evenly_and_put_out_what_they_do_in_the_network(units, shape, cut, blocks, drawn):
+    """Behind the first block; all of them where there are not so many."""
+    network = cut_network(units, shape, num_stages=2, cuts=(cut,))
+    own = classifiers(network, LocalConfig("sampled", blocks)).chains[0]
+    assert [unit.name for unit in own.units[:-1]] == drawn
+    assert own.units[-1] == units[-1]
+    assert own.shapes[-2:] == network.chain.shapes[-2:]
+
+
+POOLS = {"model": {"function": "test_methods:pools"}, "num_stages": 2, "cuts": (1,)}
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"num_stages": 5, "mesh__stage": 1, "local__classifier": "momentum"}, "stage 4 is the network's head alone: expected a unit"),
+        (POOLS | {"local__classifier": "sampled"},
+         r"unit 2 \(max_pool/2\) drawn for stage 0: it makes \(4, 4, 4\) of \(8, 8, 4\): expected \(2, 2, 4\)"),
+        (POOLS | {"local__residue": 0.1}, "no unit of the network has residues: expected residual blocks"),
+    ],
+)  # fmt: skip
+def test_local_losses_that_do_not_fit_the_network(fields, message):
+    with pytest.raises(ValueError, match=message):
+        small_run(method="local", **fields)
+
+
+def pools(classes):
+    return ConvBlock(4, 1, 3), MaxPool(), MaxPool(), Classifier(classes)
+
+
 def test_local_gradients_do_not_cross_stages(x64):
     """Changing W_i leaves the next update of every other stage exactly as it was; and so does its classifier."""
     run = small_run(method="local", **plain_sgd())
@@ -515,6 +569,10 @@ def test_unset_a_mesh_is_of_the_devices_that_a_method_uses():
         ),
         ({"delayed__shrink": 0.0}, "delayed.shrink=0.0: expected > 0 and <= 1; 1 is none"),
         ({"local__blocks": -1}, "local.blocks=-1: expected at least 0"),
+        (
+            {"method": "local", "local__classifier": "sampled", "local__blocks": 0},
+            "blocks=0 with local.classifier=sampled",
+        ),
         ({"method": "layer_parallel", "aux__tied": True}, "aux.tied=True with method=layer_parallel, whose AuxNet has"),
         (
             {"phases__methods": ("serial", "nothing"), "phases__epochs": (1.0,)},

@@ -205,6 +205,8 @@ def test_the_schedule_sends_what_the_traced_step_sends(row):
             if row == "ddg":  # a stage after the other: the trace counts all each time
                 idle = 2.0
             several = stage > 1 and data > 1
+            if row == "momentum" and several:  # of two devices the one that sends more bytes has fewer batch norms
+                idle = 1.3
             assert a <= b * (1.05 if several else 1 + 1e-6), (stage, data, part)
             assert b <= a * (1.25 * idle if several else idle + 1e-6), (stage, data, part)
         exact = data == 1 or (stage == 1 and row != "ddg")

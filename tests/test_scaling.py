@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from experiments.predict import scale
@@ -268,6 +269,18 @@ def test_memory_of_classifiers():
     assert own[0].units == (basic_block(4, 1), head)
     kept = [sum(activation_bytes(chain, 7 * B) for chain in both) for both in zip(STAGES.stages, own, strict=True)]
     assert found["activations"] == max(kept)
+
+
+def test_memory_of_running_means():
+    """The weights of the largest unit that a stage begins with, which has no momentum and no gradients."""
+    first = layers(basic_block(16, 1), (2, 2, 16)).params
+    own = classifiers(STAGES, LocalConfig("momentum"))
+    assert own.means.length == first
+    assert [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in own.means.trees][-3:] == [first, first, 0]
+    found, params = memory("local", local__classifier="momentum"), 4 * (STAGES.params.length + own.params.length)
+    assert found["running means"] == 4 * first
+    assert found["parameters"] == found["optimizer"] == found["gradients"] == params
+    assert own.params.length == classifiers(STAGES, LocalConfig()).params.length + 2 * 16, "a scale and a bias"
 
 
 def test_memory_of_tails():

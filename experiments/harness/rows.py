@@ -21,8 +21,7 @@ from lpjax.methods import METHODS, configure
 Fields = dict[str, Any]
 
 SHARES = {"half": 1, "quarter": 2}
-"""Values of `aux.grid` that `load` makes numbers: the config file's grid, or else half of the
-side of the images (up to a power of two), over this."""
+"""Words for `aux.grid`: the config file's, or half of the images' side (up to a power of two), over this."""
 
 ROWS: dict[str, Fields] = {
     "ddg": {"method": "delayed", "delayed.variant": "ddg"},
@@ -36,6 +35,8 @@ ROWS: dict[str, Fields] = {
 
 CHANGES: dict[str, tuple[Fields, str]] = {
     "by batch": ({"delayed.weights": "batch"}, "one version of the weights for all stages"),
+    "sampled": ({"local.classifier": "sampled"}, "classifiers of units drawn from the stages behind"),
+    "momentum": ({"local.classifier": "momentum"}, "classifiers with a mean of the next stage's first unit"),
     "no block": ({"aux.blocks_per_stage": 0}, "pieces of one convolution"),
     "half width": ({"aux.width": 0.5}, "half as many channels in the AuxNet"),
     "quarter grid": ({"aux.grid": "quarter"}, "tails on a quarter of the images' side"),
@@ -55,6 +56,7 @@ NUMBERS = {
     "N sweeps": "penalty.sweeps",
     "N micro-batches": "{method}.micro_batches",
     "N epochs": "num_epochs",
+    "residue N": "local.residue",
 }
 
 
@@ -62,8 +64,8 @@ def _change(text: str, row: Fields) -> Fields:
     """Fields of one change of a row."""
     if text in CHANGES:
         return CHANGES[text][0]
-    if (found := re.search(r"\d+", text)) and (name := NUMBERS.get(text.replace(found[0], "N", 1))):
-        return {name.format(**row): int(found[0])}
+    if (found := re.search(r"[\d.]+", text)) and (name := NUMBERS.get(text.replace(found[0], "N", 1))):
+        return {name.format(**row): ast.literal_eval(found[0])}
     if (found := re.fullmatch(r"(\w+) from epoch ([\d.]+)", text)) and found[1] in METHODS:
         return {"phases.methods": (row["method"], found[1]), "phases.epochs": (float(found[2]),)}
     if "=" in text:

@@ -153,7 +153,8 @@ def _sampled(network: Network, k: int, count: int) -> list[UnitLike]:
     for i in (start - 1 + round(behind * i / count) for i in range(1, count + 1)):
         unit: Any = whole.units[i]
         aim = whole.shapes[i + 1]
-        if shape != whole.shapes[i] and hasattr(unit, "stride"):
+        strides = "stride" in getattr(unit, "__dataclass_fields__", {}) and len(shape) == len(aim) == 3
+        if strides and shape != whole.shapes[i]:
             unit = replace(unit, stride=max(-(-a // b) for a, b in zip(shape[:2], aim[:2], strict=True)))
         try:
             found = make_chain([unit], shape).out_shape
