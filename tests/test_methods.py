@@ -388,7 +388,7 @@ POOLS = {"model": {"function": "test_methods:pools"}, "num_stages": 2, "cuts": (
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"num_stages": 5, "mesh__stage": 1, "local__classifier": "momentum"}, "stage 4 is the network's head alone: expected a unit"),
+        ({"num_stages": 5, "mesh__stage": 1, "local__classifier": "momentum"}, "stage 4 is the network's head alone"),
         (POOLS | {"local__classifier": "sampled"},
          r"unit 2 \(max_pool/2\) drawn for stage 0: it makes \(4, 4, 4\) of \(8, 8, 4\): expected \(2, 2, 4\)"),
         (POOLS | {"local__residue": 0.1}, "no unit of the network has residues: expected residual blocks"),
