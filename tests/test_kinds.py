@@ -38,10 +38,10 @@ def run_of(stage, **fields):
         {"method": "layer_parallel", "multiplier": "coarse_tail"},
         {"method": "layer_parallel", "multiplier": "mean"},
         {"method": "local"},
+        {"method": "local", "local__classifier": "sampled"},
         {"method": "delayed", "delayed__micro_batches": 2},
         {"method": "delayed", "delayed__micro_batches": 2, "delayed__weights": "batch"},
         {"method": "delayed", "delayed__variant": "ddg"},
-        {"method": "local", "local__classifier": "sampled"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
