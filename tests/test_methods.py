@@ -41,7 +41,7 @@ RANDOM = {
 }
 STAGED = {
     "pipeline": {"method": "pipeline", "pipeline__micro_batches": 2},
-    "fdg": {"method": "delayed", "delayed__shrink": 0.9},
+    "fdg": {"method": "delayed", "delayed__shrink": 0.9, "optimizer__age_discount": 0.5},
     "ddg": {"method": "delayed", "delayed__variant": "ddg"},
     "by batch": {"method": "delayed", "delayed__micro_batches": 2, "delayed__weights": "batch"},
     "local": {"method": "local"},
@@ -69,8 +69,8 @@ def after(run, count):
     return history
 
 
-def descended(params, grads):
-    return jax.tree.map(lambda p, g: p - RATE * g, params, grads)
+def descended(params, grads, rate=RATE):
+    return jax.tree.map(lambda p, g: p - rate * g, params, grads)
 
 
 def loss_of(run, stats, x, labels):
@@ -194,17 +194,20 @@ def test_delayed_with_one_stage_is_backprop(fields, x64):
         {"micro_batches": 2, "weights": "newest"},
         {"micro_batches": 4, "weights": "batch", "shrink": 0.5},
         {"micro_batches": 8, "weights": "batch"},
+        {"micro_batches": 4, "age_discount": 0.7},
     ],
     ids=str,
 )
 def test_delayed_passes_of_each_stage_at_the_stated_weights_and_ticks(fields, x64):
-    """The equations of `methods.delayed`: a history of all weights, and a vjp of each stage for each micro-batch."""
+    """The equations of `methods.delayed`: a history of all weights, and a vjp of each stage for each micro-batch; and
+    of `optimizer.age_discount`, by stages whose gradients are late / M updates old."""
+    discount = (fields := dict(fields)).pop("age_discount", 0)
     M, weights, shrink = (
         fields.get(name, usual) for name, usual in (("micro_batches", 1), ("weights", "forward"), ("shrink", 1))
     )
     steps, K, fdg = 4 + 6 // M, 4, fields.get("variant") != "ddg"
     own = {f"delayed__{name}": value for name, value in fields.items()}
-    run = small_run(method="delayed", **own, data__crop=0, **plain_sgd(RATE))
+    run = small_run(method="delayed", **own, data__crop=0, **plain_sgd(RATE), optimizer__age_discount=discount)
     params, stats, *_ = trees(run)
     batches = plain_batches(run, steps)
     history = [params]  # of all stages, before each step
@@ -242,12 +245,15 @@ def test_delayed_passes_of_each_stage_at_the_stated_weights_and_ticks(fields, x6
         return grads, shrink * adjoint
 
     for t in range(steps):
-        new = list(history[-1])
+        new, left = list(history[-1]), 1 - t / (2 * run.step_inputs.steps_per_epoch)
+        rates = [RATE * (1 + late[k] / M) ** -(discount * left) for k in range(K)]
+        if discount:
+            np.testing.assert_allclose(run.learning_rates(t + 1)["stage_learning_rate"], rates)
         for k in range(K):
             for tick in range((t + 1) * M):
                 used = tick // M + d if weights == "batch" else (tick + k * fdg + late[k]) // M
                 if used == t:
-                    new[k] = descended(new[k], gradients(k, tick)[0])
+                    new[k] = descended(new[k], gradients(k, tick)[0], rates[k])
         history.append(tuple(new))
     for ours, expected in zip(after(run, steps), history[1:], strict=True):
         assert_close(ours, expected)

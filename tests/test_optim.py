@@ -46,7 +46,7 @@ def test_only_kernels_decay():
     assert optim.decayed(ROWS) == {"kernel": True, "other": False}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "nadam"])
 def test_weight_decay_moves_kernels_alone(name):
     config = OptimizerConfig(name=name, weight_decay=0.1, momentum=0.0, nesterov=False)
     optimizer = optim.make_optimizer(config, optax.constant_schedule(1.0))
@@ -55,15 +55,18 @@ def test_weight_decay_moves_kernels_alone(name):
     assert_close(new, {"kernel": ROWS["kernel"] * 0.9, "other": ROWS["other"]}, rtol=1e-6)
 
 
-def test_nesterov_momentum():
-    """Second step at a constant gradient g: momentum 0.9 g + g, look-ahead 0.9 * 1.9 g + g."""
-    config = OptimizerConfig(momentum=0.9, nesterov=True, weight_decay=0.0)
+@pytest.mark.parametrize("m", [0.9, 0.99])
+def test_nesterov_momentum(m):
+    """Second step at a constant gradient g: momentum m g + g, look-ahead m (m g + g) + g."""
+    config = OptimizerConfig(momentum=m, nesterov=True, weight_decay=0.0)
     optimizer = optim.make_optimizer(config, optax.constant_schedule(1.0))
     state = optim.init_rows(optimizer, ROWS)
     first, state = optim.update_rows(optimizer, GRADS, state, ROWS)
     second, _ = optim.update_rows(optimizer, GRADS, state, first)
-    assert_close(jax.tree.map(jnp.subtract, ROWS, first), jax.tree.map(lambda g: 1.9 * g, GRADS), rtol=1e-5)
-    assert_close(jax.tree.map(jnp.subtract, first, second), jax.tree.map(lambda g: 2.71 * g, GRADS), rtol=1e-5)
+    assert_close(jax.tree.map(jnp.subtract, ROWS, first), jax.tree.map(lambda g: (1 + m) * g, GRADS), rtol=1e-5)
+    assert_close(
+        jax.tree.map(jnp.subtract, first, second), jax.tree.map(lambda g: (m * (1 + m) + 1) * g, GRADS), rtol=1e-5
+    )
 
 
 def test_betas_of_adamw():
@@ -76,6 +79,15 @@ def test_betas_of_adamw():
     mean, square = (0.8 * 0.2 - 0.2 / 2) / (1 - 0.8**2), (0.6 * 0.4 + 0.4 / 4) / (1 - 0.6**2)
     moved = jax.tree.map(lambda g: mean / square**0.5 * jnp.sign(g), GRADS)
     assert_close(jax.tree.map(jnp.subtract, first, second), moved, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields, kept", [({}, 1), ({"momentum": 0.0}, 0), ({"name": "adamw"}, 2), ({"name": "nadam"}, 2)]
+)
+def test_values_that_an_optimizer_keeps_of_a_parameter(fields, kept):
+    config = OptimizerConfig(clip_norm=1.0, **fields)
+    assert optim.kept_values(config) == kept
+    assert optim.accesses(config) == {0: 3, 1: 5, 2: 7}[kept]
 
 
 def test_each_stage_is_clipped_by_its_own_norm():

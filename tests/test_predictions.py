@@ -67,6 +67,7 @@ ROWS = {
 UNSEEN = {
     "pipeline, activations": {"method": "pipeline", "pipeline": {"micro_batches": 8, "keep": "activations"}},
     "accumulated": {"method": "delayed", "delayed": {"micro_batches": 4}},
+    "data_parallel, accumulated": {"method": "data_parallel", "optimizer": {"accumulate": 2}},
     "by batch": {"method": "delayed", "delayed": {"micro_batches": 2, "weights": "batch"}},
     "sampled": {"method": "local", "local": {"classifier": "sampled", "blocks": 2}},
     "momentum": {"method": "local", "local": {"classifier": "momentum", "residue": 0.1}},
@@ -107,7 +108,9 @@ def test_seconds_of_a_step(network, row):
         if was["seconds"] is None:  # stored multipliers, sweeps, stale exchanges and inner steps were not modelled
             continue
         S, D = config.mesh_shape
-        found, expected = step_seconds(made, config, MACHINE), was["seconds"]
+        found, expected = step_seconds(made, config, MACHINE), dict(was["seconds"])
+        if config.optimizer.name == "adamw":  # was taken for SGD with momentum
+            expected["optimizer"] *= 7 / 5
         parts = seconds_by_part(found)
         moving = METHODS[config.method].carry(made, config) is not None and S > 1
         tags = MACHINE.start + MACHINE.inside.latency if S * D <= 2 else MACHINE.start + MACHINE.between.latency

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_steps, trees
 
@@ -17,6 +18,7 @@ from lpjax.state.step_inputs import example_keys
 pytestmark = pytest.mark.usefixtures("x64")
 
 
+TRAIN = Mode(train=True)
 WITH_DROPOUT = {
     "model": {"function": "wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
     "num_stages": 3,
@@ -34,7 +36,7 @@ def test_a_step_descends_the_composed_networks_gradient():
     x, labels = normalised(run, batch.image), jnp.asarray(batch.label)
 
     def loss(params):
-        logits, new = composed(run.network, params, stats, x, Mode(train=True))
+        logits, new = composed(run.network, params, stats, x, TRAIN)
         return losses.task_loss(logits, labels).mean(), (logits, new)
 
     (value, (logits, batch_stats)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -45,6 +47,29 @@ def test_a_step_descends_the_composed_networks_gradient():
     assert_close(detach(run.network.stats.unpack_all(state.stage_stats)), running)
     assert_close(figures["task_loss"], value)
     assert_close(figures["accuracy"], np.mean(np.asarray(logits).argmax(-1) == np.asarray(labels)))
+
+
+def test_nadam_is_that_of_optax_on_the_unpacked_network():
+    """With decay of kernels alone, and no mesh, rows or vmap."""
+    own = {"name": "nadam", "learning_rate": 0.01, "b1": 0.99, "b2": 0.9, "weight_decay": 0.1, "schedule": "constant"}
+    run = small_run(method="serial", data__crop=0, optimizer={**own, "warmup_epochs": 0.0})
+    params, stats, _, _ = trees(run)
+    kernels = jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    assert {True, False} == set(jax.tree.leaves(kernels))
+    optimizer = optax.nadamw(0.01, b1=0.99, b2=0.9, weight_decay=0.1, mask=kernels)
+    opt, batches, state = optimizer.init(params), run.feed.train(), run.create()
+
+    @jax.jit
+    def grads(params, x, labels):
+        return jax.grad(lambda p: losses.task_loss(composed(run.network, p, stats, x, TRAIN)[0], labels).mean())(params)
+
+    for _ in range(3):
+        batch = next(batches)
+        found = grads(params, normalised(run, batch.image), jnp.asarray(batch.label))
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt = optimizer.update(found, opt, params)
+        params, (state, _) = optax.apply_updates(params, updates), run.step(state, batch)
+    assert_close(detach(run.network.params.unpack_all(state.stage_params)), params)
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 2), (8, 1)])

@@ -9,9 +9,10 @@ from typing import Any
 from lpjax.config.schema import Config
 from lpjax.cost.traffic import scheduled, total_bytes
 from lpjax.methods import METHODS
-from lpjax.methods.base import UPDATE, stage_values
+from lpjax.methods.base import stage_values
 from lpjax.network.network import Network
 from lpjax.nn.schedule import Drawn, Item, Message, Work, critical, from_json, place, to_json
+from lpjax.state import optim
 from lpjax.training.summary import item_flops
 
 Json = dict[str, Any]
@@ -32,7 +33,7 @@ def schedule_of(network: Network, config: Config) -> Json:
         return [sum(own.number for own in traffic.values()) // together, total_bytes(traffic)]
 
     told = {"entries": to_json(items, list(map(item_flops, items))), "sent": list(map(sent, items))}
-    return told | {"updated": UPDATE * stage_values(network, config)}
+    return told | {"updated": optim.accesses(config.optimizer) * stage_values(network, config)}
 
 
 def computing(rows: Sequence[Drawn], parts: Json, updated: int) -> list[float]:

@@ -80,6 +80,12 @@ def _check_optimizers(config: Config) -> None:
             f"{section}.clip_over={optimizer.clip_over} without {section}.clip_norm: expected the largest norm that a "
             f"gradient may have; set {section}.clip_norm",
         )
+    for name, usual in (("age_discount", 0), ("accumulate", 1)):
+        value = getattr(config.aux_optimizer, name)
+        require(
+            value == usual,
+            f"aux_optimizer.{name}={value}: expected {usual}, it is of the stages' optimiser; leave it out",
+        )
     require(
         config.aux_optimizer.clip_over == "stage",
         "aux_optimizer.clip_over=network: an AuxNet is clipped as a whole, a local classifier by itself; leave it out",

@@ -54,6 +54,12 @@ def resolve(config: Config) -> Config:
     check(config, staged=any(METHODS[name].staged for name in config.all_methods))
     for name in config.all_methods:
         METHODS[name].check(config)
+        require(
+            config.optimizer.accumulate == 1 or METHODS[name].accumulates,
+            f"optimizer.accumulate={config.optimizer.accumulate} with method={name}, which does not read it: expected "
+            f"1; leave it out (some methods have micro_batches of their own), or choose one of "
+            f"{', '.join(own.name for own in METHODS.values() if own.accumulates)}",
+        )
         batches = {tuple(age.entered for age in ages) for ages in METHODS[name].ages(config)}
         require(
             config.optimizer.clip_over == "stage" or len(batches) == 1,

@@ -14,17 +14,26 @@
 Batch norm is synchronised: its statistics are averaged over all devices (one pmean a layer), so N devices give the
 numbers of one.  Every device holds all parameters and optimiser state.  The batch is split over both axes of the mesh.
 
-Collectives of a step: psum over the mesh of the gradients, loss and count; batch norm's pmeans.
+With `optimizer.accumulate` n a device runs its examples in n micro-batches, one after the other, and keeps the
+activations of one of them; gradients are summed.  **Batch norm sees a micro-batch**; without batch norm the numbers are
+the same.  Micro-batch m has the examples m, m + n, m + 2n .. , on any mesh.
+
+Collectives of a step: psum over the mesh of the gradients, loss and count; batch norm's pmeans, in each micro-batch.
 """
 
+import math
+
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
+from lpjax.data.source import Spec
+from lpjax.errors import require
 from lpjax.methods import base
-from lpjax.methods.base import UPDATE, WIDTH, Metrics
+from lpjax.methods.base import WIDTH, Age, Metrics
 from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network, composed
 from lpjax.network.packing import Row
@@ -39,7 +48,7 @@ from lpjax.state.train_state import TrainState
 def backprop(
     network: Network, config: Config, step_inputs: StepInputs, params: Row, stats: Row, keys: Array, batch: Batch
 ) -> tuple[Row, Row, Metrics]:
-    """Backprop's gradient of the mean loss, as a device sees it.
+    """Backprop's gradient of the mean loss, as a device sees it, accumulated where `optimizer.accumulate` says so.
 
     Collectives over the mesh: psum of gradients and metrics, batch norm's pmeans.
 
@@ -55,19 +64,28 @@ def backprop(
     Returns:
       The gradient and the batch statistics as rows, and the metrics task_loss (nats) and accuracy (0..1).
     """
-    x, targets = step_inputs.network_input(batch, keys), make_targets(config, keys, batch.label, batch.partner_label)
-    old = network.stats.unpack_all(stats)
-    mode = Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
+    trees, old, n = network.params.unpack_all(params), network.stats.unpack_all(stats), config.optimizer.accumulate
 
-    def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Array, tuple[PyTree, ...]]]:
-        logits, batch_stats = composed(network, params, old, x, mode)
-        return targets.loss(logits).sum() / config.batch_size, (targets.correct(logits).sum(), batch_stats)
+    def gradient(keys: Array, batch: Batch) -> tuple[Row, Row, tuple[Array, Array]]:
+        targets = make_targets(config, keys, batch.label, batch.partner_label)
+        x, mode = step_inputs.network_input(batch, keys), Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
 
-    gradients = jax.value_and_grad(loss, has_aux=True)
-    (task_loss, (correct, batch_stats)), grads = gradients(network.params.unpack_all(params))
-    rows, task_loss, correct = lax.psum((network.params.pack_all(grads), task_loss, correct), meshes.ALL_AXES)
-    metrics = {"task_loss": task_loss, "accuracy": correct / config.batch_size}
-    return rows, network.stats.pack_all(batch_stats), metrics
+        def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Array, tuple[PyTree, ...]]]:
+            logits, batch_stats = composed(network, params, old, x, mode)
+            return targets.loss(logits).sum() / config.batch_size, (targets.correct(logits).sum(), batch_stats)
+
+        (task_loss, (correct, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(trees)
+        return network.params.pack_all(grads), network.stats.pack_all(batch_stats), (task_loss, correct)
+
+    if n == 1:
+        grads, new, scores = gradient(keys, batch)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), (keys, batch))
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, keys, batch))
+        total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(*part)), None), none, parts)
+        grads, new, scores = total[0], jax.tree.map(lambda x: x / n, total[1]), total[2]
+    grads, (task_loss, correct) = lax.psum((grads, scores), meshes.ALL_AXES)
+    return grads, new, {"task_loss": task_loss, "accuracy": correct / config.batch_size}
 
 
 class Step(base.Step):
@@ -87,16 +105,44 @@ class DataParallel(base.Method):
     name = "data_parallel"
     title = "data-parallel backprop"
     staged = False
+    accumulates = True
     step = Step
 
+    def check(self, config: Config, data: Spec | None = None) -> None:
+        """Refuse a number of micro-batches that a device's examples cannot be cut into.
+
+        Raises:
+          BadInput: It does not divide them.
+        """
+        n, own = config.optimizer.accumulate, config.batch_size // math.prod(config.mesh_shape)
+        require(
+            own % n == 0,
+            f"optimizer.accumulate={n}: expected a divisor of batch_size / (mesh.stage * mesh.data) = {own}, so that "
+            f"micro-batches are equal; choose another number",
+        )
+
+    def ages(self, config: Config) -> list[list[Age]]:
+        """How old the gradients are: of this step's micro-batches, at this step's weights."""
+        n = config.optimizer.accumulate
+        return [[Age(n - 1 - m, 0) for m in range(n)] for _ in range(config.num_stages)]
+
     def work(self, network: Network, config: Config) -> list[Item]:
-        """The schedule of a step: both passes on each device's own examples, one all-reduce, the update."""
-        plan, values = StagePlan(network, config), network.num_stages * network.params.length
+        """The schedule of a step: both passes on each device's own examples, one all-reduce, the update.
+
+        Of several micro-batches each adds to the gradients: three accesses.
+        """
+        plan, values, n = (
+            StagePlan(network, config),
+            network.num_stages * network.params.length,
+            config.optimizer.accumulate,
+        )
         plan.augment()
-        for d in plan.devices:
-            plan.passes(d, network.parts(), "stage", examples=plan.own, norm_axes=meshes.ALL_AXES)
+        for m in range(n):
+            for d in plan.devices:
+                plan.passes(d, network.parts(), "stage", micro=m, examples=plan.own // n, norm_axes=meshes.ALL_AXES)
         plan.message("psum", meshes.ALL_AXES, WIDTH * (values + 2), "gradients", count=len(network.params.lengths) + 2)
-        plan.each("update", accesses=UPDATE * values)
+        more = 3 * n if n > 1 else 0
+        plan.each("update", accesses=(optim.accesses(config.optimizer) + more) * values)
         return plan.items
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
@@ -30,9 +31,6 @@ StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 WIDTH = 4
 """Bytes of a value, in single precision."""
-
-UPDATE = 5
-"""Accesses to a parameter in an update by SGD with momentum: both read and written, the gradient read."""
 
 
 class Age(NamedTuple):
@@ -75,11 +73,13 @@ class Step(abc.ABC):
       network: The network.
       config: The configuration.
       step_inputs: What a step is fed.
+      rate_factors: Of the stages' learning rates, see `optim.age_factors`.
     """
 
     network: Network
     config: Config
     step_inputs: StepInputs
+    rate_factors: optax.Schedule | None = None
 
     @abc.abstractmethod
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -116,8 +116,9 @@ class Step(abc.ABC):
           stats: Rows of batch statistics, averaged over these.
           real: Whether the stages had a batch; None where they always have one.
         """
-        optimizer, old = self.step_inputs.optimizer, state.stage_stats
-        params, opt = optim.update_rows(optimizer, grads, state.stage_opt, state.stage_params)
+        optimizer, old, factors = self.step_inputs.optimizer, state.stage_stats, self.rate_factors
+        own = None if factors is None else meshes.own_stages(factors(state.step), len(jax.tree.leaves(grads)[0]))
+        params, opt = optim.update_rows(optimizer, grads, state.stage_opt, state.stage_params, own)
         stats, ema, decay = running_average(old, stats, real), state.ema, self.config.ema_decay
         if decay is not None:
             ema = weight_average(ema, params, decay, state.step)
@@ -154,6 +155,7 @@ class Method(abc.ABC):
       devices: Along 'stage' where nothing is said: "stages" (K) or "one".
       aux_net: What the AuxNet's pieces are for: the stages' "inputs" (and tails), "tails" alone, or "none", where no
         AuxNet is made.  With "inputs" interfaces are standardised.
+      accumulates: Whether it reads `optimizer.accumulate`.
       step: A step of one device.
       stage_program: (k, network, config, step_inputs, state, batch) -> forward and backward pass of stage k with what
         is computed beside it, as the step runs it, to be timed alone: a `partial` of a function to be run under
@@ -168,6 +170,7 @@ class Method(abc.ABC):
     staged: ClassVar[bool] = True
     devices: ClassVar[Literal["stages", "one"]] = "stages"
     aux_net: ClassVar[Literal["none", "tails", "inputs"]] = "none"
+    accumulates: ClassVar[bool] = False
     step: ClassVar[type[Step]]
     stage_program: ClassVar[Callable[..., partial[Any]] | None] = None
     metrics: ClassVar[dict[str, str]] = {"task_loss": "", "accuracy": "", "gradient_norm": "stage"}
@@ -197,7 +200,8 @@ class Method(abc.ABC):
 
     def make_step(self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> StepFunction:
         """The jitted step (state, batch) -> (state, metrics); the state is donated."""
-        step: StepFunction = self.step(network, config, step_inputs)
+        factors = optim.age_factors(config, self.ages(config), step_inputs.steps_per_epoch)
+        step: StepFunction = self.step(network, config, step_inputs, factors)
 
         def on_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             return step(state, paired(config, batch))
@@ -236,15 +240,14 @@ class Method(abc.ABC):
           num_examples: Of the training set.
 
         Returns:
-          `parameters` of its stages (or of all) and of the AuxNet's pieces that it trains; `optimizer`, their state,
-            SGD's momentum or Adam's two; `average` of the stages' parameters, with `ema_decay`.  A method adds what
-            it carries.
+          `parameters` of its stages (or of all) and of the AuxNet's pieces that it trains; `optimizer`, their state;
+            `average` of the stages' parameters, with `ema_decay`.  A method adds what it carries.
         """
         own = stage_values(network, config) if self.staged else network.num_stages * network.params.length
-        values = sum(map(chain_size, self.pieces(network))) + own
-        copies = 2 if config.optimizer.name == "adamw" else 1
+        aux = sum(map(chain_size, self.pieces(network)))
+        kept = own * optim.kept_values(config.optimizer) + aux * optim.kept_values(config.aux_optimizer)
         average = {} if config.ema_decay is None else {"average": WIDTH * own}
-        return {"parameters": WIDTH * values, "optimizer": copies * WIDTH * values, **average}
+        return {"parameters": WIDTH * (own + aux), "optimizer": WIDTH * kept, **average}
 
     def pieces(self, network: Network) -> tuple[Chain, ...]:
         """The AuxNet's pieces that the method trains."""

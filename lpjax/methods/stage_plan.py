@@ -5,13 +5,14 @@ from typing import Any
 
 from lpjax.config.schema import Config
 from lpjax.errors import require
-from lpjax.methods.base import UPDATE, WIDTH, Age
+from lpjax.methods.base import WIDTH, Age
 from lpjax.network.network import Network
 from lpjax.network.packing import PackedChains
 from lpjax.nn.count import chain_arrays, chain_size
 from lpjax.nn.losses import features
 from lpjax.nn.schedule import Part, Plan
 from lpjax.parallel import mesh as meshes
+from lpjax.state import optim
 
 
 class StagePlan(Plan):
@@ -111,14 +112,18 @@ class StagePlan(Plan):
             self.message("psum", "data", WIDTH * self.slots * sum(lengths), "gradients", count=len(lengths))
         if self.config.optimizer.clip_over == "network" and self.slots < self.network.num_stages:
             self.message("psum", "stage", WIDTH, "gradients")
-        self.each("update", accesses=UPDATE * self.slots * sum(own.params.length for own in packed) + more)
+        optimizers = (self.config.optimizer, *[self.config.aux_optimizer] * len(beside))
+        values = zip(packed, optimizers, strict=True)
+        own = sum(optim.accesses(optimizer) * packing.params.length for packing, optimizer in values)
+        self.each("update", accesses=self.slots * own + more)
 
     def update_aux(self) -> None:
         """Add the psum of the AuxNet's gradients and the update of its own parameters, on every device."""
         pieces = self.network.aux_net
         if arrays := sum(map(chain_arrays, pieces)):
             self.message("psum", meshes.ALL_AXES, WIDTH * sum(map(chain_size, pieces)), "gradients", count=arrays)
-            self.each("update", accesses=UPDATE * sum(map(chain_size, self.network.aux_own)))
+            values = sum(map(chain_size, self.network.aux_own))
+            self.each("update", accesses=optim.accesses(self.config.aux_optimizer) * values)
 
 
 def check_micro_batches(section: str, count: int, config: Config) -> None:

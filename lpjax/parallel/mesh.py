@@ -125,6 +125,12 @@ def _one_after_another(run: Callable[..., Any], kinds: Sequence[tuple[int, ...]]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *results)
 
 
+def own_stages(values: Array, slots: int) -> Array:
+    """Of values [K, ..] those of this device's stages, [slots, ..]; all where it holds all of them."""
+    place = lax.axis_index("stage") * slots if slots < len(values) else 0
+    return lax.dynamic_slice_in_dim(values, place, slots)
+
+
 def by_stage(mine: Array, num_stages: int) -> Array:
     """Sum over the mesh by stage: one psum.
 

@@ -1,14 +1,17 @@
 """optax optimisers from the configuration, and their use on packed stages."""
 
+import functools
+from collections.abc import Sequence
 from functools import partial
+from statistics import mean
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from lpjax.config.schema import OptimizerConfig
+from lpjax.config.schema import Config, OptimizerConfig
 from lpjax.network.packing import kind
 
 SLOTS = "slots"
@@ -54,10 +57,33 @@ def make_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_epochs: 
     return main
 
 
+def age_factors(
+    config: Config, ages: Sequence[Sequence[tuple[int, int]]], steps_per_epoch: int
+) -> optax.Schedule | None:
+    """Make the factors of the stages' learning rates by the age of their gradients.
+
+    In step t of T that of a stage is (1 + age) ** -(p (1 - t/T)), p `optimizer.age_discount` and age the mean over its
+    micro-batches, in updates: T1 of PipeMare (arXiv:1910.05124).
+
+    Args:
+      config: The configuration.
+      ages: Of its method, see `Method.ages`.
+      steps_per_epoch: Of the training.
+
+    Returns:
+      Their values [K] by the step; None where all are 1.
+    """
+    discount, num_steps = config.optimizer.age_discount, config.num_epochs * steps_per_epoch
+    age = [mean(updates for _, updates in own) for own in ages]
+    if not discount or not any(age):
+        return None
+    return lambda step: jnp.power(1 + jnp.array(age, float), -discount * (1 - jnp.asarray(step, float) / num_steps))
+
+
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, num_stages: int = 1
 ) -> optax.GradientTransformation:
-    """Make an optimiser: clipping, weight decay on kernels, and SGD with momentum or AdamW, by the schedule.
+    """Make an optimiser: clipping, weight decay on kernels, and SGD with momentum, AdamW or NAdam, by the schedule.
 
     Args:
       config: The optimiser's section.
@@ -69,14 +95,27 @@ def make_optimizer(
         clip = clip_by_network_norm(config.clip_norm, num_stages)
     elif config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
-    if config.name == "adamw":
-        adamw = optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=decayed)
-        return optax.chain(clip, adamw)
+    if config.name != "sgd":
+        own = {"weight_decay": config.weight_decay, "mask": decayed, "nesterov": config.name == "nadam"}
+        return optax.chain(clip, optax.adamw(schedule, config.b1, config.b2, **own))
     return optax.chain(
         clip,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
     )
+
+
+@functools.cache
+def kept_values(config: OptimizerConfig) -> int:
+    """Count the values that an optimiser keeps of a parameter: SGD's momentum, Adam's two means."""
+    params = {"kernel": jax.ShapeDtypeStruct((1,), jnp.float32)}
+    state = jax.eval_shape(make_optimizer(config, optax.constant_schedule(1.0)).init, params)
+    return sum(leaf.shape == (1,) for leaf in jax.tree.leaves(state))
+
+
+def accesses(config: OptimizerConfig) -> int:
+    """Accesses to memory for a parameter in an update: it and `kept_values` read and written, its gradient read."""
+    return 3 + 2 * kept_values(config)
 
 
 def clip_by_network_norm(max_norm: float, num_stages: int) -> optax.GradientTransformation:
@@ -101,7 +140,11 @@ def init_rows(optimizer: optax.GradientTransformation, rows: PyTree) -> PyTree:
 
 
 def update(
-    optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, params: PyTree
+    optimizer: optax.GradientTransformation,
+    grads: PyTree,
+    state: PyTree,
+    params: PyTree,
+    factor: Float[Array, ""] | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Take one step of an optimiser.
 
@@ -110,17 +153,24 @@ def update(
       grads: A tree like `params`.
       state: The optimiser's state.
       params: The parameters.
+      factor: Of the learning rate; None for 1.
 
     Returns:
       The new parameters and optimiser state.
     """
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer counters with floats
         updates, state = optimizer.update(grads, state, params)
+    if factor is not None:
+        updates = jax.tree.map(lambda update: factor * update, updates)
     return optax.apply_updates(params, updates), state
 
 
 def update_rows(
-    optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, rows: PyTree
+    optimizer: optax.GradientTransformation,
+    grads: PyTree,
+    state: PyTree,
+    rows: PyTree,
+    factors: Float[Array, " rows"] | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Take one step of an optimiser on packed stages, each by itself but for `clip_by_network_norm`.
 
@@ -129,11 +179,12 @@ def update_rows(
       grads: Rows like `rows`.
       state: The optimiser's state, every leaf with the leading axis of the rows.
       rows: The parameters.
+      factors: Of the rows' learning rates; None for 1.
 
     Returns:
       The new rows and optimiser state.
     """
-    return jax.vmap(partial(update, optimizer), axis_name=SLOTS)(grads, state, rows)
+    return jax.vmap(partial(update, optimizer), axis_name=SLOTS)(grads, state, rows, factors)
 
 
 def row_norms(rows: PyTree) -> Array:

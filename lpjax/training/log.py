@@ -115,7 +115,7 @@ class Log:
         processes.reached(f"after step {step}")
         self._progress.update(self._task, completed=step)
         if self._run.is_log_step(step):
-            host = {"learning_rate": float(self._run.step_inputs.learning_rate(step - 1)), "data_seconds": waited}
+            host = self._run.learning_rates(step) | {"data_seconds": waited}
             self.write("train", step, self.last | host | {"corrupt_images": self.corrupt})
             self._show(step)
             self.watch.printed()

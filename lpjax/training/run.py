@@ -23,7 +23,7 @@ from lpjax.data.subset import CONSTANT, data_notes, reduced, reduced_spec
 from lpjax.errors import require
 from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
-from lpjax.state.optim import warmup_steps
+from lpjax.state.optim import age_factors, warmup_steps
 from lpjax.state.step_inputs import StepInputs, make_step_inputs
 from lpjax.state.train_state import TrainState
 from lpjax.training.evaluate import Evaluate, make_evaluate
@@ -62,6 +62,13 @@ class Run:
     create: Callable[[], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
     evaluate: Evaluate
+
+    def learning_rates(self, step: int) -> dict[str, Any]:
+        """Learning rates of a step, counted from 1, as metrics.jsonl has them: each stage's where they differ."""
+        inputs, ages = self.step_inputs, methods.METHODS[self.config.method].ages(self.config)
+        rate, factors = float(inputs.learning_rate(step - 1)), age_factors(self.config, ages, inputs.steps_per_epoch)
+        by_stage = {} if factors is None else {"stage_learning_rate": [rate * f for f in factors(step - 1).tolist()]}
+        return {"learning_rate": rate} | by_stage
 
     @property
     def data(self) -> Feed:

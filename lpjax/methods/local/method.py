@@ -90,6 +90,6 @@ class Local(moving.Moving):
         slots, own = network.num_stages // config.mesh_shape[0], classifiers(network, config.local)
         sizes, more = super().holds(network, config, num_examples), WIDTH * slots * own.params.length
         sizes["parameters"] += more
-        sizes["optimizer"] += (2 if config.aux_optimizer.name == "adamw" else 1) * more
+        sizes["optimizer"] += optim.kept_values(config.aux_optimizer) * more
         means = WIDTH * slots * own.means.length
         return sizes | ({"running means": means} if means else {})
