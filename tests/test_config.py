@@ -132,6 +132,15 @@ BAD = [
     ({"multiplier": "adjoint", "aux": {"task_weight": 0.0}}, "multiplier=adjoint with aux.task_weight=0.0"),
     ({"penalty": {"initial": 20.0, "maximum": 10.0}}, "penalty.maximum=10.0: expected at least penalty.initial=20.0"),
     ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate=0.0: expected > 0"),
+    ({"optimizer": {"momentum": 1.0}}, "optimizer.momentum=1.0: expected at least 0 and < 1"),
+    ({"optimizer": {"age_discount": -1.0}}, "optimizer.age_discount=-1.0: expected at least 0"),
+    ({"aux_optimizer": {"age_discount": 1.0}}, "aux_optimizer.age_discount=1.0: expected 0.*leave it out"),
+    ({"aux_optimizer": {"accumulate": 2}}, "aux_optimizer.accumulate=2: expected 1.*leave it out"),
+    ({"method": "pipeline", "optimizer": {"accumulate": 2}}, "method=pipeline, which .* one of serial, data_parallel"),
+    (
+        {"method": "data_parallel", "optimizer": {"accumulate": 3}},
+        r"optimizer.accumulate=3: expected a divisor of batch_size / \(mesh.stage \* mesh.data\) = 16",
+    ),
     ({"optimizer": {"schedule": "step"}}, "optimizer.step_epochs=.*schedule=step"),
     ({"optimizer": {"step_epochs": [10]}}, "step_epochs belong to schedule=step"),
 ]

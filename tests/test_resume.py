@@ -19,10 +19,15 @@ POLICIES = {
     "mean": {"penalty__sweeps": 1},
     "per_example": {"data__crop": 0, "mesh__stage": 2},
     "adamw": {"optimizer": {"name": "adamw", "learning_rate": 1e-3, "warmup_epochs": 0.5}, "multiplier": "adjoint"},
-    "serial": {"method": "serial", "mesh__data": 2},
+    "serial": {"method": "serial", "mesh__data": 2, "optimizer__accumulate": 4},
     "stale": {"exchange": {"stale": True}, "mesh__stage": 2, "mesh__data": 2},
     "one stage": {"num_stages": 1},
-    "by batch": {"method": "delayed", "delayed": {"micro_batches": 4, "weights": "batch"}, "mesh__data": 2},
+    "by batch": {
+        "method": "delayed",
+        "delayed": {"micro_batches": 4, "weights": "batch"},
+        "optimizer": {"name": "nadam", "learning_rate": 1e-3, "b1": 0.99, "age_discount": 1.0},
+        "mesh__data": 2,
+    },
     "no standardisation": {"standardise": False, "aux__inner_steps": 2, "mesh__stage": 1},
 }
 TWO = {"num_stages": 2, "cuts": (2,)}

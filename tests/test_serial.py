@@ -9,10 +9,11 @@ from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_st
 
 from lpjax.data.augment import augment
 from lpjax.data.batch import epoch_order
+from lpjax.models.resnet import Classifier
 from lpjax.network import aux_net
 from lpjax.network.network import composed
-from lpjax.nn import chain, losses
-from lpjax.nn.chain import Mode
+from lpjax.nn import chain, layers, losses
+from lpjax.nn.chain import Mode, Unit
 from lpjax.state.step_inputs import example_keys
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -23,6 +24,16 @@ WITH_DROPOUT = {
     "model": {"function": "wide_resnet", "depth": 10, "widen": 1, "dropout": 0.5},
     "num_stages": 3,
 }
+
+
+def without_norm(*, classes):
+    def init(key, in_shape):
+        return layers.init_linear(key, in_shape[-1], 4), {}
+
+    def apply(params, stats, x, mode):
+        return jnp.tanh(layers.linear(params, x)), stats
+
+    return [Unit("dense", init, apply) for _ in range(3)] + [Classifier(classes)]
 
 
 def normalised(run, images):
@@ -78,6 +89,26 @@ def test_data_parallel_gives_the_same_numbers(shape):
     many = take_steps(small_run(method="data_parallel", mesh__stage=shape[0], mesh__data=shape[1]), 3)
     assert_close(many[0], one[0])
     assert_close(many[1], one[1])
+
+
+def test_accumulated_gradients_are_a_pipelines():
+    """With dropout, on one device and on four; batch norm sees a micro-batch."""
+    fields = WITH_DROPOUT | {"num_stages": 2, "data__cutout": 3}
+    expected, history = take_steps(small_run(method="pipeline", pipeline__micro_batches=4, **fields), 3)
+    for method, data in (("serial", 1), ("data_parallel", 2)):
+        state, figures = take_steps(small_run(method=method, mesh__data=data, optimizer__accumulate=4, **fields), 3)
+        rows = [(own.stage_params, own.stage_stats, own.stage_opt) for own in (state, expected)]
+        assert_close(*rows, rtol=1e-12, atol=1e-12)
+        assert_close(figures, history, rtol=1e-12, atol=1e-12)
+
+
+def test_accumulated_gradients_without_batch_norm_are_those_of_the_batch():
+    model = {"function": f"{__name__}:without_norm"}
+    (state, figures), (expected, history) = (
+        take_steps(small_run(method="serial", model=model, data__mixup=0.2, optimizer__accumulate=n), 3) for n in (8, 1)
+    )
+    assert_close(state.stage_params, expected.stage_params, rtol=1e-12, atol=1e-12)
+    assert_close(figures, history, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape, model", [((4, 2), {}), ((1, 1), WITH_DROPOUT)], ids=["on a mesh", "with dropout"])
