@@ -37,6 +37,9 @@ CHANGES: dict[str, tuple[Fields, str]] = {
     "by batch": ({"delayed.weights": "batch"}, "one version of the weights for all stages"),
     "sampled": ({"local.classifier": "sampled"}, "classifiers of units drawn from the stages behind"),
     "momentum": ({"local.classifier": "momentum"}, "classifiers with a mean of the next stage's first unit"),
+    "nadam": ({"optimizer.name": "nadam", "optimizer.learning_rate": 2e-3, "optimizer.b1": 0.99}, "NAdam, b1 = 0.99"),
+    "age discount": ({"optimizer.age_discount": 1.0}, "learning rates by the age of a stage's gradients"),
+    "remat": ({"remat": True}, "activations computed again in the backward pass"),
     "no block": ({"aux.blocks_per_stage": 0}, "pieces of one convolution"),
     "half width": ({"aux.width": 0.5}, "half as many channels in the AuxNet"),
     "quarter grid": ({"aux.grid": "quarter"}, "tails on a quarter of the images' side"),
@@ -57,6 +60,7 @@ NUMBERS = {
     "N micro-batches": "{method}.micro_batches",
     "N epochs": "num_epochs",
     "residue N": "local.residue",
+    "accumulate N": "optimizer.accumulate",
 }
 
 
@@ -70,8 +74,9 @@ def _change(text: str, row: Fields) -> Fields:
         return {"phases.methods": (row["method"], found[1]), "phases.epochs": (float(found[2]),)}
     if "=" in text:
         return parsed([f"--config.{text}"])
-    known = f"{', '.join([*CHANGES, *NUMBERS])}, METHOD from epoch N, or field=value"
-    raise BadInput(f"row change {text!r}: expected of {known}")
+    raise BadInput(
+        f"row change {text!r}: expected {', '.join([*CHANGES, *NUMBERS])}, METHOD from epoch N, or field=value"
+    )
 
 
 def fields_of(row: str) -> Fields:

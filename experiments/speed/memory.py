@@ -16,15 +16,14 @@ from lpjax.training import run as runs
 
 
 def run(
-    call: Call,
-    rows: str = "serial;data_parallel;pipeline;fdg;local;coarse_tail;coarse_adjoint, own maps;coarse_adjoint",
-    stages: str = "2,4,8",
-) -> Iterator[Json]:
+    call: Call, stages: str = "2,4,8", rows: str = "serial;serial, accumulate 8;serial, remat;data_parallel;pipeline;"
+    "fdg;fdg, 8 micro-batches;local;coarse_tail;coarse_adjoint, own maps;coarse_adjoint",
+) -> Iterator[Json]:  # fmt: skip
     """The JSON after every row."""
     every, made = list(map(int, stages.split(","))), []
     provide_devices(max(every))
     for name in dict.fromkeys(["serial", *rows.split(";")]):
-        for K in [1] if name == "serial" else every:
+        for K in [1] if fields_of(name)["method"] == "serial" else every:
             fields = {**fields_of(name), **call.fields, "num_stages": K, "dry_run": True}
             taken = dry_run.step_cost(runs.prepare(load(call.config, fields)))
             kept = {part: taken[part] for part in ("held_bytes", "temporary_bytes")}
@@ -35,14 +34,11 @@ def run(
 
 def over_serial(made: Json) -> str:
     """MB a device by K, held + needed, and in brackets their sum over serial's."""
-    rows = {
-        (row["row"], row["stages"]): (row["held_bytes"] / 1e6, row["temporary_bytes"] / 1e6) for row in made["rows"]
-    }
-    stages, shown = sorted({K for name, K in rows if name != "serial"}), []
+    rows = {(r["row"], r["stages"]): [r[f"{part}_bytes"] / 1e6 for part in ("held", "temporary")] for r in made["rows"]}
+    stages, whole, shown = sorted({K for _, K in rows if K > 1}), sum(rows["serial", 1]), []
     for name in dict.fromkeys(name for name, _ in rows):
-        found = [rows[name, 1 if name == "serial" else K] for K in stages]
-        ratios = [sum(own) / sum(rows["serial", 1]) for own in found]
-        cells = [f"{held:.1f} + {needed:.0f} ({r:.2f})" for (held, needed), r in zip(found, ratios, strict=True)]
+        found = [rows[name, 1 if (name, 1) in rows else K] for K in stages]
+        cells = [f"{held:.1f} + {needed:.0f} ({(held + needed) / whole:.2f})" for held, needed in found]
         shown.append([name, *cells])
     ideal = ["1/K", *(f"{1 / K:.2f}" for K in stages)]
     return markdown.table(["MB held + needed (over serial's)", *(f"K = {K}" for K in stages)], [*shown, ideal])

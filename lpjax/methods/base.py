@@ -137,11 +137,8 @@ class Step(abc.ABC):
         squares = jnp.square(optim.row_norms(grads)) / self.config.mesh.data  # they are already summed over 'data'
         *sums, squares = meshes.by_stage(jnp.stack([*shares.values(), squares]), self.network.num_stages)
         by_stage = dict(zip(shares, sums, strict=True))
-        return {
-            "task_loss": by_stage["loss"][-1],
-            "accuracy": by_stage["correct"][-1] / self.config.batch_size,
-            "gradient_norm": jnp.sqrt(squares),
-        }, by_stage
+        found = {"task_loss": by_stage["loss"][-1], "accuracy": by_stage["correct"][-1] / self.config.batch_size}
+        return found | {"gradient_norm": jnp.sqrt(squares)}, by_stage
 
 
 class Method(abc.ABC):
