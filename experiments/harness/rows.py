@@ -74,9 +74,7 @@ def _change(text: str, row: Fields) -> Fields:
         return {"phases.methods": (row["method"], found[1]), "phases.epochs": (float(found[2]),)}
     if "=" in text:
         return parsed([f"--config.{text}"])
-    raise BadInput(
-        f"row change {text!r}: expected {', '.join([*CHANGES, *NUMBERS])}, METHOD from epoch N, or field=value"
-    )
+    raise BadInput(f"row change {text!r}: expected {', '.join([*CHANGES, *NUMBERS])}, METHOD from epoch N, field=value")
 
 
 def fields_of(row: str) -> Fields:
