@@ -269,6 +269,9 @@ def test_memory_of_classifiers():
     assert own[0].units == (basic_block(4, 1), head)
     kept = [sum(activation_bytes(chain, 7 * B) for chain in both) for both in zip(STAGES.stages, own, strict=True)]
     assert found["activations"] == max(kept)
+    shapes = [[s for u, s in zip(c.units, c.shapes[1:], strict=True) if "block" in u.name] for c in STAGES.stages]
+    kept = [own + 4 * 7 * B * sum(map(math.prod, blocks)) for own, blocks in zip(kept, shapes, strict=True)]
+    assert memory("local", local__residue=0.1)["activations"] == max(kept), "and what the blocks add"
 
 
 def test_memory_of_running_means():

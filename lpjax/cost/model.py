@@ -175,7 +175,7 @@ def _allocated(items: Sequence[Item], device: int) -> tuple[int, int]:
         end = len(items) if item.until is None else item.until + 1
         kept = (0, item.keeps)
         if item.chain is not None and item.until is not None:
-            kept = activation_bytes(item.chain, item.examples), item.keeps
+            kept = activation_bytes(item.chain, item.examples) + item.keeps, 0
         change[:, position] += kept
         change[:, end] -= kept
     alive = change.cumsum(1)

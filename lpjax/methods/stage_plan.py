@@ -35,7 +35,7 @@ class StagePlan(Plan):
         self.devices, self.slots = range(S), network.num_stages // S
         self.column, self.own = config.batch_size // D, config.batch_size // (S * D)
         self.pixels = features(network.chain.in_shape)
-        self.what = {"examples": self.column, "norm_axes": ("data",)}
+        self.what: dict[str, Any] = {"examples": self.column, "norm_axes": ("data",)}
         if config.data.mixup:  # `step_inputs.paired`, before the step
             self.message("ppermute", meshes.ALL_AXES, self.own * (self.pixels + WIDTH), "exchange", count=2)
 
@@ -68,7 +68,7 @@ class StagePlan(Plan):
         parts = [self.network.parts()[k] for k in stages]
         self.passes(d, parts, "stage", again="recompute" if again else "", **self.what | what)
 
-    def local_losses(self, k: int, ages: Sequence[Age], behind: Iterable[Part], kind: str) -> None:
+    def local_losses(self, k: int, ages: Sequence[Age], behind: Iterable[Part], kind: str, *, keeps: int = 0) -> None:
         """Add the passes of stage k, whose input is a constant, and of what its local loss needs behind it.
 
         Args:
@@ -76,11 +76,13 @@ class StagePlan(Plan):
           ages: One a micro-batch, see `Method.ages`.
           behind: What is applied to its output.
           kind: Of the work behind it.
+          keeps: Bytes of an example that its local loss needs of the stage, beside its output.
         """
         M, own, behind = len(ages), Part(k, self.network.stages[k], ("weights",)), list(behind)
         for age in ages:
-            what = {**self.what, "micro": M - 1 - age.entered, "examples": self.column // M}
-            self.local(k // self.slots, own, behind, kind, **what)
+            examples = self.column // M
+            what = {**self.what, "micro": M - 1 - age.entered, "examples": examples}
+            self.local(k // self.slots, own, behind, kind, keeps=keeps * examples, **what)
 
     def shift(self, examples: int | None = None) -> None:
         """Add `exchange.shift` of a column's packets, or of fewer examples; nothing on one device.

@@ -22,6 +22,12 @@ def is_residual(unit: UnitLike) -> bool:
     return hasattr(unit, "with_residue")
 
 
+def features(own: Chain) -> int:
+    """Values of the residues of an example, in all blocks of a chain."""
+    outputs = zip(own.units, own.shapes[1:], strict=True)
+    return sum(losses.features(shape) for unit, shape in outputs if is_residual(unit))
+
+
 @dataclass(frozen=True)
 class _Measured:
     """A residual block whose statistics have with them the mean square of each example's residue."""

@@ -137,7 +137,7 @@ class Plan:
         for position, (stage, chain, gradients) in reversed(forward):
             self.keep(position, self.work(device, kind, stage=stage, chain=chain, gradients=gradients, **what))
 
-    def local(self, device: int, own: Part, behind: Iterable[Part], kind: str, **what: Any) -> None:
+    def local(self, device: int, own: Part, behind: Iterable[Part], kind: str, *, keeps: int = 0, **what: Any) -> None:
         """Add a stage's forward pass, both passes of what its local loss needs behind it, and its backward pass.
 
         Args:
@@ -145,9 +145,10 @@ class Plan:
           own: The stage.
           behind: What is applied to its output.
           kind: Of the work behind it.
+          keeps: Bytes that the stage keeps for its backward pass, besides its activations.
           **what: Other fields of `Work`.
         """
-        forward = self.work(device, "stage", stage=own.stage, chain=own.chain, **what)
+        forward = self.work(device, "stage", stage=own.stage, chain=own.chain, keeps=keeps, **what)
         self.passes(device, behind, kind, **what)
         backward = {"stage": own.stage, "chain": own.chain, "gradients": own.gradients}
         self.keep(forward, self.work(device, "stage", **backward, **what))

@@ -75,7 +75,8 @@ class Local(moving.Moving):
         plan, own = StagePlan(network, config), classifiers(network, config.local)
         plan.column_batch(2 * plan.slots)
         for k, ages in enumerate(self.ages(config)):
-            plan.local_losses(k, ages, own.parts(k), "classifier")
+            kept = WIDTH * residues.features(network.stages[k]) if config.local.residue and not config.remat else 0
+            plan.local_losses(k, ages, own.parts(k), "classifier", keeps=kept)
         means = own.means
         plan.update(own, more=3 * plan.slots * means.length)
         if means.length and len(plan.devices) > 1:
