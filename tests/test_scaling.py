@@ -179,6 +179,8 @@ def test_delayed_and_local():
     assert step("fdg", net=uneven, stage=2).stages == 3 * 12 * 7 * B, "the last stage has one forward pass"
     assert step("ddg").stages == (6 * 2 + 2 + 2 * 2) * 7 * B
     assert step("local").stages == (3 * 2 - 1 + 3 * 2) * 7 * B
+    found = step("local", local__classifier="momentum").stages
+    assert found == (3 * 2 - 1 + 3 * 2 + 2) * 7 * B, "no gradient of the weights that are a mean"
 
 
 def test_rounds_of_a_pipeline_end_for_all_devices_together():

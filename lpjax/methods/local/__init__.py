@@ -30,7 +30,7 @@ is thrown away.  `local.classifier` says of which units it is, d = `local.blocks
     "momentum"  (MAN) those of "own", and behind them
 
                     scale * U(x; M_k) + bias,      M_k <- m M_k + (1 - m) W_{k+1},
-                                                   m = min(`local.decay`, (1 + t) / (10 + t)) in step t
+                                                   m = min(`local.decay`, (1 + t) / (10 + t)) after t steps
 
                 with U the first unit of stage k+1, M_k the running mean of its weights, which no gradient changes, and
                 a learnt scale and bias for each channel.  Each stage sends the weights that its step began with to

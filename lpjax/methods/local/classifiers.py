@@ -43,18 +43,24 @@ class Averaged:
 
 
 @dataclass(frozen=True, eq=False)
-class Classifiers(PackedChains):
-    """The classifiers, one a stage and one of no units for the last; `params` are those that are trained.
+class Classifiers:
+    """The classifiers of a network's stages.
 
     Attributes:
-      means: How the parameters that are running means are packed, of "momentum"; of no values otherwise.
+      chains: One a stage; one of no units for the last.
+      params: How the parameters that are trained are packed.
+      stats: How the statistics are.
+      means: How the parameters are that are running means; of no values without "momentum".
       kinds: Stages by kind as in `Network`, those of a kind with equal classifiers.
     """
 
+    chains: tuple[Chain, ...]
+    params: Packing
+    stats: Packing
     means: Packing
     kinds: tuple[tuple[int, ...], ...]
 
-    def rows(self, k: Stage, key: PRNGKeyArray) -> tuple[Row, Row, Row]:
+    def init(self, k: Stage, key: PRNGKeyArray) -> tuple[Row, Row, Row]:
         """Rows of a stage's parameters, statistics and running means before the first step."""
         params, stats = chain.init(self.chains[k.like], key)
         trained, mean = _apart(self.chains[k.like], params)
@@ -128,13 +134,8 @@ def classifiers(network: Network, config: LocalConfig) -> Classifiers:
     for i, kind in enumerate(network.kinds):
         for k in kind:
             kinds.setdefault((i, chains[k]), []).append(k)
-    return Classifiers(
-        chains=packed.chains,
-        params=Packing.of(trained),
-        stats=packed.stats,
-        means=Packing.of(means),
-        kinds=tuple(map(tuple, kinds.values())),
-    )
+    by_kind = tuple(map(tuple, kinds.values()))
+    return Classifiers(packed.chains, Packing.of(trained), packed.stats, Packing.of(means), by_kind)
 
 
 def _own(network: Network, k: int, count: int) -> list[UnitLike]:

@@ -4,6 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from lpjax.config.schema import Config
@@ -15,7 +16,7 @@ from lpjax.methods.local.classifiers import classifiers
 from lpjax.methods.local.step import Carry, Step
 from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network
-from lpjax.network.packing import Row
+from lpjax.network.packing import PackedChains, Row
 from lpjax.nn import residues
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
@@ -62,13 +63,14 @@ class Local(moving.Moving):
 
         def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
             def init_stage(k: Stage) -> tuple[Row, Row, Row]:
-                return own.rows(k, jax.random.fold_in(key, k.number))
+                return own.init(k, jax.random.fold_in(key, k.number))
 
             params, stats, means = meshes.on_stages(init_stage, own.kinds, config.mesh_shape[0])
             opt = optim.init_rows(step_inputs.aux_optimizer, params)
-            return Carry(*moving.empty(network, config), params, opt, stats, means)
+            count = jnp.zeros(network.num_stages // config.mesh_shape[0], jnp.int32) if means else ()
+            return Carry(*moving.empty(network, config), params, opt, stats, means, count)
 
-        return Carried(Carry(moving.PACKETS, moving.PACKETS, *[meshes.STAGES] * 4), init, ("opt",))
+        return Carried(Carry(moving.PACKETS, moving.PACKETS, *[meshes.STAGES] * 5), init, ("opt",))
 
     def work(self, network: Network, config: Config) -> list[Item]:
         """The schedule of a step, in which no gradient crosses an interface."""
@@ -78,7 +80,7 @@ class Local(moving.Moving):
             kept = WIDTH * residues.features(network.stages[k]) if config.local.residue and not config.remat else 0
             plan.local_losses(k, ages, own.parts(k), "classifier", keeps=kept)
         means = own.means
-        plan.update(own, more=3 * plan.slots * means.length)
+        plan.update(PackedChains(own.chains, own.params, own.stats), more=3 * plan.slots * means.length)
         if means.length and len(plan.devices) > 1:
             plan.message("ppermute", "stage", WIDTH * means.length, "exchange", count=len(means.lengths))
         plan.shift()

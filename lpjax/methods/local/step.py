@@ -30,12 +30,14 @@ class Carry(moving.Carry):
       opt: Their optimiser state, likewise.
       stats: Their statistics, likewise.
       means: Their running means of the next stage's weights, likewise; {} where they have none.
+      count: [K], of how many steps these are; () likewise.
     """
 
     params: PyTree
     opt: PyTree
     stats: PyTree
     means: PyTree
+    count: PyTree
 
 
 class Step(moving.Step):
@@ -88,14 +90,17 @@ class Step(moving.Step):
         stats, classifier_stats = lax.pmean((done.stats, done.beside[1]), "data")
         params, opt = optim.update_rows(self.step_inputs.aux_optimizer, classifier_grads, carry.opt, carry.params)
         averaged = train_state.running_average(carry.stats, classifier_stats, done.real)
-        means = self.averaged(carry.means, done.beside[2], state)
-        carry = replace(self.moved(carry, done.output), params=params, opt=opt, stats=averaged, means=means)
+        carry = replace(self.moved(carry, done.output), params=params, opt=opt, stats=averaged)
+        carry = self.averaged(carry, done.beside[2])
         metrics, by_stage = self.metrics(grads, done.shares)
         new_state = replace(self.updated(state, grads, stats, done.real), carry=carry)
         return new_state, metrics | {"stage_loss": by_stage["loss"]}
 
-    def averaged(self, means: PyTree, sent: PyTree, state: TrainState) -> PyTree:
-        """Running means with the weights that each stage sent to the one before: a ppermute over 'stage' an array."""
+    def averaged(self, carry: Carry, sent: PyTree) -> Carry:
+        """With the weights that each stage sent to the one before in its means: a ppermute over 'stage' an array."""
+        if not carry.means:
+            return carry
         S, decay = self.config.mesh_shape[0], self.config.local.decay
         arrived = jax.tree.map(lambda rows: exchange.shift(rows, S, forward=False), sent)
-        return train_state.weight_average(means, arrived, decay, state.step)
+        means = train_state.weight_average(carry.means, arrived, decay, carry.count[0])
+        return replace(carry, means=means, count=carry.count + 1)
