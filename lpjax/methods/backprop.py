@@ -22,6 +22,7 @@ Collectives of a step: psum over the mesh of the gradients, loss and count; batc
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,11 @@ class DataParallel(base.Method):
     staged = False
     accumulates = True
     step = Step
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The number of micro-batches, if there are several."""
+        n = config.optimizer.accumulate
+        return {"accumulate": n} if n > 1 else {}
 
     def check(self, config: Config, data: Spec | None = None) -> None:
         """Refuse a number of micro-batches that a device's examples cannot be cut into.

@@ -4,9 +4,9 @@
 
 g_k is the gradient that the method hands to the stage's optimiser, b_k backprop's of the composed network, at the
 weights of that moment and on the micro-batches that g_k is from.  Where stages work on older ones (`Method.ages`) each
-stage has its own; weights that are newer than those of g_k count as the method's error, an older
-batch does not.  Backprop's batch norm sees the whole batch.  Any method can be diagnosed: g_k is taken down by a
-transformation in front of the optimiser, in a step that is otherwise the method's own.
+stage has its own; weights that are newer than those of g_k count as the method's error, an older batch does not.
+Backprop's batch norm sees the whole batch, or the parts of `optimizer.accumulate`.  Any method can be diagnosed: g_k is
+taken down by a transformation in front of the optimiser, in a step that is otherwise the method's own.
 """
 
 from collections import deque
