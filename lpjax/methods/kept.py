@@ -11,16 +11,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, PyTree
 
 Rows = dict[str, Array]
-"""{type: [length]}."""
+"""{type: [length]}, or rings of such rows, {type: [positions, length]}."""
 
 Function = Callable[[PyTree, Array], tuple[Array, PyTree]]
 """(params, x) -> a differentiable output, and anything else."""
 
 
-def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree, Rows]:
+def lengths(functions: Iterable[tuple[Function, PyTree, Array]]) -> dict[str, int]:
+    """The length of a row of each type that has room for what any of several functions keeps.
+
+    Args:
+      functions: Each with its parameters and its input, or their shapes.
+    """
+    found: dict[str, int] = {}
+    for function, *args in functions:
+        own: dict[str, int] = {}
+        for leaf in jax.eval_shape(lambda *args, function=function: forward(function, *args)[2], *args):
+            own[leaf.dtype.name] = own.get(leaf.dtype.name, 0) + math.prod(leaf.shape)
+        found |= {name: max(found.get(name, 0), length) for name, length in own.items()}
+    return found
+
+
+def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree, list[Array]]:
     """A forward pass.
 
     Args:
@@ -33,17 +49,34 @@ def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree
     """
     pullback: Any  # a `VJP`, which JAX's types do not name
     output, pullback, more = jax.vjp(function, params, x, has_aux=True)
-    return output, more, _flat(jax.tree.leaves(replace(pullback, args_res=[])))
+    leaves = jax.tree.leaves(replace(pullback, args_res=[]))
+    return output, more, [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
 
 
-def backward(function: Function, params: PyTree, x: Array, kept: Rows, gradient: PyTree) -> tuple[PyTree, Array]:
+def rows(kept: Sequence[Array], lengths: dict[str, int]) -> Rows:
+    """Rows of these lengths of what is kept, with zeros at the end of each.
+
+    Each array is written to its place: XLA's CPU back end joins arrays many times slower.
+    """
+    made, done = {name: jnp.zeros(length, name) for name, length in lengths.items()}, dict.fromkeys(lengths, 0)
+    for leaf in kept:
+        name = leaf.dtype.name
+        made[name] = lax.dynamic_update_slice(made[name], leaf.reshape(-1), (done[name],))
+        done[name] += leaf.size
+    return made
+
+
+def backward(
+    function: Function, params: PyTree, x: Array, rings: Rows, position: Array, gradient: PyTree
+) -> tuple[PyTree, Array]:
     """The backward pass; the forward pass is not computed again.
 
     Args:
       function: That was applied.
       params: Its parameters in the forward pass.
       x: Its input then.
-      kept: By `forward`, perhaps with padding at the end of each row.
+      rings: Of rows, as `rows` makes them.
+      position: Of this forward pass's in the rings.
       gradient: At the output.
 
     Returns:
@@ -52,22 +85,8 @@ def backward(function: Function, params: PyTree, x: Array, kept: Rows, gradient:
     pullback = jax.eval_shape(lambda params, x: jax.vjp(function, params, x, has_aux=True)[1], params, x)
     arguments = [_needed(*pair) for pair in zip(pullback.args_res, (params, x), strict=True)]
     shapes, tree = jax.tree.flatten(replace(pullback, args_res=[]))
-    return replace(jax.tree.unflatten(tree, _unflat(kept, shapes)), args_res=arguments)(gradient)
-
-
-def padded(kept: Rows, lengths: dict[str, int]) -> Rows:
-    """Rows of these lengths: `kept` with zeros behind it, and rows of zeros of types that it does not have."""
-    rows = {name: kept.get(name, jnp.zeros(0, name)) for name in lengths}
-    return {name: jnp.pad(row, (0, lengths[name] - len(row))) for name, row in rows.items()}
-
-
-def longest(rows: Iterable[PyTree]) -> dict[str, int]:
-    """The length that a row of each type needs for all of several `Rows`, or of their shapes."""
-    found: dict[str, int] = {}
-    for each in rows:
-        for name, row in each.items():
-            found[name] = max(found.get(name, 0), len(row))
-    return found
+    kept = _read(rings, position, shapes)
+    return replace(jax.tree.unflatten(tree, kept), args_res=arguments)(gradient)
 
 
 def _needed(marks: PyTree, argument: PyTree) -> PyTree:
@@ -88,22 +107,14 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _flat(leaves: Sequence[Array]) -> Rows:
-    rows: dict[str, list[Array]] = {}
-    for leaf in leaves:
-        values = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        rows.setdefault(values.dtype.name, []).append(values.reshape(-1))
-    return {name: jnp.concatenate(parts) for name, parts in rows.items()}
-
-
-def _unflat(rows: Rows, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
-    """The inverse of `_flat`, for leaves of these shapes and types."""
-    done, leaves = dict.fromkeys(rows, 0), []
+def _read(rings: Rows, position: Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
+    """What is kept at a position of rings, of these shapes and types."""
+    done, leaves = dict.fromkeys(rings, 0), []
     for shape in shapes:
         key = _is_key(shape)
         form = jax.eval_shape(jax.random.key_data, shape) if key else shape
-        name, start = form.dtype.name, done[form.dtype.name]
-        done[name] = start + math.prod(form.shape)
-        values = rows[name][start : done[name]].reshape(form.shape)
+        name, size = form.dtype.name, math.prod(form.shape)
+        values = lax.dynamic_slice(rings[name], (position, done[name]), (1, size)).reshape(form.shape)
+        done[name] += size
         leaves.append(jax.random.wrap_key_data(values) if key else values)
     return leaves

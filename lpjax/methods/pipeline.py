@@ -85,24 +85,31 @@ class Step(base.Step):
 
     def run_forward(
         self, device: int, packet: Array, tags: moving.Tags, *, state: TrainState
-    ) -> tuple[Array, StageResult, kept.Rows]:
+    ) -> tuple[Array, StageResult, list[Array]]:
         """What a device sends on of a micro-batch, what it makes of it beside that, and what it keeps of it."""
         network, trees = self.network, self.unpacked(device, packet, state)
-        output, (shares, stats), rows = kept.forward(self.function(device, tags, state), *trees)
+        output, (shares, stats), own = kept.forward(self.function(device, tags, state), *trees)
         done = StageResult(shares, {}, network.stats.pack_all(stats), ())
-        if device == self.config.mesh_shape[0] - 1:
-            return jnp.zeros_like(packet), done, rows
-        return moving.pack(network, output), done, rows if keeps(self.config) else {}
+        last = device == self.config.mesh_shape[0] - 1
+        return jnp.zeros_like(packet) if last else moving.pack(network, output), done, own
 
     def run_backward(
-        self, device: int, packet: Array, tags: moving.Tags, gradient: Array, rows: kept.Rows, *, state: TrainState
+        self,
+        device: int,
+        packet: Array,
+        tags: moving.Tags,
+        gradient: Array,
+        rows: kept.Rows,
+        micro: Array,
+        *,
+        state: TrainState,
     ) -> tuple[StageResult, Array]:
         """A micro-batch's backward pass, and the gradient to send back."""
         network, trees = self.network, self.unpacked(device, packet, state)
         function = self.function(device, tags, state)
         behind = moving.gradient_behind(network, self.stages_of(device)[-1], gradient)
         if keeps(self.config):
-            grads, adjoint = kept.backward(function, *trees, rows, behind)
+            grads, adjoint = kept.backward(function, *trees, rows, micro, behind)
             done = self.nothing(state)
         else:
             _, pullback, (shares, stats) = jax.vjp(function, *trees, has_aux=True)
@@ -164,28 +171,36 @@ class Step(base.Step):
         nothing = self.nothing(state)
         if working == 0:
             return x, {}, nothing
-        each = [jax.eval_shape(partial(run, d), x[0], tags[0])[2] for d in range(working)]
-        lengths = kept.longest(each)
+        lengths = self.lengths(x, tags, state)
 
         def with_room(device: int, *operands: Array) -> tuple[Array, StageResult, kept.Rows]:
-            output, done, rows = run(device, *operands)
-            return output, done if keeps(self.config) else nothing, kept.padded(rows, lengths)
+            output, done, own = run(device, *operands)
+            return (output, done, kept.rows(own, lengths)) if keeps(self.config) else (output, nothing, {})
 
         def forward(carry: tuple[Array, kept.Rows, StageResult], tick: Array) -> tuple[Any, None]:
             inputs, rows, total = carry
-            micro, silence = tick - device, (jnp.zeros_like(x[0]), nothing, kept.padded({}, lengths))
+            micro, silence = tick - device, (jnp.zeros_like(x[0]), nothing, kept.rows([], lengths))
             operands = _at(inputs, micro), _at(tags, micro)
             output, done, new = self.round(with_room, micro, silence, *operands, working=working)
-            busy = (micro >= 0) & (micro < M)
-            rows = jax.tree.map(lambda row, new: _put(row, jnp.where(busy, new, _at(row, micro)), micro), rows, new)
+            place = jnp.where((micro >= 0) & (micro < M), micro, M)  # the last one is of a device that waits
+            rows = jax.tree.map(lambda row, new: _put(row, new, place), rows, new)
             arrived = lax.ppermute(output, "stage", [(s, s + 1) for s in range(S - 1)])
             micro = micro + 1  # what the device before this one just had
             new_input = jnp.where((device > 0) & (micro >= 0) & (micro < M), arrived, _at(inputs, micro))
             return (_put(inputs, new_input, micro), rows, jax.tree.map(jnp.add, total, done)), None
 
-        room = {name: jnp.zeros((M, length), name) for name, length in lengths.items()}
+        room = {name: jnp.zeros((M + 1, length), name) for name, length in lengths.items()}
         ticks = jnp.arange(M + working - 1, dtype=device.dtype)
         return lax.scan(forward, (x, room, nothing), ticks)[0]
+
+    def lengths(self, x: Float[Array, "m b l"], tags: Array, state: TrainState) -> dict[str, int]:
+        """Of the rows of what is kept."""
+        if not keeps(self.config):
+            return {}
+        each = [
+            (self.function(d, tags[0], state), *self.unpacked(d, x[0], state)) for d in range(self.config.mesh_shape[0])
+        ]
+        return kept.lengths(each)
 
     def backward_rounds(
         self, state: TrainState, inputs: Float[Array, "m b l"], tags: Array, rows: kept.Rows
@@ -205,8 +220,7 @@ class Step(base.Step):
         def backward(carry: tuple[StageResult, Array], tick: Array) -> tuple[tuple[StageResult, Array], None]:
             total, gradient = carry
             micro = tick - (S - 1 - device)
-            stored = jax.tree.map(lambda row: _at(row, micro), rows)
-            operands = _at(inputs, micro), _at(tags, micro), gradient, stored
+            operands = _at(inputs, micro), _at(tags, micro), gradient, rows, micro
             done, back = self.round(run, micro, (nothing, silence), *operands, working=S)
             back = lax.ppermute(back, "stage", [(s, s - 1) for s in range(1, S)])
             return (jax.tree.map(jnp.add, total, done), back), None
