@@ -1,5 +1,7 @@
 """What a step costs a device: bytes in collectives, counted by hand; memory as the compiler has it."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from lpjax.cost import dry_run, traffic
+from lpjax.methods import METHODS
 from lpjax.parallel.exchange import Exchange
 from lpjax.parallel.mesh import make_mesh
 from lpjax.training import run as runs
@@ -129,3 +132,23 @@ def test_memory_is_that_of_one_device():
     assert part["exchanged_bytes_total"] == sum(part["exchanged_bytes"].values()) > 0
     assert part["held_bytes"] == pytest.approx(whole["held_bytes"] / 4, rel=0.05)
     assert min(part["temporary_bytes"], part["compile_seconds"]) > 0
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"weights": "newest"}, {"weights": "batch"}, {"keep": "activations"}, {"keep": "activations", "micro_batches": 1}],
+    ids=str,
+)
+def test_delayed_gradients_hold_the_bytes_that_are_carried(own):
+    """Of a device that has two stages; tags left out."""
+    fields = {f"delayed__{name}": value for name, value in ({"micro_batches": 2} | own).items()}
+    run = small_run(method="delayed", dry_run=True, mesh__stage=2, mesh__data=2, **fields)
+    carry = replace(jax.eval_shape(run.create).carry, tags=(), input_tags=())
+    specs = METHODS["delayed"].specs(run.network, run.config).carry
+    total = 0
+    for name in ("forward", "backward", "inputs", "weights", "gradients", "kept"):
+        devices = 4 if "data" in getattr(specs, name) else 2
+        total += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(getattr(carry, name))) // devices
+    held = METHODS["delayed"].holds(run.network, run.config, 1)
+    assert sum(size for kind, size in held.items() if kind not in ("parameters", "optimizer")) == total
+    assert ("rings of activations" in held) == ("keep" in own)

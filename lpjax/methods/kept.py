@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 Rows = dict[str, Array]
-"""{type: [length]}, or rings of such rows, {type: [positions, length]}."""
+"""{type: [length]}."""
 
 Function = Callable[[PyTree, Array], tuple[Array, PyTree]]
 """(params, x) -> a differentiable output, and anything else."""
@@ -53,30 +53,33 @@ def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree
     return output, more, [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
 
 
+def empty(lengths: dict[str, int], *leading: int) -> Rows:
+    """Rows of zeros of these lengths, or of this leading shape many."""
+    return {name: jnp.zeros((*leading, length), name) for name, length in lengths.items()}
+
+
 def rows(kept: Sequence[Array], lengths: dict[str, int]) -> Rows:
     """Rows of these lengths of what is kept, with zeros at the end of each.
 
     Each array is written to its place: XLA's CPU back end joins arrays many times slower.
     """
-    made, done = {name: jnp.zeros(length, name) for name, length in lengths.items()}, dict.fromkeys(lengths, 0)
+    made, done = empty(lengths), dict.fromkeys(lengths, 0)
     for leaf in kept:
         name = leaf.dtype.name
         made[name] = lax.dynamic_update_slice(made[name], leaf.reshape(-1), (done[name],))
         done[name] += leaf.size
+    assert all(done[name] <= lengths[name] for name in done), (done, lengths)  # a slice would be put elsewhere
     return made
 
 
-def backward(
-    function: Function, params: PyTree, x: Array, rings: Rows, position: Array, gradient: PyTree
-) -> tuple[PyTree, Array]:
+def backward(function: Function, params: PyTree, x: Array, kept: Rows, gradient: PyTree) -> tuple[PyTree, Array]:
     """The backward pass; the forward pass is not computed again.
 
     Args:
       function: That was applied.
       params: Its parameters in the forward pass.
       x: Its input then.
-      rings: Of rows, as `rows` makes them.
-      position: Of this forward pass's in the rings.
+      kept: By `forward`, in `rows`.
       gradient: At the output.
 
     Returns:
@@ -85,8 +88,7 @@ def backward(
     pullback = jax.eval_shape(lambda params, x: jax.vjp(function, params, x, has_aux=True)[1], params, x)
     arguments = [_needed(*pair) for pair in zip(pullback.args_res, (params, x), strict=True)]
     shapes, tree = jax.tree.flatten(replace(pullback, args_res=[]))
-    kept = _read(rings, position, shapes)
-    return replace(jax.tree.unflatten(tree, kept), args_res=arguments)(gradient)
+    return replace(jax.tree.unflatten(tree, _read(kept, shapes)), args_res=arguments)(gradient)
 
 
 def _needed(marks: PyTree, argument: PyTree) -> PyTree:
@@ -107,14 +109,14 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _read(rings: Rows, position: Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
-    """What is kept at a position of rings, of these shapes and types."""
-    done, leaves = dict.fromkeys(rings, 0), []
+def _read(kept: Rows, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
+    """The arrays of these shapes and types that `rows` were made of."""
+    done, leaves = dict.fromkeys(kept, 0), []
     for shape in shapes:
         key = _is_key(shape)
         form = jax.eval_shape(jax.random.key_data, shape) if key else shape
-        name, size = form.dtype.name, math.prod(form.shape)
-        values = lax.dynamic_slice(rings[name], (position, done[name]), (1, size)).reshape(form.shape)
-        done[name] += size
+        name, start = form.dtype.name, done[form.dtype.name]
+        done[name] = start + math.prod(form.shape)
+        values = kept[name][start : done[name]].reshape(form.shape)
         leaves.append(jax.random.wrap_key_data(values) if key else values)
     return leaves

@@ -85,11 +85,16 @@ def make_tags(batch: Batch, step: Array | int) -> Tags:
     return jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, step), *partner], axis=1)
 
 
+def is_real(tags: Tags) -> Array:
+    """Whether a batch has arrived, a scalar."""
+    return tags[0, 1] >= 0
+
+
 def tagged(config: Config, state: TrainState, tags: Tags) -> Tagged:
     """Find the examples behind tags: targets, random keys, and whether there are any."""
     labels, index, step, *partners = tags.T
     keys = example_keys(state.key, step[0], index)
-    return Tagged(make_targets(config, keys, labels, partners[0] if partners else None), keys, index[0] >= 0)
+    return Tagged(make_targets(config, keys, labels, partners[0] if partners else None), keys, is_real(tags))
 
 
 def column_batch(

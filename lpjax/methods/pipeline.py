@@ -42,6 +42,7 @@ from lpjax.methods.base import WIDTH, Age, Metrics, StageResult, stage_values
 from lpjax.methods.stage_plan import StagePlan, check_micro_batches
 from lpjax.network.network import Network
 from lpjax.nn import chain
+from lpjax.nn.count import activation_bytes
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
@@ -109,7 +110,8 @@ class Step(base.Step):
         function = self.function(device, tags, state)
         behind = moving.gradient_behind(network, self.stages_of(device)[-1], gradient)
         if keeps(self.config):
-            grads, adjoint = kept.backward(function, *trees, rows, micro, behind)
+            own = jax.tree.map(lambda row: _at(row, micro), rows)
+            grads, adjoint = kept.backward(function, *trees, own, behind)
             done = self.nothing(state)
         else:
             _, pullback, (shares, stats) = jax.vjp(function, *trees, has_aux=True)
@@ -179,7 +181,7 @@ class Step(base.Step):
 
         def forward(carry: tuple[Array, kept.Rows, StageResult], tick: Array) -> tuple[Any, None]:
             inputs, rows, total = carry
-            micro, silence = tick - device, (jnp.zeros_like(x[0]), nothing, kept.rows([], lengths))
+            micro, silence = tick - device, (jnp.zeros_like(x[0]), nothing, kept.empty(lengths))
             operands = _at(inputs, micro), _at(tags, micro)
             output, done, new = self.round(with_room, micro, silence, *operands, working=working)
             place = jnp.where((micro >= 0) & (micro < M), micro, M)  # the last one is of a device that waits
@@ -189,9 +191,8 @@ class Step(base.Step):
             new_input = jnp.where((device > 0) & (micro >= 0) & (micro < M), arrived, _at(inputs, micro))
             return (_put(inputs, new_input, micro), rows, jax.tree.map(jnp.add, total, done)), None
 
-        room = {name: jnp.zeros((M + 1, length), name) for name, length in lengths.items()}
         ticks = jnp.arange(M + working - 1, dtype=device.dtype)
-        return lax.scan(forward, (x, room, nothing), ticks)[0]
+        return lax.scan(forward, (x, kept.empty(lengths, M + 1), nothing), ticks)[0]
 
     def lengths(self, x: Float[Array, "m b l"], tags: Array, state: TrainState) -> dict[str, int]:
         """Of the rows of what is kept."""
@@ -279,12 +280,15 @@ class Pipeline(base.Method):
         S, examples = len(plan.devices), plan.column // M
         stages = [range(d * plan.slots, (d + 1) * plan.slots) for d in plan.devices]
         plan.column_batch(3)
+        row = max(sum(activation_bytes(network.stages[k], examples) for k in own) for own in stages) // WIDTH
+        made, read = (3 * row, 2 * row) if keeps(config) else (0, 0)  # accesses: made, put and read
         working, kept_of = S if keeps(config) else S - 1, dict[tuple[int, int], int]()
         for number in range(M + working - 1 if working else 0):
             for d in range(working):
                 if 0 <= (m := number - d) < M:
                     for k in stages[d]:
                         kept_of[k, m] = plan.forward(k, micro=m, examples=examples)
+            plan.each("pack", accesses=made)
             plan.shift(examples)
         for number in range(M + S - 1):
             for d in range(S):
@@ -295,6 +299,7 @@ class Pipeline(base.Method):
                         plan.keep(kept_of[k, m], plan.backward_of(k, micro=m, examples=examples))
                 else:
                     plan.backward(d, stages[d], again=d < S - 1, micro=m, examples=examples)
+            plan.each("pack", accesses=read)
             plan.shift(examples)
         plan.update(more=3 * (M + S - 1) * stage_values(network, config))
         plan.message("psum", meshes.ALL_AXES, WIDTH * network.num_stages, "metrics")

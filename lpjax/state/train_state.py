@@ -61,11 +61,14 @@ class Carried(NamedTuple):
       specs: Its partition specs (a prefix of its tree); what differs by stage leads with the K stages.
       init: (step_inputs, key) -> a device's own slice before the first step, under `shard_map`.
       optimizers: Names of its fields that hold an optimiser's state.
+      again: (step_inputs, state) -> a device's own slice, under `shard_map`, with what lies otherwise on another mesh
+        computed from the rest, for a run that goes on there; None where nothing does.
     """
 
     specs: Any
     init: Callable[[StepInputs, PRNGKeyArray], Any]
     optimizers: tuple[str, ...] = ()
+    again: Callable[[StepInputs, Any], Any] | None = None
 
 
 class Stored(NamedTuple):

@@ -5,8 +5,9 @@ the mesh or how often it is tested, may change.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lpjax.config.command_line import local_path
 from lpjax.methods import METHODS
 from lpjax.parallel import platform, processes
 from lpjax.state import canonical
+from lpjax.state.step_inputs import StepInputs
 from lpjax.state.train_state import Stored, TrainState
 from lpjax.training import checkpoint, identity
 from lpjax.training.run import Run, with_method
@@ -139,7 +141,25 @@ def restore(run: Run, arrays: canonical.Arrays) -> tuple[TrainState, list[str], 
     if "ema" in tree["network"] and not any(name.startswith("network.ema.") for name in fits):
         tree["network"]["ema"] = tree["network"]["params"]  # an average starts at the weights that training starts at
     state = canonical.from_tree(tree, run.network, run.config.method, _stored(run))
-    return canonical.place(state, shardings), sorted(own.keys() - fits), sorted(arrays.keys() - fits)
+    state, fresh, left = canonical.place(state, shardings), own.keys() - fits, arrays.keys() - fits
+    carried, carry = METHODS[run.config.method].carry(run.network, run.config), _of_carry(own.keys())
+    if carried and carried.again and _of_carry(fresh) and _of_carry(fits):  # on another mesh
+        state = _carry_again(run, state, carried.again)
+        fresh, left = fresh - carry, left - carry
+    return state, sorted(fresh), sorted(left)
+
+
+def _of_carry(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.startswith("carry.")}
+
+
+def _carry_again(run: Run, state: TrainState, again: Callable[[StepInputs, TrainState], PyTree]) -> TrainState:
+    """A state with its carry as `Carried.again` has it."""
+    specs = METHODS[run.config.method].specs(run.network, run.config)
+    on_mesh = jax.shard_map(
+        partial(again, run.step_inputs), mesh=run.mesh, in_specs=(specs,), out_specs=specs.carry, check_vma=False
+    )
+    return dataclasses.replace(state, carry=jax.jit(on_mesh)(state))
 
 
 def from_other(run: Run, say: Say) -> Start:

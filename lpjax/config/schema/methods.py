@@ -42,12 +42,15 @@ class DelayedConfig:
       micro_batches: M, that a stage column's batch is cut into; the larger, the fewer updates a gradient is late.
       weights: At which weights a micro-batch's passes are run: "forward", both at those of its forward pass, "newest",
         each at the newest, or "batch", at those of its batch, the same version in all stages.
+      keep: From forward to backward passes: "activations", or "inputs" of the stages alone, so that forward passes are
+        computed again.
       shrink: Factor on a gradient each time it goes to the stage before, in (0, 1]; 1 for none.
     """
 
     variant: Literal["fdg", "ddg"] = "fdg"
     micro_batches: int = at_least(1, 1)
     weights: Literal["forward", "newest", "batch"] = "forward"
+    keep: Literal["activations", "inputs"] = "inputs"
     shrink: float = bounded(1.0, above=0, at_most=1, remedy="1 is none")
 
 

@@ -30,9 +30,15 @@ entered in tick m (FDG):
 
 Micro-batch m of a column has its examples m, m + M, m + 2M .. , and batch norm sees a micro-batch.  Gradient shrinking
 (FDG): a gradient is multiplied by `delayed.shrink` each time it goes to the stage before.  A stage whose first gradient
-has not come yet has gradient 0.  Each stage keeps its inputs while they are needed, and computes its forward pass again
-for the backward pass (the authors' codes keep activations instead): FDG costs a forward pass of all stages but the last
-more than backprop, and much less memory.  Batch norm uses the micro-batch's statistics twice.
+has not come yet has gradient 0.
+
+`delayed.keep` says what a stage keeps from a micro-batch's forward pass to its backward pass.  With "inputs" it
+computes the forward pass again: a forward pass of all stages but the last more than backprop.  With "activations" (as
+the authors' codes do) it keeps what `jax.vjp` does, but for the weights, in a ring of 2 (K-1) rows; every device has
+room in each for the largest stage, so this takes 2 (K-1) / M of a batch's activations of that stage, K/S times.  The
+weights of the backward pass are those that `delayed.weights` says, also with "newest", where the activations are of
+older ones (as in PETRA, arXiv:2406.02052).  Batch norm uses a micro-batch's statistics in both passes; running averages
+have them once, from a tick's forward pass with "activations", from its backward pass with "inputs".
 
 Collectives of a step: two all_gathers over 'stage' (input and tags); in each tick ppermutes over 'stage' of outputs,
 tags and gradients (DDG: K-1 of outputs); psum over 'data' of the stages' gradients, psum over the mesh of the metrics;

@@ -10,9 +10,9 @@ from jaxtyping import PRNGKeyArray
 from lpjax.config.schema import Config
 from lpjax.data.source import Spec
 from lpjax.errors import require
-from lpjax.methods import base, moving
+from lpjax.methods import base, kept, moving
 from lpjax.methods.base import WIDTH, Age, stage_values
-from lpjax.methods.delayed.step import Carry, Step, delay, lateness
+from lpjax.methods.delayed.step import Carry, Step, delay, lateness, micro_batch, row_lengths
 from lpjax.methods.stage_plan import StagePlan, check_micro_batches, packet_bytes
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
@@ -33,40 +33,42 @@ class Delayed(base.Method):
     def settings(self, config: Config) -> dict[str, Any]:
         """The variant; the micro-batches, if there are several; the weights, if they are not "forward"."""
         own = config.delayed
-        unusual = {"micro_batches": own.micro_batches} if own.micro_batches > 1 else {}
-        return {"variant": own.variant} | unusual | ({"weights": own.weights} if own.weights != "forward" else {})
+        usual = {"micro_batches": 1, "weights": "forward", "keep": "inputs"}
+        unusual = {name: getattr(own, name) for name, value in usual.items() if getattr(own, name) != value}
+        return {"variant": own.variant} | unusual
 
     def check(self, config: Config, data: Spec | None = None) -> None:
         """Refuse a number of micro-batches that a stage column cannot be cut into, or that DDG has not.
 
         Raises:
-          BadInput: Such a number, or other weights in DDG.
+          BadInput: Such a number, or other weights or kept activations in DDG.
         """
         own = config.delayed
         check_micro_batches("delayed", own.micro_batches, config)
         require(
-            own.variant == "fdg" or (own.micro_batches, own.weights) == (1, "forward"),
-            f"delayed.micro_batches={own.micro_batches}, delayed.weights={own.weights} with delayed.variant=ddg: "
-            f"expected 1 and forward; set delayed.variant=fdg",
+            own.variant == "fdg" or (own.micro_batches, own.weights, own.keep) == (1, "forward", "inputs"),
+            f"delayed.micro_batches={own.micro_batches}, delayed.weights={own.weights}, delayed.keep={own.keep} with "
+            f"delayed.variant=ddg: expected 1, forward and inputs; set delayed.variant=fdg",
         )
 
     def carry(self, network: Network, config: Config) -> Carried:
         """What is under way between steps, see `Carry`."""
         depth, packets, rings = max(lateness(config)) + 1, moving.PACKETS, P("stage", None, "data")
-        kept = config.delayed.weights
+        weighted = config.delayed.weights
 
         def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
-            column = config.batch_size // config.mesh.data
-            packets, tags = (x[:, : column // config.delayed.micro_batches] for x in moving.empty(network, config))
-            rows = network.params.lengths.items()
-            weights = {kind: jnp.zeros((len(packets), delay(config) + 1, size)) for kind, size in rows}
+            packets, tags = (x[:, : micro_batch(config)] for x in moving.empty(network, config))
+            lengths = network.params.lengths.items()
+            weights = {kind: jnp.zeros((len(packets), delay(config) + 1, size)) for kind, size in lengths}
             rings = jnp.repeat(packets[:, None], depth, 1), jnp.repeat(tags[:, None], depth, 1)
             none: Row = {}
-            sums = jax.tree.map(jnp.zeros_like, weights) if kept == "batch" else none
-            return Carry(packets, tags, packets, *rings, none if kept == "newest" else weights, sums)
+            sums = jax.tree.map(jnp.zeros_like, weights) if weighted == "batch" else none
+            rows = kept.empty(row_lengths(network, config), len(packets), depth - 1)
+            return Carry(packets, tags, packets, *rings, none if weighted == "newest" else weights, sums, rows)
 
         stages = meshes.STAGES
-        return Carried(Carry(packets, packets, packets, rings, rings, stages, stages), init)
+        specs = Carry(packets, packets, packets, rings, rings, stages, stages, rings)
+        return Carried(specs, init, again=lambda inputs, state: Step(network, config, inputs).kept_again(state))
 
     def ages(self, config: Config) -> list[list[Age]]:
         """In FDG a micro-batch reaches stage k after k ticks, in DDG at once; its gradient comes `lateness` later."""
@@ -83,33 +85,44 @@ class Delayed(base.Method):
     def work(self, network: Network, config: Config) -> list[Item]:
         """The schedule of a step; weights are copied to a ring and older ones are read from it: three accesses."""
         plan, K, fdg = StagePlan(network, config), network.num_stages, config.delayed.variant == "fdg"
-        M, kept, values = config.delayed.micro_batches, config.delayed.weights, stage_values(network, config)
-        examples = plan.column // M
+        M, weights, values = config.delayed.micro_batches, config.delayed.weights, stage_values(network, config)
+        examples, kept_bytes = plan.column // M, row_bytes(network, config)
         plan.column_batch(plan.slots)
         for k in range(0 if fdg else K - 1):
             plan.forward(k)
             plan.shift()
         for m in range(M):
             for k, late in enumerate(lateness(config)):
+                micro = m - k * fdg - late
                 if fdg and k < K - 1:
                     plan.forward(k, micro=m - k, examples=examples)
-                micro = m - k * fdg - late
-                plan.backward(k // plan.slots, [k], again=k < K - 1, micro=micro, examples=examples)
+                if kept_bytes and k < K - 1:
+                    plan.backward_of(k, micro=micro, examples=examples)
+                else:
+                    plan.backward(k // plan.slots, [k], again=k < K - 1, micro=micro, examples=examples)
+            if kept_bytes:  # a row is made, put into the ring, and read from it
+                plan.each("pack", accesses=5 * plan.slots * kept_bytes // WIDTH)
             for _ in range(2):  # outputs (DDG: zeros) and gradients
                 plan.shift(examples)
             plan.shift_tags(examples)
         ticks = 3 * M if M > 1 else 0  # a gradient is added to the sum
-        more = 3 * (kept != "newest") + ticks + 5 * (kept == "batch")
-        plan.update(more=more * values, sums=1 + (kept == "batch"))
+        more = 3 * (weights != "newest") + ticks + 5 * (weights == "batch")
+        plan.update(more=more * values, sums=1 + (weights == "batch"))
         plan.message("psum", meshes.ALL_AXES, 3 * WIDTH * K, "metrics")
         return plan.items
 
     def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
-        """Bytes between steps, with the packets on their way and the rings of inputs, of weights and of gradients."""
-        slots, ticks = network.num_stages // config.mesh_shape[0], max(lateness(config)) + 1
-        packet, kept = packet_bytes(network, config) // config.delayed.micro_batches, config.delayed.weights
-        version = WIDTH * stage_values(network, config)
-        held = {"packets": 2 * slots * packet, "rings of inputs": slots * ticks * packet}
-        held |= {"rings of weights": (delay(config) + 1) * version} if kept != "newest" else {}
-        held |= {"rings of gradients": (delay(config) + 1) * version} if kept == "batch" else {}
+        """Bytes between steps, with the packets on their way and the rings of a device's stages."""
+        slots, late = network.num_stages // config.mesh_shape[0], max(lateness(config))
+        packet, weights = packet_bytes(network, config) // config.delayed.micro_batches, config.delayed.weights
+        version, rows = WIDTH * stage_values(network, config), row_bytes(network, config)
+        held = {"packets": 2 * slots * packet, "rings of inputs": slots * (late + 1) * packet}
+        held |= {"rings of activations": slots * late * rows} if rows else {}
+        held |= {"rings of weights": (delay(config) + 1) * version} if weights != "newest" else {}
+        held |= {"rings of gradients": (delay(config) + 1) * version} if weights == "batch" else {}
         return super().holds(network, config, num_examples) | held
+
+
+def row_bytes(network: Network, config: Config) -> int:
+    """Bytes of what a stage keeps of a micro-batch for its backward pass, beside its input."""
+    return sum(jnp.dtype(name).itemsize * length for name, length in row_lengths(network, config).items())

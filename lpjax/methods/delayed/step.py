@@ -1,5 +1,6 @@
 """One step by delayed gradients, and what is under way between steps."""
 
+import functools
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from jaxtyping import Array, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.methods import base, moving
+from lpjax.methods import base, kept, moving
 from lpjax.methods.base import Metrics, StageResult
+from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn import chain
 from lpjax.parallel import exchange
@@ -33,6 +35,8 @@ class Carry:
       input_tags: Ring [K, H, b, T] of their tags.
       weights: Rings `{kind: [K, d+1, length]}` of the stages' parameters; position t mod d+1 is of step t.
       gradients: Rings `{kind: [K, d+1, length]}` of the sums of the batches under way, likewise.
+      kept: Rings `{type: [K, H-1, length]}` of what forward passes keep for backward passes; position t mod H-1 is of
+        tick t.  Of D devices along 'data' each has rows of its own, one behind the other.
     """
 
     forward: PyTree
@@ -42,6 +46,7 @@ class Carry:
     input_tags: PyTree
     weights: PyTree
     gradients: PyTree
+    kept: PyTree
 
 
 class Pass(NamedTuple):
@@ -51,11 +56,13 @@ class Pass(NamedTuple):
       packet: The stage's input.
       tags: Whose it is.
       weights: The stage's parameters; {} for those of the step.
+      kept: What the forward pass of a backward pass kept; {} where that is computed again.
     """
 
     packet: Float[Array, "... b l"]
     tags: moving.Tags
     weights: Row
+    kept: kept.Rows
 
 
 def lateness(config: Config) -> list[int]:
@@ -67,6 +74,33 @@ def lateness(config: Config) -> list[int]:
 def delay(config: Config) -> int:
     """d, the most steps from a micro-batch's forward pass in a stage to its backward pass."""
     return -(-max(lateness(config)) // config.delayed.micro_batches)
+
+
+def micro_batch(config: Config) -> int:
+    """b, the examples of a micro-batch on a device."""
+    return config.batch_size // config.mesh.data // config.delayed.micro_batches
+
+
+def row_lengths(network: Network, config: Config) -> dict[str, int]:
+    """The lengths of rows, see `kept`, for what any stage but the last keeps of a micro-batch; {} to keep nothing."""
+    return _row_lengths(network, micro_batch(config)) if config.delayed.keep == "activations" else {}
+
+
+@functools.lru_cache(maxsize=32)
+def _row_lengths(network: Network, examples: int) -> dict[str, int]:
+
+    def of_stage(k: int) -> tuple[kept.Function, PyTree, PyTree]:
+        params, stats = jax.eval_shape(partial(chain.init, network.stages[k]), jax.random.key(0))
+        x = jax.ShapeDtypeStruct((examples, *network.interfaces[k]), jnp.result_type(float))
+
+        def function(params: PyTree, x: Array) -> tuple[Array, PyTree]:
+            none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats)
+            mode = chain.Mode(train=True, keys=jax.random.split(jax.random.key(0), examples))
+            return chain.apply(network.stages[k], params, none, x, mode)
+
+        return function, params, x
+
+    return kept.lengths(of_stage(kind[0]) for kind in network.kinds if kind[0] < network.num_stages - 1)
 
 
 def _at(ring: PyTree, positions: Array) -> PyTree:
@@ -92,28 +126,65 @@ class Step(base.Step):
         slots = self.network.num_stages // self.config.mesh_shape[0]
         return lax.axis_index("stage") * slots + jnp.arange(slots, dtype=jnp.int32)
 
-    def apply(self, k: Stage, stats: Row, mode: chain.Mode, params: PyTree, lam: Array) -> tuple[Array, PyTree]:
-        """X_k, and the stage's batch statistics."""
-        return chain.apply(self.network.stage(k), params, self.network.stats.unpack(k.like, stats), lam, mode)
+    def keeps(self, k: Stage) -> bool:
+        """Whether the stage keeps activations; the last one has both passes at once."""
+        return self.config.delayed.keep == "activations" and k.like < self.network.num_stages - 1
+
+    def function(self, k: Stage, stats: Row, examples: moving.Tagged) -> kept.Function:
+        """The stage on a micro-batch, to be differentiated: see `moving.to_loss`."""
+
+        def run(params: PyTree, lam: Array) -> tuple[Array, PyTree]:
+            old = self.network.stats.unpack(k.like, stats)
+            return chain.apply(self.network.stage(k), params, old, lam, examples.mode)
+
+        return moving.to_loss(run, examples, k.like == self.network.num_stages - 1, self.config.batch_size)
+
+    def trees(self, k: Stage, params: Row, packet: Array) -> tuple[PyTree, Array]:
+        """What `function` is given."""
+        network = self.network
+        return network.params.unpack(k.like, params), moving.unpack(packet, network.interfaces[k.like])
 
     def forward(
         self, state: TrainState, k: Stage, params: Row, stats: Row, packet: Float[Array, "b l"], tags: moving.Tags
-    ) -> Float[Array, "b l"]:
-        """X_k as a packet; the last stage sends none."""
-        network = self.network
-        if k.like == network.num_stages - 1:
-            return jnp.zeros_like(packet)
-        trees = network.params.unpack(k.like, params), moving.unpack(packet, network.interfaces[k.like])
-        return moving.pack(network, self.apply(k, stats, moving.tagged(self.config, state, tags).mode, *trees)[0])
+    ) -> tuple[Float[Array, "b l"], kept.Rows, Row]:
+        """X_k as a packet, what is kept, and the batch statistics; the last stage sends and keeps nothing."""
+        if k.like == self.network.num_stages - 1:
+            return jnp.zeros_like(packet), kept.empty(row_lengths(self.network, self.config)), stats
+        function = self.function(k, stats, moving.tagged(self.config, state, tags))
+        output, (_, new), own = kept.forward(function, *self.trees(k, params, packet))
+        rows = kept.rows(own, row_lengths(self.network, self.config)) if self.keeps(k) else {}
+        return moving.pack(self.network, output), rows, self.network.stats.pack(new)
+
+    def kept_again(self, state: TrainState) -> Carry:
+        """What is under way, with what forward passes keep computed again.
+
+        With `delayed.weights=newest`, whose weights are no longer there, at the newest ones.
+        """
+        M, carry, by_batch = self.config.delayed.micro_batches, state.carry, self.config.delayed.weights == "batch"
+        ticks = max(lateness(self.config))
+
+        def run(k: Stage, params: Row, stats: Row, made: Pass) -> kept.Rows:
+            return self.forward(state, k, params | made.weights, stats, made.packet, made.tags)[1]
+
+        def tick(rows: kept.Rows, tick: Array) -> tuple[kept.Rows, None]:
+            at = jnp.full_like(self.numbers(), tick)
+            version = (self.entered(self.numbers(), tick) if by_batch else at) // M
+            packet, tags = _at((carry.inputs, carry.input_tags), at)
+            made = Pass(packet, tags, _at(carry.weights, version), {})
+            return _put(rows, self.on_stages(run, state, made), tick), None
+
+        before = state.step * M - 1 - jnp.arange(ticks, dtype=state.step.dtype)
+        return replace(carry, kept=lax.scan(tick, carry.kept, before)[0])
 
     def sequential_forward(self, state: TrainState, x: Float[Array, "b l"], tags: Array) -> Array:
         """DDG's forward pass: every stage's input, one stage after the other."""
 
         def turn(inputs: Array, turn: Array) -> tuple[Array, None]:
             def run(k: Stage, *args: Any) -> Array:
-                return lax.cond(
-                    k.number == turn, partial(self.forward, state, k), lambda *args: jnp.zeros_like(args[2]), *args
-                )
+                def forward(*args: Any) -> Array:
+                    return self.forward(state, k, *args)[0]
+
+                return lax.cond(k.number == turn, forward, lambda *args: jnp.zeros_like(args[2]), *args)
 
             outputs = self.on_stages(run, state, inputs, tags)
             return inputs + exchange.shift(outputs, self.config.mesh_shape[0], forward=True), None
@@ -139,19 +210,24 @@ class Step(base.Step):
     ) -> StageResult:
         """Stage k's passes of a tick: `gradient` is that at the output of the backward pass.
 
-        What it sends is zeros in DDG; `beside` is the adjoint, packed.
+        What it sends is zeros in DDG; `beside` is the adjoint, packed, and what is kept of the forward pass.  Shares
+        are of the backward pass's examples, statistics of the pass that computes them.
         """
-        network, config, none = self.network, self.config, jnp.zeros_like(forward.packet)
-        output, weights = none, params | forward.weights
+        network, config = self.network, self.config
+        output, rows, new = jnp.zeros_like(forward.packet), dict[str, Array](), stats
         if config.delayed.variant == "fdg":
-            output = self.forward(state, k, weights, stats, forward.packet, forward.tags)
+            ahead = params | forward.weights, stats, forward.packet, forward.tags
+            output, rows, new = self.forward(state, k, *ahead)
         examples = moving.tagged(config, state, backward.tags)
-        run = partial(self.apply, k, stats, examples.mode)
-        params = network.params.unpack(k.like, params | backward.weights)
-        lam = moving.unpack(backward.packet, network.interfaces[k.like])
-        function = moving.to_loss(run, examples, k.like == network.num_stages - 1, config.batch_size)
-        _, pullback, (shares, new) = jax.vjp(function, params, lam, has_aux=True)
-        found, adjoint = pullback(moving.gradient_behind(network, k.like, gradient))
+        function, real = self.function(k, stats, examples), examples.real
+        trees = self.trees(k, params | backward.weights, backward.packet)
+        behind = moving.gradient_behind(network, k.like, gradient)
+        if self.keeps(k):
+            found, adjoint = kept.backward(function, *trees, backward.kept, behind)
+            shares, real = {"loss": jnp.zeros(()), "correct": jnp.zeros(())}, moving.is_real(forward.tags)
+        else:
+            _, pullback, (shares, tree) = jax.vjp(function, *trees, has_aux=True)
+            (found, adjoint), new = pullback(behind), network.stats.pack(tree)
         grads = network.params.pack(found)
         if config.delayed.weights == "batch":  # a step's ticks are of two batches at most
             entered = self.entered(k.number, tick) - k.of(lateness(config))
@@ -160,14 +236,17 @@ class Step(base.Step):
         return StageResult(
             shares=shares,
             grads=grads,
-            stats=network.stats.pack(new),
+            stats=new,
             output=output,
-            real=examples.real,
-            beside=moving.pack(network, config.delayed.shrink * adjoint) if k.like > 0 else none,
+            real=real,
+            beside=(
+                moving.pack(network, config.delayed.shrink * adjoint) if k.like > 0 else jnp.zeros_like(output),
+                rows,
+            ),
         )
 
     def passes(
-        self, new: tuple[Array, Array], rings: tuple[Array, Array], weights: Row, tick: Array
+        self, new: tuple[Array, Array], rings: tuple[Array, Array], weights: Row, rows: kept.Rows, tick: Array
     ) -> tuple[Pass, Pass]:
         """What the stages' forward and backward passes of a tick are run on, [slots, ..].
 
@@ -175,13 +254,14 @@ class Step(base.Step):
           new: The inputs of the forward passes, and their tags.
           rings: Of the inputs and tags, with the new ones.
           weights: Rings of the parameters; {} where none are kept.
+          rows: Rings of what was kept of forward passes, likewise.
           tick: The tick.
         """
         M, by_batch, k = self.config.delayed.micro_batches, self.config.delayed.weights == "batch", self.numbers()
         late, entered = jnp.asarray(lateness(self.config), tick.dtype)[k], self.entered(k, tick)
-        forward = Pass(*new, _at(weights, entered // M) if by_batch else {})
-        packet, tags = _at(rings, tick - late)
-        return forward, Pass(packet, tags, _at(weights, ((entered if by_batch else tick) - late) // M))
+        forward = Pass(*new, _at(weights, entered // M) if by_batch else {}, {})
+        (packet, tags), own = _at((rings, rows), tick - late)
+        return forward, Pass(packet, tags, _at(weights, ((entered if by_batch else tick) - late) // M), own)
 
     def _first_batch(self, k: Any, step: Array) -> Array:
         """The step in which the micro-batch of stage k's first backward pass of a step entered the network."""
@@ -209,16 +289,17 @@ class Step(base.Step):
             tags = jnp.repeat(tags[None], len(carry.forward), 0)
             inputs = self.sequential_forward(state, x, tags)
         inputs_ring, tags_ring = _put((carry.inputs, carry.input_tags), (inputs, tags), tick)
-        passes = self.passes((inputs, tags), (inputs_ring, tags_ring), weights, tick)
+        passes = self.passes((inputs, tags), (inputs_ring, tags_ring), weights, carry.kept, tick)
         run = partial(self.run_stage, state=state, tick=tick)
         done: StageResult = self.on_stages(run, state, *passes, carry.backward)
         carry = replace(
             carry,
             forward=exchange.shift(done.output, S, forward=True),
             tags=exchange.shift(tags, S, forward=True),
-            backward=exchange.shift(done.beside, S, forward=False),
+            backward=exchange.shift(done.beside[0], S, forward=False),
             inputs=inputs_ring,
             input_tags=tags_ring,
+            kept=_put(carry.kept, done.beside[1], tick),
         )
         assert done.real is not None
         return (carry, jax.tree.map(jnp.add, sums, done.grads)), (done.shares, done.stats, done.real)
