@@ -1,10 +1,10 @@
-"""Seconds to trace and compile a step by depth: ResNet-20, -110 and -1202, whose blocks are scanned.
+"""Seconds of a core to trace and compile a step, by the network's depth and, for every method, by the number of stages.
 
-For CIFAR-10's shapes (width 16, batch 128; a CPU device a stage), `repeats` times in turn with empty caches; nothing is
-trained.  About 6 minutes on 2 cores.
+By depth: ResNet-20, -110 and -1202 of width 16 for CIFAR-10, whose blocks are scanned.  By stages: ResNet-56 of width 8
+for Fashion-MNIST at 14x14, on one device (S = 1) and on a device a stage (S = K).  Batch 128, one run each with empty
+caches; nothing is trained.  About half an hour on 2 cores.
 """
 
-import statistics
 import time
 from collections.abc import Iterator
 
@@ -12,51 +12,50 @@ import jax
 
 from experiments.harness import markdown
 from experiments.harness.experiment import Call, Experiment, Json, Table
-from experiments.harness.rows import load
-from lpjax.methods import METHODS
+from experiments.harness.rows import fields_of, load
 from lpjax.parallel.platform import provide_devices
 from lpjax.training import run as runs
 
-CASES = [(method, depth, 4) for method in ("serial", "layer_parallel") for depth in (20, 110)]
-CASES += [("layer_parallel", 1202, 16)]
-"""Method, depth and number of stages."""
+STAGES = (4, 8, 16)
+STAGED = ("pipeline", "fdg", "fdg, 8 micro-batches", "local", "coarse_tail", "coarse_adjoint, aux.grid=8")
+LARGE, SMALL = "cifar10_resnet110", ("fashion_mnist_small", 56)
+CASES: dict[tuple[str, int, str, str], tuple[int, ...]] = {(LARGE, 1202, "coarse_tail", "1"): (16,)}
+CASES |= {(LARGE, depth, row, "1"): (4,) for depth in (20, 110) for row in ("serial", "coarse_tail")}
+CASES |= {(*SMALL, row, "1"): STAGES for row in ("serial", *STAGED)}
+CASES |= {(*SMALL, row, "K"): STAGES[:2] for row in ("data_parallel", *STAGED)}
+"""By config file, depth, row and devices along 'stage': numbers of stages."""
 
 
-def compile_seconds(method: str, depth: int, num_stages: int) -> dict[str, float]:
-    """Seconds to trace and lower, and to compile, a step."""
+def compile_seconds(config: str, depth: int, row: str, devices: str, stages: int) -> float:
+    """Seconds of a core to trace, lower and compile a step."""
     jax.clear_caches()
-    fields = {"method": method, "model.depth": depth, "num_stages": num_stages, "remat": depth > 1000, "dry_run": True}
-    config = load("configs/cifar10_resnet110.py", fields | {"aux.blocks_per_stage": 2, "aux.grid": None})
-    start = time.perf_counter()
-    lowered = runs.trace(runs.prepare(config)).lower()
-    middle = time.perf_counter()
-    lowered.compile()
-    return {"trace": middle - start, "compile": time.perf_counter() - middle}
+    fields = {"model.depth": depth, "num_stages": stages, "mesh.stage": 1 if devices == "1" else stages}
+    run = runs.prepare(load(f"configs/{config}.py", {"dry_run": True, "remat": depth > 1000} | fields_of(row) | fields))
+    start = time.process_time()
+    runs.trace(run).lower().compile()
+    return time.process_time() - start
 
 
-def run(call: Call, repeats: int = 3, deepest: int = 1202) -> Iterator[Json]:
-    """The JSON after every repeat."""
-    timed: dict[tuple[str, int, int], list[dict[str, float]]] = {own: [] for own in CASES if own[1] <= deepest}
-    provide_devices(max(stages for _, _, stages in timed))
-    for _ in range(repeats):
-        rows = []
-        for (method, depth, stages), times in timed.items():
-            times.append(compile_seconds(method, depth, stages))
-            told: Json = {"method": method, "network": f"ResNet-{depth}", "n": len(times), "runs": times}
-            told["num_stages"] = stages if METHODS[method].staged else 1
-            told |= {f"{part}_seconds_median": statistics.median(t[part] for t in times) for part in times[0]}
-            rows.append(told)
-            print(method, depth, times[-1], flush=True)
-        yield {"rows": rows}
+def run(call: Call) -> Iterator[Json]:
+    """The JSON after every step."""
+    provide_devices(max(STAGES))
+    rows: list[Json] = []
+    for (config, depth, row, devices), stages in CASES.items():
+        rows.append({"network": f"ResNet-{depth}", "row": row, "devices": devices, "cpu_seconds": {}})
+        for K in stages:
+            rows[-1]["cpu_seconds"][str(K)] = compile_seconds(config, depth, row, devices, K)
+            print(rows[-1], flush=True)
+            yield {"rows": rows}
 
 
-def by_depth(made: Json) -> str:
-    """A line a step."""
+def by_stages(made: Json) -> str:
+    """A line a step and mesh."""
     shown = []
     for row in made["rows"]:
-        seconds = f"{row['trace_seconds_median']:.1f} + {row['compile_seconds_median']:.1f}"
-        shown.append([row["network"], row["method"], str(row["num_stages"]), seconds])
-    return markdown.table(["network", "step", "stages", "trace + compile, s"], shown)
+        seconds = [row["cpu_seconds"].get(str(K)) for K in STAGES]
+        shown.append([row["network"], row["row"], row["devices"], *("" if s is None else f"{s:.0f}" for s in seconds)])
+    return markdown.table(["network", "step", "S", *(f"K = {K}" for K in STAGES)], shown)
 
 
-EXPERIMENT = Experiment(run, out="compile_time", show=by_depth, tables={"compile": Table(by_depth, ("compile_time",))})
+TABLES = {"compile": Table(by_stages, ("compile_time",))}
+EXPERIMENT = Experiment(run, out="compile_time", show=by_stages, tables=TABLES)
