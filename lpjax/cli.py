@@ -42,7 +42,7 @@ def command(interrupted: str = "interrupted") -> Callable[[Main], Main]:
             _prepare_streams()
             rest = [arg for arg in argv if arg != "--debug"]
             try:
-                return main(rest)
+                return _flushed(main, rest)
             except KeyboardInterrupt:
                 error = Interrupted(interrupted)
             except BrokenPipeError:
@@ -54,6 +54,10 @@ def command(interrupted: str = "interrupted") -> Callable[[Main], Main]:
                 error = raised if len(rest) < len(argv) else Error(_fault_in_words(raised))
             if len(rest) < len(argv):
                 traceback.print_exception(error)
+            try:
+                sys.stdout.flush()
+            except OSError:  # it would fail again when the process ends
+                _discard(sys.stdout)
             text = "\n".join(map(printable, f"lpjax: {error}".splitlines()))
             console(stderr=True, soft_wrap=True, style="red", highlight=False).print(text)
             return error.exit_code if isinstance(error, Error) else Error.exit_code
@@ -61,6 +65,17 @@ def command(interrupted: str = "interrupted") -> Callable[[Main], Main]:
         return guarded
 
     return decorate
+
+
+def _flushed(main: Main, argv: list[str]) -> int:
+    """Run a command to its end, at which all that it printed is written."""
+    try:
+        code = main(argv)
+    except SystemExit:  # of a parser of arguments
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
 
 
 def _prepare_streams() -> None:

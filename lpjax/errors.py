@@ -1,6 +1,7 @@
 """Errors that end a command with a message instead of a traceback, each with the exit code of the command."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 
@@ -40,6 +41,8 @@ def require(ok: object, message: str) -> None:
 def bad_input() -> Iterator[None]:
     """Around work on what the user gave: ValueErrors and OSErrors of the libraries that do it become BadInput.
 
+    But not a full disk, which is no fault of the input.
+
     Raises:
       BadInput: for any of them.
     """
@@ -48,6 +51,8 @@ def bad_input() -> Iterator[None]:
     except (Error, BrokenPipeError):  # the reader of the output has gone, which is no fault of the input
         raise
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise BadInput(f"{error}") from error
 
 

@@ -1,5 +1,6 @@
 """Errors become exit codes and a line on stderr, in one place for all commands."""
 
+import errno
 import os
 import shlex
 import subprocess
@@ -114,6 +115,15 @@ def test_the_reader_of_the_output_ends(function, code, err):
     process.stderr.close()
 
 
+def test_output_that_cannot_be_written():
+    """All of it is written before the command ends, that of the parser of arguments too."""
+    full = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as output:
+        command = [sys.executable, "-m", "lpjax.predict", "--help"]
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, env=full)
+    assert (done.returncode, done.stderr) == (1, "lpjax: [Errno 28] No space left on device\n")
+
+
 def test_messages_are_printed_as_they_are(capsys):
     """Not as markup, whole in a line; but a terminal must not take them for commands."""
     path = f"/data/[bold]run[/bold]/:smile:/{'long' * 50}"
@@ -127,6 +137,12 @@ def test_what_libraries_raise_about_the_users_input(error):
         raise error
     assert str(raised.value) == str(error)
     assert raised.value.__cause__ is error
+
+
+def test_a_full_disk_is_not_the_users_input():
+    with pytest.raises(OSError, match="full") as raised, errors.bad_input():
+        raise OSError(errno.ENOSPC, "full")
+    assert not isinstance(raised.value, errors.Error)
 
 
 def test_a_flag_that_xla_does_not_know_is_named(monkeypatch):
