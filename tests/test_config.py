@@ -1,6 +1,7 @@
 """The configuration: every config file builds, every mistake is refused by name, before anything compiles."""
 
 import importlib.util
+import io
 import re
 import sys
 from functools import partial
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from helpers import small_config
+from rich.console import Console
+from rich.table import Column, Table
 
 from lpjax.config import named
 from lpjax.config.load import default_config, from_config_dict
@@ -55,6 +58,15 @@ def test_every_config_builds(path):
     memory = device_bytes(network, config, spec.num_train)
     assert memory["parameters"] * config.mesh_shape[0] > 4 * sum(map(chain_size, network.stages))
     assert memory["activations"] > 0
+
+
+def test_a_narrow_terminal_loses_nothing_of_a_table():
+    console = Console(file=io.StringIO(), width=20)
+    table = Table("stage", Column("units", overflow="fold"), Column("parameters", justify="right"))
+    table.add_row("0", "conv, 3 x block-16/2", "1,234,567")
+    summary.print_whole(console, table)
+    said = console.file.getvalue()
+    assert {"stage", "units", "parameters", "0", "conv,", "3", "x", "block-16/2", "1,234,567"} <= set(said.split())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,10 +1,12 @@
 """What a run is and what came of it: the tables before training, structure.json and result.json."""
 
+import sys
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Column, Table
 
 from lpjax.cli import printable
@@ -178,7 +180,10 @@ def cut_table(network: Network, config: Config) -> Table:
     table = Table(
         "stage",
         Column("units", overflow="fold"),
-        *(Column(name, justify="right") for name in ("input", "parameters", "GFLOP forward", "activations MB")),
+        *(
+            Column(name, justify="right", overflow="fold")
+            for name in ("input", "parameters", "GFLOP forward", "activations MB")
+        ),
         title=f"cut into {network.num_stages} stages, {column} examples a column",
         title_justify="left",
         caption=f"padding of the packed rows: {network.params.waste:.1%}",
@@ -204,11 +209,19 @@ def cut_table(network: Network, config: Config) -> Table:
     return table
 
 
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table; where the terminal is too narrow for its longest words, it is as wide as they need."""
+    least = Measurement.get(console, console.options.update(max_width=sys.maxsize), table).minimum
+    if least > console.width:
+        table.width = least
+    console.print(table, crop=False)
+
+
 def print_tables(console: Console, run: Run) -> None:
     """Print where the devices are, how the network is cut, the AuxNet's share of the cost, and the run's notes."""
     network, S = run.network, run.mesh.shape["stage"]
-    console.print(device_table(run.mesh))
-    console.print(cut_table(network, run.config))
+    for table in (device_table(run.mesh), cut_table(network, run.config)):
+        print_whole(console, table)
     if network.aux_net and any(method.aux_net == "inputs" for method in methods_of(run.config)):
         share = aux_share(network.stages, network.aux_net)
         console.print(f"AuxNet: {share:.1%} of the network's forward cost, {share / S:.1%} a device")
