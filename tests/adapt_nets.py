@@ -67,6 +67,12 @@ def nnx_resnet(*, classes):
     return adapt([stem, *[lambda rngs: NnxBlock(rngs=rngs)] * 3, head])
 
 
+def trained_resnet(*, classes):
+    """Of modules that hold their weights."""
+    blocks = [NnxBlock(rngs=nnx.Rngs(seed)) for seed in range(3)]
+    return adapt([nnx.Conv(1, WIDTH, SIZE, rngs=nnx.Rngs(3)), *blocks, NnxHead(classes, rngs=nnx.Rngs(4))])
+
+
 if eqx:
 
     class EquinoxStem(eqx.Module):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from adapt_nets import WIDTH, eqx
 from flax import nnx
+from flax.core import freeze
 from helpers import assert_close, on_host, small_run, take_steps, trees
 from jax.extend.core import jaxprs_in_params
 
@@ -286,6 +287,35 @@ def test_weights_of_a_module_are_the_initial_ones(library):
     with defaults():
         own = modules(jnp.ones((2, 4))) if library == "nnx" else jax.vmap(modules)(jnp.ones((2, 4)))
     assert_close(y, own, rtol=1e-6)
+
+
+def test_weights_of_modules_in_stages_that_share_a_program():
+    run = small_run(model={"function": "adapt_nets:trained_resnet"}, num_stages=5, method="serial", mesh__stage=1)
+    assert run.network.kinds == ((0,), (1, 2, 3), (4,))
+    params = trees(run)[0]
+    for seed in range(3):
+        block = nets.NnxBlock(rngs=nnx.Rngs(seed))
+        np.testing.assert_array_equal(params[seed + 1][0]["first"]["kernel"][0], block.first.kernel[...])
+
+
+def test_variables_of_a_linen_sequential():
+    """Parameters and statistics; its outputs before training are the module's own."""
+    layers = [nn.Conv(4, (3, 3)), nn.BatchNorm(use_running_average=True), nn.relu, nn.Conv(4, (3, 3))]
+    module = nn.Sequential([*layers, nn.Conv(4, (3, 3))])
+    x = examples(3, 8, 8, 1).astype("float32")
+    variables = random_like(module.init(jax.random.key(0), x))
+    for given in (variables, freeze(variables)):
+        network = make_chain(adapt((module, given)), (8, 8, 1))
+        params, stats = chain.init(network, jax.random.key(0))
+        assert_close(chain.apply(network, params, stats, x, TEST)[0], module.apply(variables, x), rtol=1e-5)
+    assert [repeat.count for repeat in network.repeats] == [1, 1, 1, 2]
+    with pytest.raises(
+        BadInput, match=r"unit 1 \(BatchNorm\).*variables have batch_stats/mean of shape None: expected"
+    ):
+        make_chain(adapt((module, {"params": variables["params"]})), (8, 8, 1))
+    first = variables["params"]["layers_0"]
+    with pytest.raises(BadInput, match=r"params/kernel of shape \(3, 3, 1, 4\): expected \(3, 3, 2, 4\)"):
+        make_chain(adapt([(nn.Conv(4, (3, 3)), {"params": first})]), (8, 8, 2))
 
 
 @needs_equinox

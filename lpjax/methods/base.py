@@ -17,7 +17,7 @@ from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
 from lpjax.network import alike, aux_net
 from lpjax.network.network import Network
-from lpjax.network.packing import PackedChains, Row
+from lpjax.network.packing import PackedChains, Row, drawn_alike
 from lpjax.nn.chain import Chain
 from lpjax.nn.count import chain_size
 from lpjax.nn.schedule import Item
@@ -270,7 +270,8 @@ class Method(abc.ABC):
         def init_state(key: PRNGKeyArray) -> TrainState:
             keys = [jax.random.fold_in(key, i) for i in range(4)]
             devices = mesh.shape["stage"] if self.staged else 1
-            params, stats = meshes.on_stages(partial(packed.init, key=keys[0]), network.kinds, devices)
+            kinds, init = drawn_alike(network.stages, network.kinds), partial(packed.init, key=keys[0])
+            params, stats = meshes.on_stages(init, kinds, devices)
             aux_params, aux_stats = aux_net.init(self.pieces(network), keys[1])
             return TrainState(
                 step=jnp.zeros((), jnp.int32),

@@ -119,6 +119,18 @@ class PackedChains:
         return self.params.pack(params), self.stats.pack(stats)
 
 
+def drawn_alike(chains: Sequence[chain.Chain], kinds: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Kinds of stages, each with those alone whose chains one program draws: they are of the same unit objects.
+
+    Equal units may draw differently: modules hold weights of their own.
+    """
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for kind in kinds:
+        for k in kind:
+            found.setdefault((kind, *map(id, chains[k].units)), []).append(k)
+    return tuple(map(tuple, found.values()))
+
+
 def _sizes(tree: PyTree) -> dict[str, int]:
     sizes = dict.fromkeys(KINDS, 0)
     for path, leaf in jax.tree.leaves_with_path(tree):

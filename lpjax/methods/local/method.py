@@ -16,7 +16,7 @@ from lpjax.methods.local.classifiers import classifiers
 from lpjax.methods.local.step import Carry, Step
 from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network
-from lpjax.network.packing import PackedChains, Row
+from lpjax.network.packing import PackedChains, Row, drawn_alike
 from lpjax.nn import residues
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
@@ -65,7 +65,8 @@ class Local(moving.Moving):
             def init_stage(k: Stage) -> tuple[Row, Row, Row]:
                 return own.init(k, jax.random.fold_in(key, k.number))
 
-            params, stats, means = meshes.on_stages(init_stage, own.kinds, config.mesh_shape[0])
+            kinds = drawn_alike(own.chains, own.kinds)
+            params, stats, means = meshes.on_stages(init_stage, kinds, config.mesh_shape[0])
             opt = optim.init_rows(step_inputs.aux_optimizer, params)
             count = jnp.zeros(network.num_stages // config.mesh_shape[0], jnp.int32) if means else ()
             return Carry(*moving.empty(network, config), params, opt, stats, means, count)

@@ -9,7 +9,7 @@ module is given, so that the run's seed decides: `lambda rngs: Block(16, rngs=rn
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lpjax.errors import BadInput
@@ -25,7 +25,7 @@ def adapt(modules: Any) -> list[UnitLike]:
     Args:
       modules: A `Sequential` of linen, nnx or equinox, or modules in a row.  A module may be
 
-        - a linen module;
+        - a linen module; or a pair of one and its variables, as `module.init` returns them, which are the initial ones;
         - a function that makes a module: of nnx, if it has an argument `rngs`, or of equinox, if it has an argument
           `key`.  Its weights are drawn from the run's seed;
         - an nnx or equinox module, whose weights and statistics are the initial ones.  One of equinox with batch norm
@@ -48,9 +48,14 @@ def adapt(modules: Any) -> list[UnitLike]:
 
 
 def _modules(modules: Any) -> list[Any]:
-    """The modules of a row or of a Sequential; of one with a State, each with that."""
-    if isinstance(modules, tuple) and len(modules) == 2 and _is_state(modules[1]):
+    """The modules of a row or of a Sequential; of one with a State or variables, each with that or its own."""
+    if _is_pair(modules, "equinox"):
         return [(module, modules[1]) for module in _modules(modules[0])]
+    if _is_pair(modules, "flax.linen"):
+        from lpjax.nn.adapt.linen import with_variables
+
+        module, variables = modules
+        return with_variables(module, variables) if type(module).__name__ == "Sequential" else _modules(module)
     if _library(modules) and type(modules).__name__ == "Sequential":
         return list(modules.layers)
     if not isinstance(modules, Iterable):
@@ -70,19 +75,24 @@ def _library(module: Any) -> str | None:
     return None
 
 
-def _is_state(state: Any) -> bool:
-    library = sys.modules.get("equinox")
-    return library is not None and isinstance(state, library.nn.State)
+def _is_pair(pair: Any, library: str) -> bool:
+    """Whether it is a module of equinox and its State, or one of linen and its variables."""
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        return False
+    if library == "equinox":
+        return library in sys.modules and isinstance(pair[1], sys.modules[library].nn.State)
+    return _library(pair[0]) == library and isinstance(pair[1], Mapping)
 
 
 def _unit(module: Any) -> UnitLike:
-    if isinstance(module, tuple) and len(module) == 2 and _is_state(module[1]):
+    if _is_pair(module, "equinox"):
         return _of_library("equinox", lambda key: module)
-    library = _library(module)
+    pair = _is_pair(module, "flax.linen")
+    library = "flax.linen" if pair else _library(module)
     if library == "flax.linen":
         from lpjax.nn.adapt.linen import linen_unit
 
-        return linen_unit(module)
+        return linen_unit(*module) if pair else linen_unit(module)
     if library:
         return _of_library(library, lambda key: module)
     if isinstance(module, UnitLike):

@@ -2,13 +2,14 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import unfreeze
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from lpjax.errors import BadInput
@@ -17,6 +18,7 @@ from lpjax.nn.adapt.layers import Layers, batch_norm
 from lpjax.nn.adapt.unit import ModuleUnit
 from lpjax.nn.chain import Mode, Shape
 
+COLLECTIONS = ("params", "batch_stats")
 _BATCH_NORM, _DROPOUT = inspect.unwrap(nn.BatchNorm.__call__), inspect.unwrap(nn.Dropout.__call__)
 
 
@@ -28,20 +30,37 @@ class LinenUnit(ModuleUnit):
       name: Of its class.
       settings: Of the module, by which units are equal.
       module: Not bound.
+      variables: The initial parameters and statistics; None: they are drawn.
+      shapes: Names and shapes of the variables.
     """
 
     name: str
     settings: Any
     module: nn.Module = field(compare=False, repr=False)
+    variables: tuple[PyTree, PyTree] | None = field(default=None, compare=False, repr=False)
+    shapes: frozenset[tuple[str, Shape]] = frozenset()
 
     def draw(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
         """See `ModuleUnit.draw`."""
+        if self.variables is None:
+            return self._drawn(key, in_shape)
+        expected = _shapes(jax.eval_shape(lambda key: self._drawn(key, in_shape), key))
+        if self.shapes != expected:
+            name, *_ = sorted({name for name, _ in self.shapes ^ expected})
+            raise BadInput(
+                f"{self.name}: its variables have {name} of shape {dict(self.shapes).get(name)}: expected "
+                f"{dict(expected).get(name)} (None: none of that name); give those of this module"
+            )
+        return self.variables
+
+    def _drawn(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
+        """Parameters and statistics as the module draws them."""
         layers = Layers(self.name, Mode(train=False))
         told = arguments(self.name, self.module.__call__, flags(train=False))
         with nn.intercept_methods(functools.partial(_intercept, layers)):
             variables = self.module.init({"params": key}, jnp.zeros((1, *in_shape)), **told)
         variables = nn.meta.unbox(variables)
-        params, stats = (variables.pop(name, {}) for name in ("params", "batch_stats"))
+        params, stats = (variables.pop(name, {}) for name in COLLECTIONS)
         if variables:
             refuse_state(self.name, f"variables of {', '.join(map(repr, variables))}")
         for path, _ in jax.tree.leaves_with_path(stats):
@@ -59,11 +78,12 @@ class LinenUnit(ModuleUnit):
         return y, new.get("batch_stats", stats)
 
 
-def linen_unit(module: nn.Module) -> LinenUnit:
+def linen_unit(module: nn.Module, variables: Mapping[str, Any] | None = None) -> LinenUnit:
     """Make a unit of a linen module.
 
     Args:
       module: Not bound.
+      variables: Its parameters and statistics, as `module.init` returns them; None: they are drawn.
 
     Raises:
       BadInput: It is bound, or has settings without a value to compare.
@@ -73,7 +93,25 @@ def linen_unit(module: nn.Module) -> LinenUnit:
         raise BadInput(f"{name}: a bound module; expected one that is not; give the module itself, or its clone()")
     settings = _settings(module)
     check_settings(name, settings)
+    if variables is not None:
+        params, stats = (nn.meta.unbox(unfreeze(dict(variables.get(name, {})))) for name in COLLECTIONS)
+        return LinenUnit(name, settings, module, (params, stats), _shapes((params, stats)))
     return _first_equal(LinenUnit(name, settings, module))
+
+
+def with_variables(module: nn.Module, variables: Mapping[str, Any]) -> list[Any]:
+    """The layers of a Sequential, each module with its own of the variables."""
+    layers: list[Any] = []
+    for i, layer in enumerate(getattr(module, "layers", ())):
+        own = {name: tree[f"layers_{i}"] for name, tree in variables.items() if f"layers_{i}" in tree}
+        layers.append((layer, own) if isinstance(layer, nn.Module) else layer)
+    return layers
+
+
+def _shapes(trees: tuple[PyTree, PyTree]) -> frozenset[tuple[str, Shape]]:
+    """Names and shapes of arrays."""
+    leaves = jax.tree.leaves_with_path(dict(zip(COLLECTIONS, trees, strict=True)))
+    return frozenset((jax.tree_util.keystr(path, simple=True, separator="/"), jnp.shape(leaf)) for path, leaf in leaves)
 
 
 @functools.cache
