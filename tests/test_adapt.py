@@ -336,6 +336,33 @@ def test_statistics_of_an_equinox_module_are_those_of_its_state(x64):
     assert_close(chain.apply(network, params, stats, x, TEST)[0], own)
 
 
+class LinenFrozen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(), (x.shape[-1], 4))
+        return nn.Dense(4)(nn.tanh(x @ jax.lax.stop_gradient(kernel)))
+
+
+class NnxFrozen(nnx.Module):
+    def __init__(self, rngs):
+        self.first, self.second = nnx.Linear(4, 4, use_bias=False, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(nnx.tanh(x @ jax.lax.stop_gradient(self.first.kernel[...])))
+
+
+@pytest.mark.parametrize("module", [LinenFrozen(), lambda rngs: NnxFrozen(rngs)], ids=["linen", "nnx"])
+def test_what_a_module_freezes_does_not_decay(module):
+    network = make_chain(adapt([module]), (4,))
+    params, stats = chain.init(network, jax.random.key(0))
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+    assert sorted(map(kind, paths)) == ["kernel", "other", "other"]
+    y, _ = chain.apply(network, params, stats, jnp.ones((2, 4)), TEST)
+    (frozen,) = (leaf for path, leaf in jax.tree.leaves_with_path(params) if "frozen" in str(path))
+    (kernel,) = (leaf for path, leaf in jax.tree.leaves_with_path(params) if kind(path) == "kernel")
+    np.testing.assert_allclose(y, jnp.tanh(jnp.ones((2, 4)) @ frozen[0]) @ kernel[0], rtol=1e-5)
+
+
 def test_linen_modules_of_equal_settings_are_equal():
     class Nested(nn.Module):
         parts: tuple
@@ -368,7 +395,7 @@ def test_what_decays_in_flax_decays_in_equinox():
             ]
 
         def __call__(self, x):
-            return x
+            return x * sum(leaf.sum() for leaf in jax.tree.leaves(eqx.filter(self.layers, eqx.is_inexact_array)))
 
     (unit,) = adapt([lambda key: Layers(key=key)])
     params, _ = unit.init(jax.random.key(0), (2,))

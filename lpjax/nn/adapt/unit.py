@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from lpjax.errors import BadInput
@@ -13,6 +14,9 @@ from lpjax.nn.adapt.call import calling
 from lpjax.nn.adapt.layers import Layers, Path
 from lpjax.nn.adapt.mixing import BATCH, mixing
 from lpjax.nn.chain import Mode, Shape
+
+_FROZEN = "frozen"
+"""The key of a frozen kernel, in its place: only leaves whose last key is "kernel" decay."""
 
 
 class ModuleUnit(abc.ABC):
@@ -33,9 +37,11 @@ class ModuleUnit(abc.ABC):
         """What the module makes of x [b, ..], and the statistics."""
 
     def init(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
-        """See `lpjax.nn.chain`."""
+        """See `lpjax.nn.chain`; a kernel that the module freezes is one level deeper, so that it does not decay."""
         check(self, in_shape)
-        return self._initial(key, in_shape)
+        params, stats = self._initial(key, in_shape)
+        frozen = frozen_kernels(self, in_shape)
+        return jax.tree.map_with_path(lambda path, leaf: {_FROZEN: leaf} if path in frozen else leaf, params), stats
 
     def _initial(self, key: PRNGKeyArray, in_shape: Shape) -> tuple[PyTree, PyTree]:
         """As `draw`, in the dtype of `float`."""
@@ -48,6 +54,7 @@ class ModuleUnit(abc.ABC):
 
     def apply(self, params: PyTree, stats: PyTree, x: Array, mode: Mode) -> tuple[Array, PyTree]:
         """See `lpjax.nn.chain`; weights are cast to the dtype of x, but for those of batch norms."""
+        params = jax.tree.map(lambda leaf: leaf[_FROZEN] if _is_frozen(leaf) else leaf, params, is_leaf=_is_frozen)
         norms = {path[:-1] for path, _ in jax.tree.leaves_with_path(stats)}
 
         def cast(path: Path, leaf: Array) -> Array:
@@ -98,6 +105,35 @@ def check(unit: ModuleUnit, in_shape: Shape) -> None:
                 f"{unit.name}: its output depends on other examples of the batch ({operation}); expected each row of "
                 f"the output to depend on that row of the input; the library's BatchNorm alone may take in the batch"
             )
+
+
+@functools.cache
+def frozen_kernels(unit: ModuleUnit, in_shape: Shape) -> frozenset[Path]:
+    """Where a unit has parameters called "kernel" that get no gradient, by `stop_gradient`; it is traced."""
+    params, stats = jax.eval_shape(lambda key: unit._initial(key, in_shape), jax.random.key(0))
+    x, scale = (jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in ((2, *in_shape), ()))
+
+    def gradients(scale: Array, params: PyTree, stats: PyTree, x: Array) -> PyTree:
+        def output(params: PyTree) -> Array:
+            return unit.run(params, stats, x, Layers(unit.name, Mode(train=False), True))[0]
+
+        y, pullback = jax.vjp(output, params)
+        return pullback(jnp.broadcast_to(scale.astype(y.dtype), y.shape))
+
+    with calling(unit.name):
+        jaxpr = jax.make_jaxpr(gradients)(scale, params, stats, x).jaxpr
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+
+    def depends(i: int) -> bool:
+        return dce_jaxpr(jaxpr, [i == j for j in range(len(paths))])[1][0]  # on `scale`
+
+    return frozenset(
+        path for i, path in enumerate(paths) if getattr(path[-1], "key", "") == "kernel" and not depends(i)
+    )
+
+
+def _is_frozen(leaf: Any) -> bool:
+    return isinstance(leaf, dict) and _FROZEN in leaf
 
 
 def _described(out: jax.ShapeDtypeStruct) -> str:
