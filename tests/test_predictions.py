@@ -45,7 +45,6 @@ NETWORKS = {
 ROWS = {
     "serial": {"method": "serial"},
     "data_parallel": {"method": "data_parallel"},
-    "pipeline": {"method": "pipeline", "pipeline": {"micro_batches": 8, "keep": "inputs"}},
     "fdg": {"method": "delayed"},
     "ddg": {"method": "delayed", "delayed": {"variant": "ddg"}},
     "local": {"method": "local"},
@@ -65,6 +64,7 @@ ROWS = {
     "coarse_adjoint, tied": {"method": "coarse_adjoint", "aux": {"grid": 4, "tied": True}},
 }
 UNSEEN = {
+    "pipeline": {"method": "pipeline", "pipeline": {"micro_batches": 8, "keep": "inputs"}},
     "pipeline, activations": {"method": "pipeline", "pipeline": {"micro_batches": 8, "keep": "activations"}},
     "accumulated": {"method": "delayed", "delayed": {"micro_batches": 4}},
     "data_parallel, accumulated": {"method": "data_parallel", "optimizer": {"accumulate": 2}},
@@ -103,8 +103,7 @@ def cases(network, row):
 @pytest.mark.parametrize("network, row", CASES)
 def test_seconds_of_a_step(network, row):
     """The model of before is right but for what it left out: the tags of moving packets are sent by a collective of
-    their own, and a pipeline has two of metrics; its rounds end for all devices together, since each ends with a
-    collective.  And it counted a collective of tied weights where there are none."""
+    their own.  And it counted a collective of tied weights where there are none."""
     for config, made, _, was in cases(network, row):
         if was["seconds"] is None:  # stored multipliers, sweeps, stale exchanges and inner steps were not modelled
             continue
@@ -115,12 +114,9 @@ def test_seconds_of_a_step(network, row):
         parts = seconds_by_part(found)
         moving = METHODS[config.method].carry(made, config) is not None and S > 1
         tags = MACHINE.start + MACHINE.inside.latency if S * D <= 2 else MACHINE.start + MACHINE.between.latency
-        one = Group(MACHINE, S * D).seconds("psum", 8)
         allowed = dict.fromkeys(expected, 1e-9)
         if moving:
             allowed["exchange"] = 1.05 * tags + 3e-7
-        if config.method == "pipeline":  # the slowest device of each round, where the others were let go ahead
-            allowed |= {"stages": 0.06 * found.total, "batch_norm": 0.06 * found.total, "fixed": 1.01 * one}
         if config.method == "coarse_adjoint" and not config.aux.tied:
             allowed["gradients"] = 1.01 * Group(MACHINE, S, D).seconds("psum", 0) + 1e-9
         for part, seconds in expected.items():
@@ -131,8 +127,8 @@ def test_seconds_of_a_step(network, row):
 
 @pytest.mark.parametrize("network, row", CASES)
 def test_bytes_of_memory(network, row):
-    """The estimate of before, with three things set right: it left out local classifiers and the batch that is on its
-    way in a stale exchange, and counted a pipeline's packets once for each stage of a device, which has one."""
+    """The estimate of before, with two things set right: it left out local classifiers and the batch that is on its way
+    in a stale exchange."""
     for config, made, num_train, was in cases(network, row):
         found, expected = device_bytes(made, config, num_train), was["memory"]
         S, _ = config.mesh_shape
@@ -150,8 +146,6 @@ def test_bytes_of_memory(network, row):
             )
         else:
             assert found["activations"] == pytest.approx(expected["activations"], rel=0.02)
-        if config.method == "pipeline":
-            packets *= 4 // S
         if config.exchange.stale:
             packets -= METHODS[config.method].holds(made, config, num_train)["packets"]
         assert weights == pytest.approx(expected["parameters"], rel=0.02)
@@ -205,7 +199,7 @@ def test_the_schedule_sends_what_the_traced_step_sends(row):
             idle = 1.0
             if data > 1 and run.config.method == "pipeline":
                 M = run.config.pipeline.micro_batches
-                idle = (M + stage - 1) / M + (stage > 1)
+                idle = (M + 2 * (stage - 1)) / M + (stage > 1)  # the dearest of either pass, of unlike devices
             if row == "ddg":  # a stage after the other: the trace counts all each time
                 idle = 2.0
             several = stage > 1 and data > 1

@@ -2,32 +2,35 @@
 
     GPipe  Huang et al., "GPipe: Efficient Training of Giant Neural Networks using Pipeline Parallelism",
            arXiv:1811.06965
+    1F1B   the order of passes: Narayanan et al., "PipeDream: Generalized Pipeline Parallelism for DNN Training",
+           arXiv:1806.03377, without its several versions of the weights
 
-S = 3 devices, M = 4 micro-batches; f m, b m: forward and backward pass of micro-batch m:
+In a round a device runs a forward and a backward pass, of the micro-batches that have come to it.  S = 3 devices, M = 5
+micro-batches; f m, b m: forward and backward pass of micro-batch m:
 
-    device 0   f0 f1 f2 f3 .  .  |  .  .  b0 b1 b2 b3  | update
-    device 1   .  f0 f1 f2 f3 .  |  .  b0 b1 b2 b3 .   | update       rounds: M + S - 1 forward, as many backward
-    device 2   .  .  f0 f1 f2 f3 |  b0 b1 b2 b3 .  .   | update       idle (the bubble): (S-1) / (M+S-1)
+    device 0   f0 |  f1 |  f2    |  f3    |  f4 b0 |     b1 |     b2 |     b3 |  b4
+    device 1      |  f0 |  f1    |  f2 b0 |  f3 b1 |  f4 b2 |     b3 |     b4 |
+    device 2      |     |  f0 b0 |  f1 b1 |  f2 b2 |  f3 b3 |  f4 b4 |        |        | update
 
     grad W = sum over m of d/dW [ sum over examples of micro-batch m of phi(F_{K-1} o .. o F_0(x; W), y) ] / B
 
-With `pipeline.keep="activations"` a device keeps what the backward passes of all M micro-batches need, the activations
-of a batch.  With "inputs", as in the paper, it keeps its inputs alone and computes its stages again in the backward
-rounds; then the last device has nothing to do in the forward rounds, of which there is one less.  Between rounds
-outputs move one device on, or gradients one device back.  **Batch norm sees a micro-batch**, not the batch: the
-gradient is that of serial gradient accumulation over the micro-batches, which without batch norm is backprop's.
-Micro-batch m of a column has its examples m, m + M, m + 2M .. , so the numbers do not depend on the mesh.
+Devices wait for each other at the end of a round, where outputs move one device on and gradients one device back.  The
+first and last S-1 of M + 2(S-1) rounds have one pass only, so a step takes as long as GPipe's, all forward passes
+before all backward passes: (S-1) / (M+S-1) of it is idle (the bubble).  But a device keeps no more than 2S - 1
+micro-batches of what is under way, rather than M.  With `pipeline.keep="activations"` that is what backward passes need
+beside inputs, with "inputs" inputs alone, and all devices but the last, which has both passes of a micro-batch at once,
+compute their stages again.
 
-1F1B (arXiv:1806.03377) would start a backward pass as soon as one can; in rounds that all devices share it takes
-M + 2(S-1) rounds of both passes, more time than here, to keep 2S - 1 inputs instead of M, which here are small.
+**Batch norm sees a micro-batch**, not the batch: the gradient is that of serial gradient accumulation, which without
+batch norm is backprop's.  Micro-batch m of a column has its examples m, m + M, m + 2M .. , on every mesh.
 
-Collectives of a step: two all_gathers over 'stage' (input and tags); a ppermute over 'stage' a round; psum over 'data'
-of the gradients, psum over the mesh of the metrics; batch norm's over 'data'.
+Collectives of a step: two all_gathers over 'stage' (input and tags); two ppermutes over 'stage' a round; psum over
+'data' of the gradients, psum over the mesh of the metrics; batch norm's over 'data'.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +42,7 @@ from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
 from lpjax.methods import base, kept, moving
 from lpjax.methods.base import WIDTH, Age, Metrics, StageResult, stage_values
-from lpjax.methods.stage_plan import StagePlan, check_micro_batches
+from lpjax.methods.stage_plan import StagePlan, check_micro_batches, packet_bytes
 from lpjax.network.network import Network
 from lpjax.nn import chain
 from lpjax.nn.count import activation_bytes
@@ -52,6 +55,24 @@ from lpjax.state.train_state import TrainState
 def keeps(config: Config) -> bool:
     """Whether activations are kept between rounds; with one device no round needs those of another."""
     return config.pipeline.keep == "activations" and config.mesh_shape[0] > 1
+
+
+class UnderWay(NamedTuple):
+    """What a device has between rounds.
+
+    Attributes:
+      inputs: Ring [positions, b, L] of its inputs.
+      rows: Rings `{type: [positions, length]}` of what it keeps.
+      arrived: [b, L], its next input.
+      gradient: [b, L], at the output of its next backward pass.
+      total: Sums of what it has made of micro-batches.
+    """
+
+    inputs: Float[Array, "positions b l"]
+    rows: kept.Rows
+    arrived: Float[Array, "b l"]
+    gradient: Float[Array, "b l"]
+    total: StageResult
 
 
 class Step(base.Step):
@@ -85,14 +106,15 @@ class Step(base.Step):
         return moving.to_loss(run, examples, last, self.config.batch_size)
 
     def run_forward(
-        self, device: int, packet: Array, tags: moving.Tags, *, state: TrainState
-    ) -> tuple[Array, StageResult, list[Array]]:
+        self, device: int, packet: Array, tags: moving.Tags, *, state: TrainState, lengths: dict[str, int]
+    ) -> tuple[Array, StageResult, kept.Rows]:
         """What a device sends on of a micro-batch, what it makes of it beside that, and what it keeps of it."""
-        network, trees = self.network, self.unpacked(device, packet, state)
+        trees = self.unpacked(device, packet, state)
         output, (shares, stats), own = kept.forward(self.function(device, tags, state), *trees)
-        done = StageResult(shares, {}, network.stats.pack_all(stats), ())
-        last = device == self.config.mesh_shape[0] - 1
-        return jnp.zeros_like(packet) if last else moving.pack(network, output), done, own
+        done, rows = self.nothing(state), dict[str, Array]()
+        if keeps(self.config):
+            done, rows = StageResult(shares, {}, self.network.stats.pack_all(stats), ()), kept.rows(own, lengths)
+        return moving.pack(self.network, output), done, rows
 
     def run_backward(
         self,
@@ -101,18 +123,17 @@ class Step(base.Step):
         tags: moving.Tags,
         gradient: Array,
         rows: kept.Rows,
-        micro: Array,
+        place: Array,
         *,
         state: TrainState,
     ) -> tuple[StageResult, Array]:
-        """A micro-batch's backward pass, and the gradient to send back."""
+        """A micro-batch's backward pass, and the gradient to send back; the last device runs its forward pass, too."""
         network, trees = self.network, self.unpacked(device, packet, state)
-        function = self.function(device, tags, state)
+        function, done = self.function(device, tags, state), self.nothing(state)
         behind = moving.gradient_behind(network, self.stages_of(device)[-1], gradient)
-        if keeps(self.config):
-            own = jax.tree.map(lambda row: _at(row, micro), rows)
+        if keeps(self.config) and device < self.config.mesh_shape[0] - 1:
+            own = jax.tree.map(lambda row: _at(row, place), rows)
             grads, adjoint = kept.backward(function, *trees, own, behind)
-            done = self.nothing(state)
         else:
             _, pullback, (shares, stats) = jax.vjp(function, *trees, has_aux=True)
             grads, adjoint = pullback(behind)
@@ -122,18 +143,20 @@ class Step(base.Step):
 
     def nothing(self, state: TrainState) -> StageResult:
         """The result of a device that has no micro-batch, but for gradients."""
-        stats = jax.tree.map(jnp.zeros_like, state.stage_stats)
-        return StageResult({"loss": jnp.zeros(()), "correct": jnp.zeros(())}, {}, stats, ())
+        shares = dict.fromkeys(("loss", "correct"), jnp.zeros(()))
+        return StageResult(shares, {}, jax.tree.map(jnp.zeros_like, state.stage_stats), ())
 
-    def round(self, run: Callable[..., Any], micro: Array, nothing: PyTree, *operands: PyTree, working: int) -> Any:
-        """Run a round on the devices that have a micro-batch in it.
+    def where_busy(
+        self, run: Callable[..., Any], micro: Array, nothing: PyTree, *operands: PyTree, working: int
+    ) -> Any:
+        """Run a pass on the devices that have a micro-batch for it.
 
         Args:
           run: (device, *operands) -> its result.
           micro: The device's micro-batch; it has one where 0 <= micro < M.
           nothing: The result of the other devices.
           *operands: What `run` is given.
-          working: Only the first so many devices work in this round.
+          working: Only the first so many devices have such a pass.
         """
         device = lax.axis_index("stage")
         busy = (micro >= 0) & (micro < self.config.pipeline.micro_batches) & (device < working)
@@ -145,98 +168,70 @@ class Step(base.Step):
         network, config, M = self.network, self.config, self.config.pipeline.micro_batches
         whole = moving.column_batch(network, self.step_inputs, state, batch)
         x, tags = (value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in whole)  # [M, b / M, ..]
-        inputs, rows, passed = self.forward_rounds(state, x, tags)
-        done = self.backward_rounds(state, inputs, tags, rows)
-        shares, stats = jax.tree.map(jnp.add, (passed.shares, passed.stats), (done.shares, done.stats))
+        done = self.rounds(state, x, tags)
         grads = lax.psum(done.grads, "data")
-        stats = jax.tree.map(lambda total: total / M, lax.pmean(stats, "data"))
+        stats = jax.tree.map(lambda total: total / M, lax.pmean(done.stats, "data"))
         squares = meshes.by_stage(jnp.square(optim.row_norms(grads)) / config.mesh.data, network.num_stages)
-        sums = lax.psum(shares, meshes.ALL_AXES)
+        sums = lax.psum(done.shares, meshes.ALL_AXES)
         metrics = {"task_loss": sums["loss"], "accuracy": sums["correct"] / config.batch_size}
         return self.updated(state, grads, stats), metrics | {"gradient_norm": jnp.sqrt(squares)}
 
-    def forward_rounds(
-        self, state: TrainState, x: Float[Array, "m b l"], tags: Array
-    ) -> tuple[Float[Array, "m b l"], kept.Rows, StageResult]:
-        """The forward rounds.
+    def rounds(self, state: TrainState, x: Float[Array, "m b l"], tags: Array) -> StageResult:
+        """The sums of what the device makes of its micro-batches.
 
         Args:
           state: Before the step.
           x: The network's input.
           tags: Of the micro-batches.
-
-        Returns:
-          The device's inputs, what it kept of each micro-batch, and the sums of what it made of them beside that.
         """
         S, M, device = self.config.mesh_shape[0], len(x), lax.axis_index("stage")
-        working, run = S if keeps(self.config) else S - 1, partial(self.run_forward, state=state)
-        nothing = self.nothing(state)
-        if working == 0:
-            return x, {}, nothing
-        lengths = self.lengths(x, tags, state)
+        lengths, silence, nothing = self.lengths(x, tags, state), jnp.zeros_like(x[0]), self.nothing(state)
+        no_grads = nothing._replace(grads=jax.tree.map(jnp.zeros_like, state.stage_params))
+        run_forward = partial(self.run_forward, state=state, lengths=lengths)
+        positions, run_backward = places(S, M), partial(self.run_backward, state=state)
 
-        def with_room(device: int, *operands: Array) -> tuple[Array, StageResult, kept.Rows]:
-            output, done, own = run(device, *operands)
-            return (output, done, kept.rows(own, lengths)) if keeps(self.config) else (output, nothing, {})
+        def place(micro: Array) -> Array:
+            """Of a micro-batch in the rings; where there is none, one of which nothing is needed."""
+            return micro % positions if positions <= M else jnp.clip(micro, 0, M)
 
-        def forward(carry: tuple[Array, kept.Rows, StageResult], tick: Array) -> tuple[Any, None]:
-            inputs, rows, total = carry
-            micro, silence = tick - device, (jnp.zeros_like(x[0]), nothing, kept.empty(lengths))
-            operands = _at(inputs, micro), _at(tags, micro)
-            output, done, new = self.round(with_room, micro, silence, *operands, working=working)
-            place = jnp.where((micro >= 0) & (micro < M), micro, M)  # the last one is of a device that waits
-            rows = jax.tree.map(lambda row, new: _put(row, new, place), rows, new)
+        def one(before: UnderWay, number: Array) -> tuple[UnderWay, None]:
+            ahead, back = number - device, number - 2 * (S - 1) + device
+            packet = jnp.where(device == 0, _at(x, ahead), before.arrived)
+            inputs = _put(before.inputs, packet, place(ahead))
+            silent = silence, nothing, kept.empty(lengths)
+            output, passed, made = self.where_busy(run_forward, ahead, silent, packet, _at(tags, ahead), working=S - 1)
+            rows = jax.tree.map(lambda row, new: _put(row, new, place(ahead)), before.rows, made)
+            behind = _at(inputs, place(back)), _at(tags, back), before.gradient, rows, place(back)
+            done, adjoint = self.where_busy(run_backward, back, (no_grads, silence), *behind, working=S)
             arrived = lax.ppermute(output, "stage", [(s, s + 1) for s in range(S - 1)])
-            micro = micro + 1  # what the device before this one just had
-            new_input = jnp.where((device > 0) & (micro >= 0) & (micro < M), arrived, _at(inputs, micro))
-            return (_put(inputs, new_input, micro), rows, jax.tree.map(jnp.add, total, done)), None
+            gradient = lax.ppermute(adjoint, "stage", [(s, s - 1) for s in range(1, S)])
+            total = jax.tree.map(jnp.add, before.total, done)
+            shares, stats = jax.tree.map(jnp.add, (total.shares, total.stats), (passed.shares, passed.stats))
+            return UnderWay(inputs, rows, arrived, gradient, total._replace(shares=shares, stats=stats)), None
 
-        ticks = jnp.arange(M + working - 1, dtype=device.dtype)
-        return lax.scan(forward, (x, kept.empty(lengths, M + 1), nothing), ticks)[0]
+        inputs, rows = jnp.zeros((positions, *silence.shape)), kept.empty(lengths, positions)
+        start = UnderWay(inputs, rows, silence, silence, no_grads)
+        return lax.scan(one, start, jnp.arange(M + 2 * (S - 1), dtype=device.dtype))[0].total
 
     def lengths(self, x: Float[Array, "m b l"], tags: Array, state: TrainState) -> dict[str, int]:
         """Of the rows of what is kept."""
-        if not keeps(self.config):
-            return {}
-        each = [
-            (self.function(d, tags[0], state), *self.unpacked(d, x[0], state)) for d in range(self.config.mesh_shape[0])
-        ]
-        return kept.lengths(each)
-
-    def backward_rounds(
-        self, state: TrainState, inputs: Float[Array, "m b l"], tags: Array, rows: kept.Rows
-    ) -> StageResult:
-        """The backward rounds: the sums of what the device makes of its micro-batches.
-
-        Args:
-          state: Before the step.
-          inputs: The device's.
-          tags: Of the micro-batches.
-          rows: What it kept of each.
-        """
-        S, M, device = self.config.mesh_shape[0], len(inputs), lax.axis_index("stage")
-        nothing = self.nothing(state)._replace(grads=jax.tree.map(jnp.zeros_like, state.stage_params))
-        silence, run = jnp.zeros_like(inputs[0]), partial(self.run_backward, state=state)
-
-        def backward(carry: tuple[StageResult, Array], tick: Array) -> tuple[tuple[StageResult, Array], None]:
-            total, gradient = carry
-            micro = tick - (S - 1 - device)
-            operands = _at(inputs, micro), _at(tags, micro), gradient, rows, micro
-            done, back = self.round(run, micro, (nothing, silence), *operands, working=S)
-            back = lax.ppermute(back, "stage", [(s, s - 1) for s in range(1, S)])
-            return (jax.tree.map(jnp.add, total, done), back), None
-
-        return lax.scan(backward, (nothing, silence), jnp.arange(M + S - 1, dtype=device.dtype))[0][0]
+        working = self.config.mesh_shape[0] - 1 if keeps(self.config) else 0
+        return kept.lengths((self.function(d, tags[0], state), *self.unpacked(d, x[0], state)) for d in range(working))
 
 
-def _at(values: Array, micro: Array) -> Array:
-    """What a micro-batch has of values [M, ..]; of the nearest one, for a micro-batch that there is not."""
-    return lax.dynamic_index_in_dim(values, jnp.clip(micro, 0, len(values) - 1), keepdims=False)
+def places(S: int, M: int) -> int:
+    """Positions of the rings: for all micro-batches that are under way at a time, or for all and one for none."""
+    return min(2 * S - 1, M + 1)
 
 
-def _put(values: Array, new: Array, micro: Array) -> Array:
-    """Values [M, ..] with those of a micro-batch, or of the nearest one, replaced."""
-    return lax.dynamic_update_index_in_dim(values, new, jnp.clip(micro, 0, len(values) - 1), 0)
+def _at(values: Array, position: Array) -> Array:
+    """What stands at a position, or at the nearest one that there is."""
+    return lax.dynamic_index_in_dim(values, jnp.clip(position, 0, len(values) - 1), keepdims=False)
+
+
+def _put(values: Array, new: Array, position: Array) -> Array:
+    """Values with those at a position replaced."""
+    return lax.dynamic_update_index_in_dim(values, new, position, 0)
 
 
 class Pipeline(base.Method):
@@ -274,34 +269,33 @@ class Pipeline(base.Method):
     def work(self, network: Network, config: Config) -> list[Item]:
         """The schedule of a step, round by round.
 
-        In each backward round a device adds to its gradients, micro-batch or none: three accesses.
+        In each round a device adds to its gradients, micro-batch or none: three accesses.
         """
         plan, M = StagePlan(network, config), config.pipeline.micro_batches
         S, examples = len(plan.devices), plan.column // M
         stages = [range(d * plan.slots, (d + 1) * plan.slots) for d in plan.devices]
-        plan.column_batch(3)
+        plan.column_batch(1)
+        plan.each("pack", keeps=packet_bytes(network, config) // M * (places(S, M) + 2))
         row = max(sum(activation_bytes(network.stages[k], examples) for k in own) for own in stages) // WIDTH
-        made, read = (3 * row, 2 * row) if keeps(config) else (0, 0)  # accesses: made, put and read
-        working, kept_of = S if keeps(config) else S - 1, dict[tuple[int, int], int]()
-        for number in range(M + working - 1 if working else 0):
-            for d in range(working):
+        kept_of = dict[tuple[int, int], int]()
+        for number in range(M + 2 * (S - 1)):
+            for d in range(S - 1):
                 if 0 <= (m := number - d) < M:
                     for k in stages[d]:
                         kept_of[k, m] = plan.forward(k, micro=m, examples=examples)
-            plan.each("pack", accesses=made)
-            plan.shift(examples)
-        for number in range(M + S - 1):
             for d in range(S):
-                if not 0 <= (m := number - (S - 1 - d)) < M:
+                if not 0 <= (m := number - 2 * (S - 1) + d) < M:
                     continue
-                if keeps(config):
+                if keeps(config) and d < S - 1:
                     for k in reversed(stages[d]):
                         plan.keep(kept_of[k, m], plan.backward_of(k, micro=m, examples=examples))
                 else:
                     plan.backward(d, stages[d], again=d < S - 1, micro=m, examples=examples)
-            plan.each("pack", accesses=read)
-            plan.shift(examples)
-        plan.update(more=3 * (M + S - 1) * stage_values(network, config))
+            if keeps(config):  # a row is made, put into the ring, and read from it
+                plan.each("pack", accesses=5 * row)
+            for _ in range(2):  # outputs and gradients
+                plan.shift(examples)
+        plan.update(more=3 * (M + 2 * (S - 1)) * stage_values(network, config))
         plan.message("psum", meshes.ALL_AXES, WIDTH * network.num_stages, "metrics")
         plan.message("psum", meshes.ALL_AXES, 2 * WIDTH, "metrics", count=2)
         return plan.items
