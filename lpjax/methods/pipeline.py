@@ -169,8 +169,7 @@ class Step(base.Step):
         whole = moving.column_batch(network, self.step_inputs, state, batch)
         x, tags = (value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in whole)  # [M, b / M, ..]
         done = self.rounds(state, x, tags)
-        grads = lax.psum(done.grads, "data")
-        stats = jax.tree.map(lambda total: total / M, lax.pmean(done.stats, "data"))
+        grads, stats = lax.psum(done.grads, "data"), jax.tree.map(lambda x: x / M, lax.pmean(done.stats, "data"))
         squares = meshes.by_stage(jnp.square(optim.row_norms(grads)) / config.mesh.data, network.num_stages)
         sums = lax.psum(done.shares, meshes.ALL_AXES)
         metrics = {"task_loss": sums["loss"], "accuracy": sums["correct"] / config.batch_size}
