@@ -65,7 +65,8 @@ def _weight(row: Drawn) -> float:
 def _programs(rows: Sequence[Drawn]) -> dict[int, tuple[int, str, Any]]:
     """By position the program that an entry was timed in, as device and name, and which of its entries it is.
 
-    What is the same entry of a program takes as long each time: the forward passes of a sweep, of a stale exchange.
+    What is the same entry of a program takes as long each time: the forward passes of a sweep, of a stale exchange, all
+    passes of micro-batches.
     """
     works = {i: row.item for i, row in enumerate(rows) if isinstance(row.item, Work) and _weight(row)}
     corrected = {work.device: i for i, work in works.items() if work.kind == "correct"}
@@ -77,7 +78,7 @@ def _programs(rows: Sequence[Drawn]) -> dict[int, tuple[int, str, Any]]:
         if work.kind == "aux":
             name, entry = ("fit", i) if behind else ("aux_forward", entry)
         elif work.stage is not None:
-            name, entry = f"stage {work.stage}", entry if work.kind == "stage" else i
+            name, entry = f"stage {work.stage}", entry if work.kind in ("stage", "recompute") else i
         elif behind:
             continue  # the AuxNet's update is in `aux_all`
         else:

@@ -79,7 +79,7 @@ class Bench:
         self.apart, self.kept = self.one_core | INTERLEAVED, probe
         if self.cpu:
             probe.close()
-            self.kept = Process(1, self.apart, WORKER)
+            self.kept = Process(max(self.stages), self.apart, WORKER)  # devices of one core
 
     @contextlib.contextmanager
     def workers(self) -> Iterator[Sequence[Process]]:
@@ -104,8 +104,8 @@ class Bench:
         if self.even or not METHODS[fields["method"]].staged:
             return fields
         if (row, num_stages) not in self.cuts:
-            asked = {"config": self.config, "fields": {**fields, "mesh.stage": 1}}
-            self.cuts[row, num_stages] = self.kept.ask("cuts", **asked, repeats=self.repeats)["cuts"]
+            asked = {"config": self.config, "fields": fields, "repeats": self.repeats}
+            self.cuts[row, num_stages] = self.kept.ask("cuts", **asked)["cuts"]
         return fields | {"cuts": self.cuts[row, num_stages]}
 
     def prepared(self, workers: Sequence[Process], row: str, num_stages: int) -> tuple[Process, Json]:

@@ -209,7 +209,7 @@ class StagePrograms:
 
 
 def stage_seconds(run: Run, repeats: int) -> list[float]:
-    """Measure the stages' programs on the first device, interleaved.
+    """Measure the stages' programs on the first device, interleaved, for all micro-batches of a step.
 
     Args:
       run: The run.
@@ -220,4 +220,5 @@ def stage_seconds(run: Run, repeats: int) -> list[float]:
     """
     programs = StagePrograms(run, jax.devices()[0])
     stages = [programs.stage(k) for k in range(run.network.num_stages)]
-    return [min(own) for own in interleaved(stages, repeats)]
+    micro_batches = map(len, programs.method.ages(run.config))
+    return [count * min(own) for count, own in zip(micro_batches, interleaved(stages, repeats), strict=True)]

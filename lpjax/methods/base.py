@@ -154,10 +154,10 @@ class Method(abc.ABC):
         AuxNet is made.  With "inputs" interfaces are standardised.
       accumulates: Whether it reads `optimizer.accumulate`.
       step: A step of one device.
-      stage_program: (k, network, config, step_inputs, state, batch) -> forward and backward pass of stage k with what
-        is computed beside it, as the step runs it, to be timed alone: a `partial` of a function to be run under
-        `shard_map` on a mesh of one device, and its arrays.  `config` is of such a mesh, its batch that of a stage
-        column, `state` and `batch` are of such a run.  None where a stage has no such program.
+      stage_program: (k, network, config, step_inputs, state, batch) -> forward and backward pass of stage k on a
+        micro-batch, with what is computed beside it, as the step runs it, to be timed alone: a `partial` of a function
+        to be run under `shard_map` on a mesh of one device, and its arrays.  `config` is of such a mesh, its batch that
+        of a stage column, `state` and `batch` are of such a run.  None where a stage has no such program.
       metrics: Of each metric of a step what a list of it runs over: "" (a number), "stage" or "interface".
     """
 

@@ -1,25 +1,28 @@
 """The method, what it carries, and the schedule of its step."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from lpjax.config.schema import Config
+from lpjax.data.batch import Batch
 from lpjax.data.source import Spec
 from lpjax.errors import require
 from lpjax.methods import base, kept, moving
-from lpjax.methods.base import WIDTH, Age, stage_values
-from lpjax.methods.delayed.step import Carry, Step, delay, lateness, micro_batch, row_lengths
+from lpjax.methods.base import WIDTH, Age, StageResult, stage_values
+from lpjax.methods.delayed.step import Carry, Pass, Step, delay, lateness, micro_batch, row_lengths
 from lpjax.methods.stage_plan import StagePlan, check_micro_batches, packet_bytes
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
+from lpjax.parallel.mesh import Stage
 from lpjax.state.step_inputs import StepInputs
-from lpjax.state.train_state import Carried
+from lpjax.state.train_state import Carried, TrainState
 
 
 class Delayed(base.Method):
@@ -121,6 +124,22 @@ class Delayed(base.Method):
         held |= {"rings of weights": (delay(config) + 1) * version} if weights != "newest" else {}
         held |= {"rings of gradients": (delay(config) + 1) * version} if weights == "batch" else {}
         return super().holds(network, config, num_examples) | held
+
+    def stage_program(
+        self, k: int, network: Network, config: Config, step_inputs: StepInputs, state: TrainState, batch: Batch
+    ) -> partial[StageResult]:
+        """The passes of stage k on two micro-batches of noise, as a program to be timed alone."""
+        step, examples = Step(network, config, step_inputs), micro_batch(config)
+        params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
+        noise = jax.random.normal(jax.random.key(0), (3, examples, network.packet_length), float)
+        tags, rows = moving.make_tags(batch, 0)[:examples], kept.empty(row_lengths(network, config))
+
+        def run(params: Row, stats: Row, noise: Array, tags: Array, rows: kept.Rows, state: TrainState) -> StageResult:
+            forward, backward = Pass(noise[0], tags, {}, {}), Pass(noise[1], tags, {}, rows)
+            passes = params, stats, forward, backward, noise[2]
+            return step.run_stage(Stage((k,), k), *passes, state=state, tick=state.step)
+
+        return partial(run, params, stats, noise, tags, rows, state)
 
 
 def row_bytes(network: Network, config: Config) -> int:

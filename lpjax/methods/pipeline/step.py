@@ -1,32 +1,4 @@
-"""Pipelined backprop: micro-batches follow each other through the stages; the gradient is exact.
-
-    GPipe  Huang et al., "GPipe: Efficient Training of Giant Neural Networks using Pipeline Parallelism",
-           arXiv:1811.06965
-    1F1B   the order of passes: Narayanan et al., "PipeDream: Generalized Pipeline Parallelism for DNN Training",
-           arXiv:1806.03377, without its several versions of the weights
-
-In a round a device runs a forward and a backward pass, of the micro-batches that have come to it.  S = 3 devices, M = 5
-micro-batches; f m, b m: forward and backward pass of micro-batch m:
-
-    device 0   f0 |  f1 |  f2    |  f3    |  f4 b0 |     b1 |     b2 |     b3 |  b4
-    device 1      |  f0 |  f1    |  f2 b0 |  f3 b1 |  f4 b2 |     b3 |     b4 |
-    device 2      |     |  f0 b0 |  f1 b1 |  f2 b2 |  f3 b3 |  f4 b4 |        |        | update
-
-    grad W = sum over m of d/dW [ sum over examples of micro-batch m of phi(F_{K-1} o .. o F_0(x; W), y) ] / B
-
-Devices wait for each other at the end of a round, where outputs move one device on and gradients one device back.  The
-first and last S-1 of M + 2(S-1) rounds have one pass only, so a step takes as long as GPipe's, all forward passes
-before all backward passes: (S-1) / (M+S-1) of it is idle (the bubble).  But a device keeps no more than 2S - 1
-micro-batches of what is under way, rather than M.  With `pipeline.keep="activations"` that is what backward passes need
-beside inputs, with "inputs" inputs alone, and all devices but the last, which has both passes of a micro-batch at once,
-compute their stages again.
-
-**Batch norm sees a micro-batch**, not the batch: the gradient is that of serial gradient accumulation, which without
-batch norm is backprop's.  Micro-batch m of a column has its examples m, m + M, m + 2M .. , on every mesh.
-
-Collectives of a step: two all_gathers over 'stage' (input and tags); two ppermutes over 'stage' a round; psum over
-'data' of the gradients, psum over the mesh of the metrics; batch norm's over 'data'.
-"""
+"""One step of pipelined backprop, and what is under way between rounds."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,14 +11,9 @@ from jaxtyping import Array, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
-from lpjax.data.source import Spec
 from lpjax.methods import base, kept, moving
-from lpjax.methods.base import WIDTH, Age, Metrics, StageResult, stage_values
-from lpjax.methods.stage_plan import StagePlan, check_micro_batches, packet_bytes
-from lpjax.network.network import Network
+from lpjax.methods.base import Metrics, StageResult
 from lpjax.nn import chain
-from lpjax.nn.count import activation_bytes
-from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
 from lpjax.state.train_state import TrainState
@@ -231,70 +198,3 @@ def _at(values: Array, position: Array) -> Array:
 def _put(values: Array, new: Array, position: Array) -> Array:
     """Values with those at a position replaced."""
     return lax.dynamic_update_index_in_dim(values, new, position, 0)
-
-
-class Pipeline(base.Method):
-    """Pipelined backprop in rounds that all devices share."""
-
-    name = "pipeline"
-    title = "pipelined backprop"
-    paper = "arXiv:1811.06965"
-    step = Step
-
-    def settings(self, config: Config) -> dict[str, Any]:
-        """The number of micro-batches, which tells its runs apart, and what is kept, unless it is inputs."""
-        unusual = {"keep": "activations"} if config.pipeline.keep == "activations" else {}
-        return {"micro_batches": config.pipeline.micro_batches} | unusual
-
-    def advice(self, config: Config) -> str | None:
-        """The bubble, and that with twice as many micro-batches."""
-        S, M = config.mesh_shape[0], config.pipeline.micro_batches
-        now, twice = (f"micro_batches={m}: bubble {100 * (S - 1) / (m + S - 1):.0f} %" for m in (M, 2 * M))
-        return f"a pipeline of {S} devices waits; {now}; {twice}" if S > 1 else None
-
-    def check(self, config: Config, data: Spec | None = None) -> None:
-        """Refuse a number of micro-batches that a stage column cannot be cut into.
-
-        Raises:
-          BadInput: It does not divide the column's batch.
-        """
-        check_micro_batches("pipeline", config.pipeline.micro_batches, config)
-
-    def ages(self, config: Config) -> list[list[Age]]:
-        """How old the gradients are: of this step's micro-batches, at this step's weights."""
-        M = config.pipeline.micro_batches
-        return [[Age(M - 1 - m, 0) for m in range(M)] for _ in range(config.num_stages)]
-
-    def work(self, network: Network, config: Config) -> list[Item]:
-        """The schedule of a step, round by round.
-
-        In each round a device adds to its gradients, micro-batch or none: three accesses.
-        """
-        plan, M = StagePlan(network, config), config.pipeline.micro_batches
-        S, examples = len(plan.devices), plan.column // M
-        stages = [range(d * plan.slots, (d + 1) * plan.slots) for d in plan.devices]
-        plan.column_batch(1)
-        plan.each("pack", keeps=packet_bytes(network, config) // M * (places(S, M) + 2))
-        row = max(sum(activation_bytes(network.stages[k], examples) for k in own) for own in stages) // WIDTH
-        kept_of = dict[tuple[int, int], int]()
-        for number in range(M + 2 * (S - 1)):
-            for d in range(S - 1):
-                if 0 <= (m := number - d) < M:
-                    for k in stages[d]:
-                        kept_of[k, m] = plan.forward(k, micro=m, examples=examples)
-            for d in range(S):
-                if not 0 <= (m := number - 2 * (S - 1) + d) < M:
-                    continue
-                if keeps(config) and d < S - 1:
-                    for k in reversed(stages[d]):
-                        plan.keep(kept_of[k, m], plan.backward_of(k, micro=m, examples=examples))
-                else:
-                    plan.backward(d, stages[d], again=d < S - 1, micro=m, examples=examples)
-            if keeps(config):  # a row is made, put into the ring, and read from it
-                plan.each("pack", accesses=5 * row)
-            for _ in range(2):  # outputs and gradients
-                plan.shift(examples)
-        plan.update(more=3 * (M + 2 * (S - 1)) * stage_values(network, config))
-        plan.message("psum", meshes.ALL_AXES, WIDTH * network.num_stages, "metrics")
-        plan.message("psum", meshes.ALL_AXES, 2 * WIDTH, "metrics", count=2)
-        return plan.items
