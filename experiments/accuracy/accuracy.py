@@ -3,8 +3,7 @@
 TABLE is final (Fashion-MNIST; final_all is all of it), cifar10, cifar100 (both with --config.data.dir=DIR), deep
 (ResNet-56), digits, ablation, or a config file of the paper's size, such as cifar10_resnet110 (on a GPU, with
 --jobs=1).  With search, runs are judged on the last 10,000 training images, which none trains on, by seeds from 100 on.
---each="field=value|value;field=value" tries each row with each combination of these: as many settings of one as of
-another.
+--each="field=value|value;field=value" tries each row with each combination of these.
 
 Every run is a process on one core with all stages on one device, which gives the numbers of K devices but not their
 time.  Finished runs are kept, and killed ones go on, when the command is given again.  With --add rows and seeds join
@@ -85,7 +84,7 @@ def by_stages(made: Json) -> str:
     return markdown.table(["test accuracy, %, mean ± std (seeds)", *(f"K = {K}" for K in stages)], shown)
 
 
-LONG = {"accuracy_cifar10_all": "CIFAR-10", "accuracy_cifar100": "CIFAR-100"}
+LONG = {"accuracy_final_all": "Fashion-MNIST", "accuracy_cifar10_all": "CIFAR-10", "accuracy_cifar100": "CIFAR-100"}
 SHORT = {"accuracy_final": "Fashion-MNIST", "accuracy_cifar10": "CIFAR-10"}
 """Files of long and of short runs, and the data set of each."""
 

@@ -1,8 +1,7 @@
 """Whether a run that is killed again and again ends with the arrays of one that was left alone.
 
-Trains a ResNet-8 on the digits, four stages on four devices, with a checkpoint every ten steps: once undisturbed, once
-with SIGKILL at random moments, a third of them as soon as a checkpoint is being written.  Then compares every array of
-the last checkpoint bit for bit, and every line of metrics.jsonl but its clocks.  About 15 minutes on 2 cores.
+A ResNet-8 on the digits, four stages on four devices, a checkpoint every ten steps: once undisturbed, once with SIGKILL
+at random moments, a third of them while a checkpoint is written.  About 15 minutes on 2 cores.
 """
 
 import random

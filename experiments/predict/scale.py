@@ -1,8 +1,7 @@
-"""Layer-parallel training, data parallelism and pipelines on up to 1,024 devices, by the cost model.
+"""Layer-parallel training, data parallelism, pipelines and delayed gradients on up to 1,024 devices, by the cost model.
 
-Nothing is run.  For each network, batch and number of devices: the fastest mesh (S x D, K = S) of each method that fits
-into a device's memory, with several AuxNets and numbers of micro-batches.  Batch norm is of each device's own examples,
-as is common in data parallelism.  A batch is the whole machine's.  Speed alone.  Some minutes on one core.
+For each network, batch (the whole machine's) and number of devices: the fastest mesh (S x D, K = S) of each method that
+fits into memory, with several AuxNets and numbers of micro-batches; batch norm of each device's own examples.
 """
 
 import functools
@@ -12,7 +11,7 @@ from typing import Any
 
 from experiments.harness import markdown
 from experiments.harness.experiment import Call, Experiment, Json, Table
-from lpjax.config.schema import AuxConfig, Config, MeshConfig, PipelineConfig
+from lpjax.config.schema import AuxConfig, Config, DelayedConfig, MeshConfig, PipelineConfig
 from lpjax.cost.machine import Link, Machine, roofline
 from lpjax.cost.model import device_bytes, step_seconds
 from lpjax.methods import resolve
@@ -44,7 +43,7 @@ FLOPS, MEMORY, LINK = 0.4, 0.5, 0.8
 """Assumed shares of the peak.  MEMORY is fitted to 2,600 images a second of ResNet-50 on an A100 (2.04 TB/s assumed),
 measured in github.com/huggingface/pytorch-image-models/issues/1491; the others are guesses."""
 
-OURS, RIVALS = ("layer_parallel", "coarse_adjoint"), ("data_parallel", "pipeline")
+OURS, RIVALS = ("layer_parallel", "coarse_adjoint"), ("data_parallel", "pipeline", "delayed")
 
 
 def achieving(name: str, peak_flops: float, bandwidth: float, kernel_seconds: float, **parts: Any) -> Machine:
@@ -110,7 +109,9 @@ def choices(name: str, machine: Machine, batch: int, devices: int) -> Iterator[C
     yield from choice("data_parallel", 1)
     for S in (2**i for i in range(1, 7) if 2**i <= min(devices, len(NETWORKS[name][0]))):
         for M in (M for M in MICRO_BATCHES if batch * S // devices % M == 0):
-            yield from choice("pipeline", S, f"M {M}", pipeline=PipelineConfig(M))
+            for keep in ("inputs", "activations"):
+                yield from choice("pipeline", S, f"M {M}, {keep}", pipeline=PipelineConfig(M, keep))
+                yield from choice("delayed", S, f"M {M}, {keep}", delayed=DelayedConfig(micro_batches=M, keep=keep))
         for width, grid in itertools.product(WIDTHS, (None, GRIDS[name])):
             how = f"width {width:g}" + (f", grid {grid}" if grid else "")
             for row in OURS if grid else OURS[:1]:

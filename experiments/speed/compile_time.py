@@ -1,8 +1,7 @@
 """Seconds of a core to trace and compile a step, by the network's depth and, for every method, by the number of stages.
 
-By depth: ResNet-20, -110 and -1202 of width 16 for CIFAR-10, whose blocks are scanned.  By stages: ResNet-56 of width 8
-for Fashion-MNIST at 14x14, on one device (S = 1) and on a device a stage (S = K).  Batch 128, one run each with empty
-caches; nothing is trained.  About half an hour on 2 cores.
+By depth: ResNet-20, -110 and -1202 of width 16.  By stages: ResNet-56 of width 8, on one device (S = 1) and on a device
+a stage (S = K).  Batch 128, one run each with empty caches.  About half an hour on 2 cores.
 """
 
 import time

@@ -1,8 +1,7 @@
 """Speed-up of methods over backprop on one device: measured, and predicted from the parts of a step.
 
-The images are noise; the machine must have nothing else to do.  Where there are devices for K stages each row's step
-is timed, the rows taking turns (`rounds` times `steps` steps each), and rho = seconds of serial on one device / its
-own, paired by round.  On CPUs a device is a core.
+The images are noise.  Where there are devices (on CPUs: cores) for K stages each row's step is timed, the rows taking
+turns (`rounds` times `steps` steps each), and rho = seconds of serial on one device / its own, paired by round.
 
 Where a method has a stage's program all parts of a step are timed alone on one device, for every K, and beside them the
 whole step of serial.  With what links take they predict rho:
@@ -254,7 +253,7 @@ EXPERIMENT = Experiment(
     out="speedup",
     show=in_full,
     tables={
-        **{name: Table(in_full, (name,)) for name in ("speedup", "speedup_wrn16_4")},
+        **{name: Table(in_full, (name,)) for name in ("speedup", "speedup_micro_batches", "speedup_wrn16_4")},
         "pieces": Table(pieces, ("speedup", "speedup_grid_8", "speedup_pieces")),
     },
 )

@@ -21,7 +21,7 @@ Function = Callable[[PyTree, Array], tuple[Array, PyTree]]
 """(params, x) -> a differentiable output, and anything else."""
 
 
-def lengths(functions: Iterable[tuple[Function, PyTree, Array]]) -> dict[str, int]:
+def lengths(functions: Iterable[tuple[Function, PyTree, PyTree]]) -> dict[str, int]:
     """The length of a row of each type that has room for what any of several functions keeps.
 
     Args:

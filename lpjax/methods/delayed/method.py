@@ -14,7 +14,8 @@ from lpjax.data.source import Spec
 from lpjax.errors import require
 from lpjax.methods import base, kept, moving
 from lpjax.methods.base import WIDTH, Age, StageResult, stage_values
-from lpjax.methods.delayed.step import Carry, Pass, Step, delay, lateness, micro_batch, row_lengths
+from lpjax.methods.delayed.carry import Carry, Pass, delay, lateness, micro_batch, row_lengths
+from lpjax.methods.delayed.step import Step
 from lpjax.methods.stage_plan import StagePlan, check_micro_batches, packet_bytes
 from lpjax.network.network import Network
 from lpjax.network.packing import Row

@@ -1,121 +1,23 @@
-"""One step by delayed gradients, and what is under way between steps."""
+"""One step by delayed gradients."""
 
-import functools
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
 from lpjax.methods import base, kept, moving
 from lpjax.methods.base import Metrics, StageResult
-from lpjax.network.network import Network
+from lpjax.methods.delayed.carry import Carry, Pass, at, delay, lateness, put, row_lengths
 from lpjax.network.packing import Row
 from lpjax.nn import chain
 from lpjax.parallel import exchange
 from lpjax.parallel.mesh import Stage
 from lpjax.state.train_state import TrainState
-
-
-@struct.dataclass
-class Carry:
-    """What is under way between steps, with b = B/M examples a micro-batch, H = largest lateness + 1, d = `delay`.
-
-    Attributes:
-      forward: [K, b, L], the stages' inputs of the next tick (FDG).
-      tags: [K, b, T], whose they are.
-      backward: [K, b, L], gradients at the stages' outputs, for their backward passes of the next tick.
-      inputs: Ring [K, H, b, L] of the stages' inputs; position t mod H is of tick t.
-      input_tags: Ring [K, H, b, T] of their tags.
-      weights: Rings `{kind: [K, d+1, length]}` of the stages' parameters; position t mod d+1 is of step t.
-      gradients: Rings `{kind: [K, d+1, length]}` of the sums of the batches under way, likewise.
-      kept: Rings `{type: [K, H-1, length]}` of what forward passes keep for backward passes; position t mod H-1 is of
-        tick t.  Of D devices along 'data' each has rows of its own, one behind the other.
-    """
-
-    forward: PyTree
-    tags: PyTree
-    backward: PyTree
-    inputs: PyTree
-    input_tags: PyTree
-    weights: PyTree
-    gradients: PyTree
-    kept: PyTree
-
-
-class Pass(NamedTuple):
-    """What a stage's forward or backward pass is run on.
-
-    Attributes:
-      packet: The stage's input.
-      tags: Whose it is.
-      weights: The stage's parameters; {} for those of the step.
-      kept: What the forward pass of a backward pass kept; {} where that is computed again.
-    """
-
-    packet: Float[Array, "... b l"]
-    tags: moving.Tags
-    weights: Row
-    kept: kept.Rows
-
-
-def lateness(config: Config) -> list[int]:
-    """How many ticks after its forward pass each stage has a micro-batch's backward pass, [K]."""
-    once = 2 if config.delayed.variant == "fdg" else 1
-    return [once * (config.num_stages - 1 - k) for k in range(config.num_stages)]
-
-
-def delay(config: Config) -> int:
-    """d, the most steps from a micro-batch's forward pass in a stage to its backward pass."""
-    return -(-max(lateness(config)) // config.delayed.micro_batches)
-
-
-def micro_batch(config: Config) -> int:
-    """b, the examples of a micro-batch on a device."""
-    return config.batch_size // config.mesh.data // config.delayed.micro_batches
-
-
-def row_lengths(network: Network, config: Config) -> dict[str, int]:
-    """The lengths of rows, see `kept`, for what any stage but the last keeps of a micro-batch; {} to keep nothing."""
-    return _row_lengths(network, micro_batch(config)) if config.delayed.keep == "activations" else {}
-
-
-@functools.lru_cache(maxsize=32)
-def _row_lengths(network: Network, examples: int) -> dict[str, int]:
-
-    def of_stage(k: int) -> tuple[kept.Function, PyTree, PyTree]:
-        params, stats = jax.eval_shape(partial(chain.init, network.stages[k]), jax.random.key(0))
-        x = jax.ShapeDtypeStruct((examples, *network.interfaces[k]), jnp.result_type(float))
-
-        def function(params: PyTree, x: Array) -> tuple[Array, PyTree]:
-            none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats)
-            mode = chain.Mode(train=True, keys=jax.random.split(jax.random.key(0), examples))
-            return chain.apply(network.stages[k], params, none, x, mode)
-
-        return function, params, x
-
-    return kept.lengths(of_stage(kind[0]) for kind in network.kinds if kind[0] < network.num_stages - 1)
-
-
-def _at(ring: PyTree, positions: Array) -> PyTree:
-    """What stands in rings [slots, positions, ..] at one position a slot, counted without end."""
-    at = jax.vmap(lambda x, position: lax.dynamic_index_in_dim(x, position, keepdims=False))
-    return jax.tree.map(lambda x: at(x, positions % x.shape[1]), ring)
-
-
-def _put(ring: PyTree, new: PyTree, position: Array) -> PyTree:
-    """Rings [slots, positions, ..] with `new`, [slots, ..], at a position, counted without end."""
-
-    def put(x: Array, new: Array) -> Array:
-        return lax.dynamic_update_index_in_dim(x, new[:, None], position % x.shape[1], 1)
-
-    return jax.tree.map(put, ring, new)
 
 
 class Step(base.Step):
@@ -167,11 +69,11 @@ class Step(base.Step):
             return self.forward(state, k, params | made.weights, stats, made.packet, made.tags)[1]
 
         def tick(rows: kept.Rows, tick: Array) -> tuple[kept.Rows, None]:
-            at = jnp.full_like(self.numbers(), tick)
-            version = (self.entered(self.numbers(), tick) if by_batch else at) // M
-            packet, tags = _at((carry.inputs, carry.input_tags), at)
-            made = Pass(packet, tags, _at(carry.weights, version), {})
-            return _put(rows, self.on_stages(run, state, made), tick), None
+            then = jnp.full_like(self.numbers(), tick)
+            version = (self.entered(self.numbers(), tick) if by_batch else then) // M
+            packet, tags = at((carry.inputs, carry.input_tags), then)
+            made = Pass(packet, tags, at(carry.weights, version), {})
+            return put(rows, self.on_stages(run, state, made), tick), None
 
         before = state.step * M - 1 - jnp.arange(ticks, dtype=state.step.dtype)
         return replace(carry, kept=lax.scan(tick, carry.kept, before)[0])
@@ -259,9 +161,9 @@ class Step(base.Step):
         """
         M, by_batch, k = self.config.delayed.micro_batches, self.config.delayed.weights == "batch", self.numbers()
         late, entered = jnp.asarray(lateness(self.config), tick.dtype)[k], self.entered(k, tick)
-        forward = Pass(*new, _at(weights, entered // M) if by_batch else {}, {})
-        (packet, tags), own = _at((rings, rows), tick - late)
-        return forward, Pass(packet, tags, _at(weights, ((entered if by_batch else tick) - late) // M), own)
+        forward = Pass(*new, at(weights, entered // M) if by_batch else {}, {})
+        (packet, tags), own = at((rings, rows), tick - late)
+        return forward, Pass(packet, tags, at(weights, ((entered if by_batch else tick) - late) // M), own)
 
     def _first_batch(self, k: Any, step: Array) -> Array:
         """The step in which the micro-batch of stage k's first backward pass of a step entered the network."""
@@ -288,7 +190,7 @@ class Step(base.Step):
         else:
             tags = jnp.repeat(tags[None], len(carry.forward), 0)
             inputs = self.sequential_forward(state, x, tags)
-        inputs_ring, tags_ring = _put((carry.inputs, carry.input_tags), (inputs, tags), tick)
+        inputs_ring, tags_ring = put((carry.inputs, carry.input_tags), (inputs, tags), tick)
         passes = self.passes((inputs, tags), (inputs_ring, tags_ring), weights, carry.kept, tick)
         run = partial(self.run_stage, state=state, tick=tick)
         done: StageResult = self.on_stages(run, state, *passes, carry.backward)
@@ -299,7 +201,7 @@ class Step(base.Step):
             backward=exchange.shift(done.beside[0], S, forward=False),
             inputs=inputs_ring,
             input_tags=tags_ring,
-            kept=_put(carry.kept, done.beside[1], tick),
+            kept=put(carry.kept, done.beside[1], tick),
         )
         assert done.real is not None
         return (carry, jax.tree.map(jnp.add, sums, done.grads)), (done.shares, done.stats, done.real)
@@ -309,7 +211,7 @@ class Step(base.Step):
         M, by_batch = self.config.delayed.micro_batches, self.config.delayed.weights == "batch"
         whole = moving.column_batch(self.network, self.step_inputs, state, batch)
         micro = [value.reshape(-1, M, *value.shape[1:]).swapaxes(0, 1) for value in whole]  # [M, b, ..]
-        weights = _put(state.carry.weights, state.stage_params, state.step) if state.carry.weights else {}
+        weights = put(state.carry.weights, state.stage_params, state.step) if state.carry.weights else {}
         zeros = jax.tree.map(lambda x: jnp.zeros((len(x), 2, x.shape[1]) if by_batch else x.shape), state.stage_params)
         ticks = state.step * M + jnp.arange(M, dtype=state.step.dtype)
         under_way = replace(state.carry, weights={}, gradients={})
@@ -344,5 +246,5 @@ class Step(base.Step):
             return ring
 
         rings = jax.tree.map(add, state.carry.gradients, sums)
-        grads = _at(rings, due)
-        return grads, _put(rings, jax.tree.map(jnp.zeros_like, grads), due[0])
+        grads = at(rings, due)
+        return grads, put(rings, jax.tree.map(jnp.zeros_like, grads), due[0])
