@@ -94,8 +94,18 @@ def shared(carry):
     return replace(carry, kept={}) if hasattr(carry, "kept") else carry
 
 
-@pytest.mark.parametrize("name", STAGED)
-@pytest.mark.parametrize("shape", [(2, 2), pytest.param((4, 1), marks=pytest.mark.slow)], ids=str)
+OFTEN = [name for name in STAGED if name not in ("local", "sampled")]  # "momentum" has all that these have
+
+
+@pytest.mark.parametrize(
+    "shape, name",
+    [
+        *(((2, 2), name) for name in OFTEN),
+        *(pytest.param((2, 2), name, marks=pytest.mark.slow) for name in STAGED if name not in OFTEN),
+        *(pytest.param((4, 1), name, marks=pytest.mark.slow) for name in STAGED),
+    ],
+    ids=str,
+)
 def test_every_mesh_gives_the_same_numbers(name, shape, x64):
     """With augmentation, dropout, momentum and clipping, and longer than it takes to fill the pipeline."""
     fields = STAGED[name] | RANDOM | {"optimizer__clip_norm": 0.5}
@@ -111,10 +121,9 @@ def test_a_stage_lives_on_its_device_and_waits_for_no_other_inside_its_branch(na
     run = small_run(**STAGED[name], mesh__stage=4, mesh__data=2)
     state, batch = run.create(), next(run.feed.train())
     switches = [eqn for eqn in equations(jax.make_jaxpr(run.step)(state, batch).jaxpr) if eqn.primitive.name == "cond"]
-    assert switches
+    assert max(len(switch.params["branches"]) for switch in switches) >= 4
     axes = set()
     for switch in switches:
-        assert len(switch.params["branches"]) >= 4
         for inner in (inner for branch in switch.params["branches"] for inner in equations(branch.jaxpr)):
             if inner.primitive.name != "axis_index":
                 over = (str(inner.params.get(key)) for key in ("axes", "axis_name"))
@@ -581,7 +590,7 @@ def test_unset_a_mesh_is_of_the_devices_that_a_method_uses():
         ({"method": "delayed", "delayed__micro_batches": 3}, "delayed.micro_batches=3: expected a divisor of"),
         (
             {"method": "delayed", "delayed__variant": "ddg", "delayed__micro_batches": 2},
-            "variant=ddg: expected 1 and forw",
+            "variant=ddg: expected 1, forward and inputs",
         ),
         ({"delayed__shrink": 0.0}, "delayed.shrink=0.0: expected > 0 and <= 1; 1 is none"),
         ({"local__blocks": -1}, "local.blocks=-1: expected at least 0"),
