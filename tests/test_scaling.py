@@ -310,7 +310,7 @@ def test_the_fastest_of_each_method(monkeypatch):
     monkeypatch.setitem(scale.GRIDS, "tiny", 4)
     monkeypatch.setitem(scale.CAPACITY, "ideal", 1e9)
     row = scale.compare("tiny", IDEAL, 128, 4)
-    found, staged = row["methods"], ("pipeline", "layer_parallel", "coarse_adjoint")
+    found, staged = row["methods"], ("pipeline", "delayed", "layer_parallel", "coarse_adjoint")
     assert set(found) == {"data_parallel", *staged}
     assert (row["winner"], found["data_parallel"]["speedup"]) == ("data_parallel", 4)
     assert all(1 < found[method]["speedup"] < 4 for method in staged)

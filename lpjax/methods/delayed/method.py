@@ -19,6 +19,7 @@ from lpjax.methods.delayed.step import Step
 from lpjax.methods.stage_plan import StagePlan, check_micro_batches, packet_bytes
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
+from lpjax.nn.count import activation_bytes
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.parallel.mesh import Stage
@@ -90,7 +91,8 @@ class Delayed(base.Method):
         """The schedule of a step; weights are copied to a ring and older ones are read from it: three accesses."""
         plan, K, fdg = StagePlan(network, config), network.num_stages, config.delayed.variant == "fdg"
         M, weights, values = config.delayed.micro_batches, config.delayed.weights, stage_values(network, config)
-        examples, kept_bytes = plan.column // M, row_bytes(network, config)
+        examples, keeps = plan.column // M, config.delayed.keep == "activations"
+        row = max((activation_bytes(stage, examples) for stage in network.stages[:-1]), default=0) // WIDTH
         plan.column_batch(plan.slots)
         for k in range(0 if fdg else K - 1):
             plan.forward(k)
@@ -100,12 +102,12 @@ class Delayed(base.Method):
                 micro = m - k * fdg - late
                 if fdg and k < K - 1:
                     plan.forward(k, micro=m - k, examples=examples)
-                if kept_bytes and k < K - 1:
+                if keeps and k < K - 1:
                     plan.backward_of(k, micro=micro, examples=examples)
                 else:
                     plan.backward(k // plan.slots, [k], again=k < K - 1, micro=micro, examples=examples)
-            if kept_bytes:  # a row is made, put into the ring, and read from it
-                plan.each("pack", accesses=5 * plan.slots * kept_bytes // WIDTH)
+            if keeps:  # a row is made, put into the ring, and read from it
+                plan.each("pack", accesses=5 * plan.slots * row)
             for _ in range(2):  # outputs (DDG: zeros) and gradients
                 plan.shift(examples)
             plan.shift_tags(examples)
