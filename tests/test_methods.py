@@ -151,7 +151,7 @@ def pipeline_run(micro_batches, keep, **fields):
     return small_run(method="pipeline", **own, **plain_sgd(RATE), **fields)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("micro_batches", [1, 4, 8])  # fewer and more than the 7 that can be under way
 @pytest.mark.parametrize("keep", ["activations", "inputs"])
 def test_pipeline_is_gradient_accumulation(micro_batches, keep, x64):
     run = pipeline_run(micro_batches, keep, data__crop=0)

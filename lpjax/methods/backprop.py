@@ -137,11 +137,8 @@ class DataParallel(base.Method):
 
         Of several micro-batches each adds to the gradients: three accesses.
         """
-        plan, values, n = (
-            StagePlan(network, config),
-            network.num_stages * network.params.length,
-            config.optimizer.accumulate,
-        )
+        plan, values = StagePlan(network, config), network.num_stages * network.params.length
+        n = config.optimizer.accumulate
         plan.augment()
         for m in range(n):
             for d in plan.devices:
