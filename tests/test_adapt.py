@@ -363,6 +363,35 @@ def test_what_a_module_freezes_does_not_decay(module):
     np.testing.assert_allclose(y, jnp.tanh(jnp.ones((2, 4)) @ frozen[0]) @ kernel[0], rtol=1e-5)
 
 
+def test_what_a_module_calls_frozen_is_its_own():
+    """A module of that name, whose kernel is frozen, and parameters of that name, alone and beside others."""
+
+    class Scale(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x * self.param("frozen", nn.initializers.constant(2.0), (1, 4))
+
+    class Stopped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x @ jax.lax.stop_gradient(self.param("kernel", nn.initializers.normal(), (4, 4)))
+
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Scale()(Stopped(name="frozen")(nn.Dense(4)(x)))
+
+    for module in (Scale(), Named()):
+        (unit,) = adapt([module])
+        x = examples(2, 4)
+        params, stats = unit.init(jax.random.key(0), (4,))
+        y, _ = unit.apply(params, stats, x, TEST)
+        own = dict(params)
+        if isinstance(module, Named):
+            own["frozen"] = {"kernel": params["frozen"]["kernel"]["frozen"]}
+        np.testing.assert_allclose(y, module.apply({"params": own}, x), rtol=1e-6)
+
+
 def test_linen_modules_of_equal_settings_are_equal():
     class Nested(nn.Module):
         parts: tuple

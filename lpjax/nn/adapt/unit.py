@@ -54,7 +54,7 @@ class ModuleUnit(abc.ABC):
 
     def apply(self, params: PyTree, stats: PyTree, x: Array, mode: Mode) -> tuple[Array, PyTree]:
         """See `lpjax.nn.chain`; weights are cast to the dtype of x, but for those of batch norms."""
-        params = jax.tree.map(lambda leaf: leaf[_FROZEN] if _is_frozen(leaf) else leaf, params, is_leaf=_is_frozen)
+        params = jax.tree.map_with_path(_as_the_module_has_it, params, is_leaf=_may_be_frozen)
         norms = {path[:-1] for path, _ in jax.tree.leaves_with_path(stats)}
 
         def cast(path: Path, leaf: Array) -> Array:
@@ -132,8 +132,14 @@ def frozen_kernels(unit: ModuleUnit, in_shape: Shape) -> frozenset[Path]:
     )
 
 
-def _is_frozen(leaf: Any) -> bool:
-    return isinstance(leaf, dict) and _FROZEN in leaf
+def _may_be_frozen(leaf: Any) -> bool:
+    return isinstance(leaf, dict) and leaf.keys() == {_FROZEN} and not isinstance(leaf[_FROZEN], dict)
+
+
+def _as_the_module_has_it(path: Path, leaf: Any) -> Any:
+    """Without the level of a frozen kernel; modules and their parameters may have its name."""
+    names = [getattr(key, "key", "") for key in path[-1:]]
+    return leaf[_FROZEN] if _may_be_frozen(leaf) and names == ["kernel"] else leaf
 
 
 def _described(out: jax.ShapeDtypeStruct) -> str:
