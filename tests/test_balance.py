@@ -12,6 +12,7 @@ import pytest
 
 from lpjax.config.schema import AuxConfig, Config, MeshConfig, PipelineConfig
 from lpjax.cost import balance
+from lpjax.cost.balance import Estimate
 from lpjax.cost.timing import Seconds, StagePrograms, stopwatch
 from lpjax.methods import METHODS, filled_in
 from lpjax.models.resnet import resnet
@@ -50,7 +51,7 @@ def count(chain: Chain) -> int:
 
 def test_stages_with_coarse_tails():
     made = network((4, 8))
-    seconds = balance.stage_seconds(made, config(), one_each)
+    seconds = Estimate.of(made, config(), one_each).seconds
     first, second, third = map(count, made.aux_net)
     assert first > 0
     assert seconds == pytest.approx([4 - 1 / 3 + second + third, 4 + third, 3])
@@ -61,8 +62,17 @@ def test_stages_of_a_pipeline(keep, again):
     """In four micro-batches, for each of which a unit takes as long here; the last stage's
     forward pass is its first."""
     settings = config(method="pipeline", batch_size=12, pipeline=PipelineConfig(keep=keep))
-    seconds = balance.stage_seconds(network((4, 8)), settings, one_each)
-    assert seconds == pytest.approx([4 * own for own in (4 - 1 / 3 + again, 4 + again, 3)])
+    asked = set()
+
+    def cost(unit, in_shape, examples):
+        asked.add(examples)
+        return one_each(unit, in_shape)
+
+    found = Estimate.of(network((4, 8)), settings, cost)
+    assert asked == {3}, "a micro-batch's"
+    assert found.seconds == pytest.approx([4 * own for own in (4 - 1 / 3 + again, 4 + again, 3)])
+    own = 4 * (1 + again / 4)  # a unit in a stage that computes its forward pass again; the last one does not
+    assert found.units == pytest.approx([own - 4 / 3, *[own] * 7, 4, 4, 4])
 
 
 def test_seconds_of_the_entries_of_a_schedule():
@@ -91,11 +101,11 @@ def test_seconds_of_the_entries_of_a_schedule():
 
 
 def test_balanced_cuts_are_the_best_of_all():
-    estimate = partial(balance.stage_seconds, config=config(), cost=one_each)
-    cuts, seconds = balance.balanced(network, one_each, 1, estimate)
-    assert seconds == estimate(network(cuts))
+    estimate = partial(Estimate.of, config=config(), cost=one_each)
+    cuts, seconds = balance.balanced(network, estimate)
+    assert seconds == estimate(network(cuts)).seconds
     everywhere = itertools.combinations(range(1, len(UNITS)), 2)
-    assert max(seconds) == min(max(estimate(network(other))) for other in everywhere)
+    assert max(seconds) == min(max(estimate(network(other)).seconds) for other in everywhere)
     assert cuts < even_cuts([1.0] * len(UNITS), 3), "stages with a longer tail have less of the network"
 
 
@@ -103,17 +113,17 @@ def test_units_that_take_longer_in_a_stage_are_cut_at_once_where_they_belong():
     """Units of the last maps take three times what they take alone: one look at the stages is enough to cut for it.
     The second look finds the machine half as fast."""
     settings, seen = config(method="layer_parallel", multiplier="none"), []
-    estimate = partial(balance.stage_seconds, config=settings, cost=one_each)
+    estimate = partial(Estimate.of, config=settings, cost=one_each)
 
     def programs(made: Network) -> list[float]:
         seen.append(made.cuts)
-        return [len(seen) * own for own in balance.stage_seconds(made, settings, slow_at_last)]
+        return [len(seen) * own for own in Estimate.of(made, settings, slow_at_last).seconds]
 
-    cuts, seconds = balance.balanced(network, one_each, 1, estimate, programs, start=(4, 8), rounds=2)
+    cuts, seconds = balance.balanced(network, estimate, programs, start=(4, 8), rounds=2)
     assert seen == [(4, 8), cuts]
     everywhere = itertools.combinations(range(1, len(UNITS)), 2)
     assert max(seconds) == 2 * min(
-        max(balance.stage_seconds(network(other), settings, slow_at_last)) for other in everywhere
+        max(Estimate.of(network(other), settings, slow_at_last).seconds) for other in everywhere
     )
 
 

@@ -34,41 +34,23 @@ FACTOR, OWN_SHARE, SCATTER = 0.2, 0.02, 0.1
 anything is measured, and of a measurement."""
 
 
-def entry_seconds(item: Item, cost: Cost) -> float:
-    """Seconds of an entry of a schedule that applies a chain, by those of its units; 0 of others.
+def entry_seconds(item: Item, cost: Cost) -> list[float]:
+    """Seconds of the units of an entry of a schedule that applies a chain; of others none.
 
     Args:
       item: The entry.
       cost: Seconds of a unit.
     """
     if not isinstance(item, Work) or item.chain is None:
-        return 0.0
+        return []
     pairs = zip(item.chain.units, item.chain.shapes[:-1], strict=True)
     units = [cost(unit, shape, item.examples) for unit, shape in pairs]
     if not item.gradients:
-        return sum((own.forward for own in units), 0.0)
-    backward = sum((own.both - own.forward for own in units), 0.0)
+        return [own.forward for own in units]
+    backward = [own.both - own.forward for own in units]
     if item.gradients == ("weights",):
-        return backward - (units[0].both - units[0].without_input)
-    return backward / 2 if item.gradients == ("input",) else backward
-
-
-def stage_seconds(network: Network, config: Config, cost: Cost) -> list[float]:
-    """Seconds of each stage's forward and backward passes, with what the method adds to them.
-
-    Args:
-      network: The network.
-      config: The configuration.
-      cost: Seconds of a unit.
-
-    Returns:
-      K numbers.
-    """
-    found = np.zeros((config.mesh_shape[0], network.num_stages))
-    for item in METHODS[config.method].work(network, config):
-        if isinstance(item, Work) and item.stage is not None and item.kind != "aux":
-            found[item.device, item.stage] += entry_seconds(item, cost)
-    return found.max(0).tolist()  # where every device holds the network, all take as long
+        return [backward[0] - (units[0].both - units[0].without_input), *backward[1:]]
+    return [own / 2 for own in backward] if item.gradients == ("input",) else backward
 
 
 def measured(network: Network, config: Config, cost: Cost) -> dict[str, Any]:
@@ -86,7 +68,7 @@ def measured(network: Network, config: Config, cost: Cost) -> dict[str, Any]:
     phases = []
     for name in config.all_methods:
         items = METHODS[name].work(network, config)
-        phases.append({"method": name, "seconds": [entry_seconds(item, cost) for item in items]})
+        phases.append({"method": name, "seconds": [sum(entry_seconds(item, cost), 0.0) for item in items]})
     return {
         "phases": phases,
         "mesh": config.mesh_shape,
@@ -98,39 +80,56 @@ def measured(network: Network, config: Config, cost: Cost) -> dict[str, Any]:
 
 
 class Estimate(NamedTuple):
-    """What stages should take by the seconds of units, and what that is made of.
+    """What stages' forward and backward passes should take, with what the method adds to them, by seconds of units.
 
     Attributes:
-      units: [U], seconds of the units of the whole chain.
+      units: [U], seconds of each unit of the whole chain in the stage that it is in, of all micro-batches.
       kinds: [U], which of them go together: those of an output shape.
-      parts: [K, kinds + 1 + K], of each stage the seconds of its units by kind, those of the rest, which may be
-        negative, and a share of the step that is the stage's own.
+      parts: [K, kinds + 1 + K], of each stage the seconds of its units by kind, those of the rest, and a share of the
+        step that is the stage's own.
     """
 
     units: Float[np.ndarray, " units"]
     kinds: list[int]
     parts: Float[np.ndarray, "stages parts"]
 
+    @property
+    def expected(self) -> Float[np.ndarray, " parts"]:
+        """The `factors` as long as nothing is measured: no share of a stage's own."""
+        K, num_parts = self.parts.shape
+        return np.repeat([1.0, 0.0], [num_parts - K, K])
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each stage."""
+        return (self.parts @ self.expected).tolist()
+
     @classmethod
-    def of(cls, network: Network, cost: Cost, examples: int, seconds: Sequence[float]) -> "Estimate":
-        """Estimate a network.
+    def of(cls, network: Network, config: Config, cost: Cost) -> "Estimate":
+        """Estimate a network, by the schedule of a step.
 
         Args:
           network: The network.
+          config: The configuration.
           cost: Seconds of a unit.
-          examples: Of a stage column.
-          seconds: What the stages should take by those of units.
         """
-        chain, K = network.chain, network.num_stages
-        pairs = zip(chain.units, chain.shapes[:-1], strict=True)
-        units = np.array([cost(unit, shape, examples).both for unit, shape in pairs])
+        chain, K, S = network.chain, network.num_stages, config.mesh_shape[0]
+        bounds = list(itertools.pairwise((0, *network.cuts, len(chain.units))))
+        units, whole = np.zeros((S, len(chain.units))), np.zeros((S, K))
+        for item in METHODS[config.method].work(network, config):
+            if isinstance(item, Work) and item.stage is not None and item.kind != "aux":
+                taken, (a, b) = entry_seconds(item, cost), bounds[item.stage]
+                whole[item.device, item.stage] += sum(taken)
+                if item.kind in ("stage", "recompute"):  # the chain may go on behind the stage's units
+                    units[item.device, a:b] += taken[: b - a]
         names = list(dict.fromkeys(chain.shapes[1:]))
         kinds = [names.index(shape) for shape in chain.shapes[1:]]
+        each, seconds = units.max(0), whole.max(0)  # where every device holds the network, all take as long
         by_kind = np.zeros((K, len(names)))
-        for k, (a, b) in enumerate(itertools.pairwise((0, *network.cuts, len(units)))):
-            np.add.at(by_kind[k], kinds[a:b], units[a:b])
-        rest = np.array(seconds) - by_kind.sum(1)
-        return cls(units, kinds, np.hstack([by_kind, rest[:, None], np.mean(seconds) * np.eye(K)]))
+        for k, (a, b) in enumerate(bounds):
+            np.add.at(by_kind[k], kinds[a:b], each[a:b])
+        rest = seconds - by_kind.sum(1)
+        return cls(each, kinds, np.hstack([by_kind, rest[:, None], np.mean(seconds) * np.eye(K)]))
 
 
 def factors(estimates: Sequence[Estimate], measured: Sequence[Sequence[float]]) -> Float[np.ndarray, " parts"]:
@@ -147,8 +146,7 @@ def factors(estimates: Sequence[Estimate], measured: Sequence[Sequence[float]]) 
     Returns:
       A factor a part, see `Estimate.parts`.
     """
-    K, num_parts = estimates[0].parts.shape
-    expected = np.repeat([1.0, 0.0], [num_parts - K, K])  # as long as nothing is measured: no share of a stage's own
+    expected = estimates[0].expected
     deviation = np.where(expected, FACTOR, OWN_SHARE)
     rows = [np.diag(1 / deviation)]
     for one, own in zip(estimates, measured, strict=True):
@@ -160,47 +158,44 @@ def factors(estimates: Sequence[Estimate], measured: Sequence[Sequence[float]]) 
 
 def balanced(
     build: Callable[[tuple[int, ...] | None], Network],
-    cost: Cost,
-    examples: int,
-    estimate: Callable[[Network], list[float]],
+    estimate: Callable[[Network], Estimate],
     seconds: Callable[[Network], list[float]] | None = None,
     start: tuple[int, ...] | None = None,
     rounds: int = 8,
 ) -> tuple[tuple[int, ...], list[float]]:
     """Find cuts whose stages take equally long, by the `factors` of all that was measured.
 
-    What a stage has beside its units depends on where the cuts are, so they are balanced for what it was with the last
-    ones, until they come back.
+    What a stage has beside its units, and how often it applies them, depends on where the cuts are, so they are
+    balanced for what that was with the last ones, until they come back.
 
     Args:
       build: The network of these cuts (None: the default ones).
-      cost: Seconds of a unit.
-      examples: Of a stage column.
-      estimate: Seconds of a network's stages by those of units, as `stage_seconds`.
-      seconds: The same, measured (None: the estimate).
+      estimate: What a network's stages should take.
+      seconds: Seconds of a network's stages, measured (None: the estimate).
       start: Cuts to begin with.
       rounds: Of measurements, at most; the best cuts are measured once more where they are not among them.
 
     Returns:
       The best cuts found, and the seconds of their stages.
     """
-    seconds = seconds or estimate
     cuts = build(start).cuts
     estimates: dict[tuple[int, ...], Estimate] = {}
     found: dict[tuple[int, ...], list[float]] = {}
     while True:
         network = build(cuts)
-        estimates[cuts] = Estimate.of(network, cost, examples, estimate(network))
+        estimates[cuts] = estimate(network)
         if cuts in found or len(found) == rounds:
             break
-        found[cuts] = seconds(network)
+        found[cuts] = seconds(network) if seconds else estimates[cuts].seconds
         factor = factors([estimates[tried] for tried in found], list(found.values()))
         units, kinds, parts = estimates[cuts]
         num_kinds = max(kinds) + 1
         rest = parts[:, num_kinds:] @ factor[num_kinds:]
         cuts = even_cuts((units * factor[kinds]).tolist(), network.num_stages, rest.tolist())
     best = min(estimates, key=lambda tried: (estimates[tried].parts @ factor).max())
-    return best, found[best] if best in found else seconds(build(best))
+    if best not in found:
+        found[best] = seconds(build(best)) if seconds else estimates[best].seconds
+    return best, found[best]
 
 
 def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> tuple[tuple[int, ...], list[float]]:
@@ -218,20 +213,20 @@ def measured_cuts(config: Config, cost: Cost, repeats: int, rounds: int = 3) -> 
     Returns:
       The cuts, and the seconds of their stages.
     """
-    column, spec = config.batch_size // config.mesh.data, runs.prepare(config).spec
+    spec = runs.prepare(config).spec
 
     def build(cuts: tuple[int, ...] | None) -> Network:
         return runs.build_network(replace(config, cuts=cuts), spec)
 
-    estimate = partial(stage_seconds, config=config, cost=cost)
-    cuts, seconds = balanced(build, cost, column, estimate)
+    estimate = partial(Estimate.of, config=config, cost=cost)
+    cuts, seconds = balanced(build, estimate)
     if METHODS[config.method].stage_program is None or not rounds:
         return cuts, seconds
 
     def programs(network: Network) -> list[float]:
         return timing.stage_seconds(runs.prepare(replace(config, cuts=network.cuts)), repeats)
 
-    return balanced(build, cost, column, estimate, programs, cuts, rounds)
+    return balanced(build, estimate, programs, cuts, rounds)
 
 
 def make_timer(config: Config, repeats: int) -> timing.UnitTimer:
