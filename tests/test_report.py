@@ -152,7 +152,7 @@ def test_the_schedule_of_a_step_by_measured_seconds(tmp_path):
         ("serial", {}, K * 3),
         ("data_parallel", {}, K * 3),
         ("pipeline", {"pipeline__keep": "activations"}, 3 * 1 + 4 * (1 + 2) + 3 * 2),
-        ("pipeline", {}, 3 * 1 + 2 * 3 + 2 * (1 + 3) + 3 * 3),
+        ("pipeline", {"pipeline__keep": "inputs"}, 3 * 1 + 2 * 3 + 2 * (1 + 3) + 3 * 3),
         ("delayed", {}, 1 + 1 + 2),
         ("delayed", {"delayed__variant": "ddg"}, (K - 1) + 1 + 2),
         ("local", {}, 1 + 2 + 2),

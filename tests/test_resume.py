@@ -290,15 +290,6 @@ def test_a_run_understands_its_own_identity(fields):
     assert identity.understood(found) == found
 
 
-@pytest.mark.parametrize("method, keep", [("pipeline", "inputs"), ("serial", None)])
-def test_a_pipeline_of_before_kept_its_inputs(method, keep):
-    """It had no `pipeline.keep`; to other methods that is nothing."""
-    found = identity.identity(small_run(method=method, pipeline__keep="inputs", dry_run=True))
-    saved = {name: value for name, value in found.items() if name != "pipeline.keep"}
-    assert identity.understood(saved) == found
-    assert found.get("pipeline.keep") == keep
-
-
 PHASES = {
     **TWO,
     "phases__methods": ("layer_parallel", "serial", "local"),

@@ -11,6 +11,7 @@ from experiments.predict import scale
 from lpjax.config.schema.methods import LocalConfig
 from lpjax.cost.machine import Group, Link, Machine, collective_seconds, kept_bytes, roofline
 from lpjax.cost.model import device_bytes, step_seconds
+from lpjax.methods import kept
 from lpjax.methods.local.classifiers import classifiers
 from lpjax.models.resnet import ConvBlock, basic_block, resnet
 from lpjax.nn.count import activation_bytes, layers, unit_flops
@@ -242,15 +243,21 @@ def memory(method, net=STAGES, **options):
 
 @pytest.mark.parametrize("keep, M", [("activations", 4), ("activations", 16), ("inputs", 4)])
 def test_memory_of_a_pipeline_by_hand(keep, M):
-    """Parameters, momentum and gradients of a stage; activations of the micro-batches under way, 13 - 2d at most on
-    device d, or of one if they are computed again; packets of a column, and of micro-batches: inputs under way and one
-    for none, the next input and gradient."""
+    """Parameters, momentum and gradients of a stage; activations of one micro-batch, and room for what is kept of those
+    under way, 13 or one more than there are; packets of a column, and of micro-batches: inputs under way and one for
+    none, the next input and gradient."""
     found = memory("pipeline", pipeline__keep=keep, pipeline__micro_batches=M)
     row = 4 * sum(STAGES.params.lengths.values())
-    under_way = [min(M, 13 - 2 * d) if keep == "activations" else 1 for d in range(7)]
-    kept = max(n * activation_bytes(own, 7 * B // M) for n, own in zip(under_way, STAGES.stages, strict=True))
+    rows = max(kept.size(kept.of_chain(own, 7 * B // M)) for own in STAGES.stages[:-1]) if keep == "activations" else 0
+    activations = max(activation_bytes(own, 7 * B // M) for own in STAGES.stages) + min(M + 1, 13) * rows
     packets = 4 * 7 * B // M * 8 * 8 * 4 * (M + min(M + 1, 13) + 2)
-    assert found == {"parameters": row, "optimizer": row, "gradients": row, "activations": kept, "packets": packets}
+    assert found == {
+        "parameters": row,
+        "optimizer": row,
+        "gradients": row,
+        "activations": activations,
+        "packets": packets,
+    }
 
 
 def test_memory_with_recomputation_is_of_the_units_inputs():

@@ -173,7 +173,7 @@ def _allocated(items: Sequence[Item], device: int) -> tuple[int, int]:
         if not isinstance(item, Work) or item.device != device:
             continue
         end = len(items) if item.until is None else item.until + 1
-        kept = (0, item.keeps)
+        kept = (item.keeps, 0) if item.kind == "keep" else (0, item.keeps)
         if item.chain is not None and item.until is not None:
             kept = activation_bytes(item.chain, item.examples) + item.keeps, 0
         change[:, position] += kept

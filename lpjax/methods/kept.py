@@ -1,12 +1,15 @@
 """Activations that are kept from a forward pass to its backward pass, as rows in which unlike stages have room.
 
 `jax.vjp` tells apart what its pullback needs of the arguments (weights and inputs, which are at hand when it is called)
-and what it needs besides: that is kept, flattened, a row for each type of its values.
+and what it needs besides: that is kept, flattened, a row for each type of its values.  Of that only what convolutions
+and matrix products return is kept, and the moments of batch norm: the rest, which is more, is soon computed from these.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,26 +17,64 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from lpjax.network.alike import without_place
+from lpjax.nn import chain
+from lpjax.nn.chain import Chain
+from lpjax.nn.conv import COSTLY
+
 Rows = dict[str, Array]
 """{type: [length]}."""
 
 Function = Callable[[PyTree, Array], tuple[Array, PyTree]]
 """(params, x) -> a differentiable output, and anything else."""
 
+POLICY = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(COSTLY)
+)
 
-def lengths(functions: Iterable[tuple[Function, PyTree, PyTree]]) -> dict[str, int]:
-    """The length of a row of each type that has room for what any of several functions keeps.
+
+def lengths(function: Function, params: PyTree, x: PyTree) -> dict[str, int]:
+    """How many values of each type a function keeps.
 
     Args:
-      functions: Each with its parameters and its input, or their shapes.
+      function: What is applied.
+      params: Its parameters, or their shapes.
+      x: Its input, likewise.
     """
     found: dict[str, int] = {}
-    for function, *args in functions:
-        own: dict[str, int] = {}
-        for leaf in jax.eval_shape(lambda *args, function=function: forward(function, *args)[2], *args):
-            own[leaf.dtype.name] = own.get(leaf.dtype.name, 0) + math.prod(leaf.shape)
-        found |= {name: max(found.get(name, 0), length) for name, length in own.items()}
+    for leaf in jax.eval_shape(lambda *args: forward(function, *args)[2], params, x):
+        found[leaf.dtype.name] = found.get(leaf.dtype.name, 0) + math.prod(leaf.shape)
     return found
+
+
+def longest(several: Iterable[dict[str, int]]) -> dict[str, int]:
+    """The lengths of rows that have room for any of several `lengths`."""
+    found: dict[str, int] = {}
+    for own in several:
+        found |= {name: max(length, found.get(name, 0)) for name, length in own.items()}
+    return found
+
+
+def of_chain(own: Chain, examples: int) -> dict[str, int]:
+    """`lengths` of a chain in training, in the precision of the day."""
+    return dict(_of_chain(without_place(own), examples, jnp.result_type(float)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_chain(own: Chain, examples: int, dtype: jnp.dtype) -> dict[str, int]:
+    params, stats = jax.eval_shape(partial(chain.init, own), jax.random.key(0))
+    mode = chain.Mode(train=True, keys=jax.random.split(jax.random.key(0), examples))
+
+    def function(params: PyTree, x: Array) -> tuple[Array, PyTree]:
+        none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats)
+        return chain.apply(own, params, none, x, mode)
+
+    return lengths(function, params, jax.ShapeDtypeStruct((examples, *own.in_shape), dtype))
+
+
+def size(lengths: dict[str, int]) -> int:
+    """Bytes of rows."""
+    return sum(jnp.dtype(name).itemsize * length for name, length in lengths.items())
 
 
 def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree, list[Array]]:
@@ -47,8 +88,7 @@ def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree
     Returns:
       What `function` returns, and what is to be kept for `backward`.
     """
-    pullback: Any  # a `VJP`, which JAX's types do not name
-    output, pullback, more = jax.vjp(function, params, x, has_aux=True)
+    output, pullback, more = _vjp(function, params, x)
     leaves = jax.tree.leaves(replace(pullback, args_res=[]))
     return output, more, [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
 
@@ -66,9 +106,9 @@ def rows(kept: Sequence[Array], lengths: dict[str, int]) -> Rows:
     made, done = empty(lengths), dict.fromkeys(lengths, 0)
     for leaf in kept:
         name = leaf.dtype.name
+        assert done[name] + leaf.size <= lengths[name], (name, lengths)  # a slice would be put elsewhere
         made[name] = lax.dynamic_update_slice(made[name], leaf.reshape(-1), (done[name],))
         done[name] += leaf.size
-    assert all(done[name] <= lengths[name] for name in done), (done, lengths)  # a slice would be put elsewhere
     return made
 
 
@@ -85,10 +125,15 @@ def backward(function: Function, params: PyTree, x: Array, kept: Rows, gradient:
     Returns:
       The gradients at the parameters and at the input.
     """
-    pullback = jax.eval_shape(lambda params, x: jax.vjp(function, params, x, has_aux=True)[1], params, x)
+    pullback = jax.eval_shape(lambda params, x: _vjp(function, params, x)[1], params, x)
     arguments = [_needed(*pair) for pair in zip(pullback.args_res, (params, x), strict=True)]
     shapes, tree = jax.tree.flatten(replace(pullback, args_res=[]))
     return replace(jax.tree.unflatten(tree, _read(kept, shapes)), args_res=arguments)(gradient)
+
+
+def _vjp(function: Function, params: PyTree, x: Array) -> tuple[Array, Any, PyTree]:
+    """`jax.vjp`, whose pullback, of a type that JAX does not name, keeps what `POLICY` says."""
+    return jax.vjp(jax.checkpoint(function, policy=POLICY, prevent_cse=False), params, x, has_aux=True)
 
 
 def _needed(marks: PyTree, argument: PyTree) -> PyTree:

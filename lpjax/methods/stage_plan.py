@@ -59,9 +59,10 @@ class StagePlan(Plan):
         """Add the forward pass of stage k, on the column's examples unless said otherwise; returns its position."""
         return self.work(k // self.slots, "stage", stage=k, chain=self.network.stages[k], **self.what | what)
 
-    def backward_of(self, k: int, **what: Any) -> int:
-        """Add the backward pass of stage k alone, likewise."""
-        return self.forward(k, gradients=self.network.parts()[k].gradients, **what)
+    def backward_of(self, k: int, **what: Any) -> None:
+        """Add the backward pass of stage k alone, likewise; it has the activations again of which some were kept."""
+        position = self.forward(k, gradients=self.network.parts()[k].gradients, **what)
+        self.keep(position, position)
 
     def backward(self, d: int, stages: Sequence[int], *, again: bool, **what: Any) -> None:
         """Add both passes of stages of a device, one after another; the forward passes are made `again`, or first."""

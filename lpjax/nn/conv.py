@@ -12,9 +12,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lpjax.nn import winograd
+
+COSTLY = "costly"
+"""Name, for policies of `jax.checkpoint`, of what takes long to compute again for its size."""
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -43,7 +47,7 @@ def conv(x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c f"], stride: 
       Maps of size ceil(size / stride).
     """
     form = _cpu_conv if jax.default_backend() == "cpu" else direct
-    return form(x, kernel.astype(x.dtype), stride)
+    return checkpoint_name(form(x, kernel.astype(x.dtype), stride), COSTLY)
 
 
 def direct(x: Array, kernel: Array, stride: int) -> Array:

@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lpjax.errors import BadInput
 from lpjax.nn.chain import Mode, Shape
-from lpjax.nn.conv import conv
+from lpjax.nn.conv import COSTLY, conv
 
 BATCH_NORM_EPSILON = 1e-5
 
@@ -179,7 +180,7 @@ def _normalise_forward(x: Array, scale: Array, bias: Array, axes: tuple[str, ...
     values = at_least_float32(x)
     sums = values.mean(rows), jnp.square(values).mean(rows)
     mean, square = lax.pmean(sums, axes) if axes else sums
-    stats = {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0.0)}
+    stats = checkpoint_name({"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0.0)}, COSTLY)
     return (_scaled(x, stats, scale, bias, epsilon), stats), (x, stats, scale)
 
 

@@ -20,7 +20,7 @@ class Work:
     Attributes:
       device: Its position along 'stage'.
       kind: What it is for: "stage", "tail", "classifier", "aux", "recompute" (a stage's forward pass computed again),
-        or, where there is no chain, such as "augment", "pack", "correct", "update".
+        or, where there is no chain, such as "augment", "pack", "correct", "update", "keep" (room for activations).
       stage: Of which stage it is a part, tails and classifiers too; of "aux" which piece.  None: of neither.
       micro: Which micro-batch; negative where it entered the network in an earlier step.
       chain: The `chain.Chain` that is applied; None for work that only reads and writes memory.

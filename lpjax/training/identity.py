@@ -18,7 +18,7 @@ from lpjax.training.workdir import WorkdirError
 _SECTIONS = ("checkpoint", "eval", "mesh", "recovery", "start", "watch")
 _DATA = ("data.dir", "data.max_corrupt", "data.prefetch", "data.threads")
 _CLASS_NAMES = "data set: class_names"
-FREE = (*_SECTIONS, *_DATA, "diagnose_every", "dry_run", "log_every", "num_steps")
+FREE = (*_SECTIONS, *_DATA, "diagnose_every", "dry_run", "log_every", "num_steps", "pipeline.keep")
 """Fields of the configuration (and sections) that a resumed run may change."""
 
 

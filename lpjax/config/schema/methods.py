@@ -25,12 +25,12 @@ class PipelineConfig:
 
     Attributes:
       micro_batches: M, that a stage column's batch is cut into.
-      keep: From forward to backward passes: "activations", or "inputs" of the devices alone, so that forward passes are
-        computed again.
+      keep: From forward to backward passes: "activations", what convolutions and matrix products return, or "inputs" of
+        the devices alone, so that forward passes are computed again.
     """
 
     micro_batches: int = at_least(1, 4)
-    keep: Literal["activations", "inputs"] = "inputs"
+    keep: Literal["activations", "inputs"] = "activations"
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class DelayedConfig:
       micro_batches: M, that a stage column's batch is cut into; the larger, the fewer updates a gradient is late.
       weights: At which weights a micro-batch's passes are run: "forward", both at those of its forward pass, "newest",
         each at the newest, or "batch", at those of its batch, the same version in all stages.
-      keep: From forward to backward passes: "activations", or "inputs" of the stages alone, so that forward passes are
-        computed again.
+      keep: From forward to backward passes: "activations", what convolutions and matrix products return, or "inputs" of
+        the stages alone, so that forward passes are computed again.
       shrink: Factor on a gradient each time it goes to the stage before, in (0, 1]; 1 for none.
     """
 

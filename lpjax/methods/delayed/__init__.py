@@ -34,11 +34,12 @@ has not come yet has gradient 0.
 
 `delayed.keep` says what a stage keeps from a micro-batch's forward pass to its backward pass.  With "inputs" it
 computes the forward pass again: a forward pass of all stages but the last more than backprop.  With "activations" (as
-the authors' codes do) it keeps what `jax.vjp` does, but for the weights, in a ring of 2 (K-1) rows; every device has
-room in each for the largest stage, so this takes 2 (K-1) / M of a batch's activations of that stage, K/S times.  The
-weights of the backward pass are those that `delayed.weights` says, also with "newest", where the activations are of
-older ones (as in PETRA, arXiv:2406.02052).  Batch norm uses a micro-batch's statistics in both passes; running averages
-have them once, from a tick's forward pass with "activations", from its backward pass with "inputs".
+the authors' codes do) it keeps what convolutions and matrix products return, from which the rest is soon computed, in a
+ring of 2 (K-1) rows; every device has room in each for the largest stage, so this takes 2 (K-1) / M of what that stage
+keeps of a batch, K/S times.  The weights of the backward pass are those that `delayed.weights` says, also with
+"newest", where what is kept is of older ones (as in PETRA, arXiv:2406.02052).  Batch norm uses a micro-batch's
+statistics in both passes; running averages have them once, from a tick's forward pass with "activations", from its
+backward pass with "inputs".
 
 Collectives of a step: two all_gathers over 'stage' (input and tags); in each tick ppermutes over 'stage' of outputs,
 tags and gradients (DDG: K-1 of outputs); psum over 'data' of the stages' gradients, psum over the mesh of the metrics;

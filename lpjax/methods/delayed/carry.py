@@ -1,22 +1,16 @@
 """What is under way between steps of delayed gradients."""
 
-import functools
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.methods import kept, moving
-from lpjax.network.alike import without_place
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
-from lpjax.nn import chain
-from lpjax.nn.chain import Chain
 
 
 @struct.dataclass
@@ -79,24 +73,8 @@ def micro_batch(config: Config) -> int:
 
 def row_lengths(network: Network, config: Config) -> dict[str, int]:
     """The lengths of rows, see `kept`, for what any stage but the last keeps of a micro-batch; {} to keep nothing."""
-    found: dict[str, int] = {}
-    for stage in network.stages[:-1] if config.delayed.keep == "activations" else ():
-        own = _row_lengths(without_place(stage), micro_batch(config), jnp.result_type(float))
-        found |= {name: max(length, found.get(name, 0)) for name, length in own.items()}
-    return found
-
-
-@functools.lru_cache(maxsize=128)
-def _row_lengths(stage: Chain, examples: int, dtype: jnp.dtype) -> dict[str, int]:
-    """Of one stage, in a precision."""
-    params, stats = jax.eval_shape(partial(chain.init, stage), jax.random.key(0))
-
-    def function(params: PyTree, x: Array) -> tuple[Array, PyTree]:
-        none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats)
-        mode = chain.Mode(train=True, keys=jax.random.split(jax.random.key(0), examples))
-        return chain.apply(stage, params, none, x, mode)
-
-    return kept.lengths([(function, params, jax.ShapeDtypeStruct((examples, *stage.in_shape), dtype))])
+    stages = network.stages[:-1] if config.delayed.keep == "activations" else ()
+    return kept.longest(kept.of_chain(stage, micro_batch(config)) for stage in stages)
 
 
 def at(ring: PyTree, positions: Array) -> PyTree:

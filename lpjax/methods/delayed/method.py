@@ -19,7 +19,6 @@ from lpjax.methods.delayed.step import Step
 from lpjax.methods.stage_plan import StagePlan, check_micro_batches, packet_bytes
 from lpjax.network.network import Network
 from lpjax.network.packing import Row
-from lpjax.nn.count import activation_bytes
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.parallel.mesh import Stage
@@ -92,7 +91,7 @@ class Delayed(base.Method):
         plan, K, fdg = StagePlan(network, config), network.num_stages, config.delayed.variant == "fdg"
         M, weights, values = config.delayed.micro_batches, config.delayed.weights, stage_values(network, config)
         examples, keeps = plan.column // M, config.delayed.keep == "activations"
-        row = max((activation_bytes(stage, examples) for stage in network.stages[:-1]), default=0) // WIDTH
+        row = kept.size(row_lengths(network, config)) // WIDTH
         plan.column_batch(plan.slots)
         for k in range(0 if fdg else K - 1):
             plan.forward(k)
@@ -121,7 +120,7 @@ class Delayed(base.Method):
         """Bytes between steps, with the packets on their way and the rings of a device's stages."""
         slots, late = network.num_stages // config.mesh_shape[0], max(lateness(config))
         packet, weights = packet_bytes(network, config) // config.delayed.micro_batches, config.delayed.weights
-        version, rows = WIDTH * stage_values(network, config), row_bytes(network, config)
+        version, rows = WIDTH * stage_values(network, config), kept.size(row_lengths(network, config))
         held = {"packets": 2 * slots * packet, "rings of inputs": slots * (late + 1) * packet}
         held |= {"rings of activations": slots * late * rows} if rows else {}
         held |= {"rings of weights": (delay(config) + 1) * version} if weights != "newest" else {}
@@ -143,8 +142,3 @@ class Delayed(base.Method):
             return step.run_stage(Stage((k,), k), *passes, state=state, tick=state.step)
 
         return partial(run, params, stats, noise, tags, rows, state)
-
-
-def row_bytes(network: Network, config: Config) -> int:
-    """Bytes of what a stage keeps of a micro-batch for its backward pass, beside its input."""
-    return sum(jnp.dtype(name).itemsize * length for name, length in row_lengths(network, config).items())

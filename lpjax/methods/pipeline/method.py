@@ -15,7 +15,6 @@ from lpjax.methods.base import WIDTH, Age, StageResult, stage_values
 from lpjax.methods.pipeline.step import Step, keeps, places
 from lpjax.methods.stage_plan import StagePlan, check_micro_batches, packet_bytes
 from lpjax.network.network import Network
-from lpjax.nn.count import activation_bytes
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state.step_inputs import StepInputs
@@ -31,8 +30,8 @@ class Pipeline(base.Method):
     step = Step
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The number of micro-batches, which tells its runs apart, and what is kept, unless it is inputs."""
-        unusual = {"keep": "activations"} if config.pipeline.keep == "activations" else {}
+        """The number of micro-batches, which tells its runs apart, and what is kept, unless it is activations."""
+        unusual = {"keep": "inputs"} if config.pipeline.keep == "inputs" else {}
         return {"micro_batches": config.pipeline.micro_batches} | unusual
 
     def advice(self, config: Config) -> str | None:
@@ -63,24 +62,25 @@ class Pipeline(base.Method):
         S, examples = len(plan.devices), plan.column // M
         stages = [range(d * plan.slots, (d + 1) * plan.slots) for d in plan.devices]
         plan.column_batch(1)
+        sizes = [sum(kept.size(kept.of_chain(network.stages[k], examples)) for k in own) for own in stages[:-1]]
+        row = max(sizes, default=0) if keeps(config) else 0
         plan.each("pack", keeps=packet_bytes(network, config) // M * (places(S, M) + 2))
-        row = max(sum(activation_bytes(network.stages[k], examples) for k in own) for own in stages) // WIDTH
-        kept_of = dict[tuple[int, int], int]()
+        plan.each("keep", keeps=places(S, M) * row)
         for number in range(M + 2 * (S - 1)):
             for d in range(S - 1):
                 if 0 <= (m := number - d) < M:
                     for k in stages[d]:
-                        kept_of[k, m] = plan.forward(k, micro=m, examples=examples)
+                        plan.forward(k, micro=m, examples=examples)
             for d in range(S):
                 if not 0 <= (m := number - 2 * (S - 1) + d) < M:
                     continue
                 if keeps(config) and d < S - 1:
                     for k in reversed(stages[d]):
-                        plan.keep(kept_of[k, m], plan.backward_of(k, micro=m, examples=examples))
+                        plan.backward_of(k, micro=m, examples=examples)
                 else:
                     plan.backward(d, stages[d], again=d < S - 1, micro=m, examples=examples)
             if keeps(config):  # a row is made, put into the ring, and read from it
-                plan.each("pack", accesses=5 * row)
+                plan.each("pack", accesses=5 * row // WIDTH)
             for _ in range(2):  # outputs and gradients
                 plan.shift(examples)
         plan.update(more=3 * (M + 2 * (S - 1)) * stage_values(network, config))

@@ -182,7 +182,8 @@ class Step(base.Step):
     def lengths(self, x: Float[Array, "m b l"], tags: Array, state: TrainState) -> dict[str, int]:
         """Of the rows of what is kept."""
         working = self.config.mesh_shape[0] - 1 if keeps(self.config) else 0
-        return kept.lengths((self.function(d, tags[0], state), *self.unpacked(d, x[0], state)) for d in range(working))
+        arguments = ((self.function(d, tags[0], state), *self.unpacked(d, x[0], state)) for d in range(working))
+        return kept.longest(kept.lengths(*own) for own in arguments)
 
 
 def places(S: int, M: int) -> int:
