@@ -598,6 +598,15 @@ def test_unset_a_mesh_is_of_the_devices_that_a_method_uses():
             {"method": "local", "local__classifier": "sampled", "local__blocks": 0},
             "blocks=0 with local.classifier=sampled",
         ),
+        ({"method": "serial", "serial__deep_supervision": -1.0}, "serial.deep_supervision=-1.0: expected at least 0"),
+        (
+            {"method": "serial", "serial__deep_supervision": 1.0, "num_stages": 1},
+            "with num_stages=1: expected at least 2",
+        ),
+        (
+            {"method": "data_parallel", "serial__deep_supervision": 1.0, "local__classifier": "momentum"},
+            "deep_supervision=1.0 with local.classifier=momentum: expected own or sampled",
+        ),
         ({"method": "layer_parallel", "aux__tied": True}, "aux.tied=True with method=layer_parallel, whose AuxNet has"),
         (
             {"phases__methods": ("serial", "nothing"), "phases__epochs": (1.0,)},

@@ -68,6 +68,7 @@ UNSEEN = {
     "pipeline, activations": {"method": "pipeline", "pipeline": {"micro_batches": 8, "keep": "activations"}},
     "accumulated": {"method": "delayed", "delayed": {"micro_batches": 4}},
     "data_parallel, accumulated": {"method": "data_parallel", "optimizer": {"accumulate": 2}},
+    "deep supervision": {"method": "serial", "serial": {"deep_supervision": 0.3}, "optimizer": {"accumulate": 2}},
     "by batch": {"method": "delayed", "delayed": {"micro_batches": 2, "weights": "batch"}},
     "sampled": {"method": "local", "local": {"classifier": "sampled", "blocks": 2}},
     "momentum": {"method": "local", "local": {"classifier": "momentum", "residue": 0.1}},

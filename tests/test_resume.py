@@ -20,6 +20,7 @@ POLICIES = {
     "per_example": {"data__crop": 0, "mesh__stage": 2},
     "adamw": {"optimizer": {"name": "adamw", "learning_rate": 1e-3, "warmup_epochs": 0.5}, "multiplier": "adjoint"},
     "serial": {"method": "serial", "mesh__data": 2, "optimizer__accumulate": 4},
+    "deep supervision": {"method": "data_parallel", "mesh__data": 2, "mesh__stage": 1, "serial__deep_supervision": 0.3},
     "stale": {"exchange": {"stale": True}, "mesh__stage": 2, "mesh__data": 2},
     "one stage": {"num_stages": 1},
     "by batch": {
@@ -76,6 +77,7 @@ def test_arrays_and_back(name):
     "name, half",
     [
         ("serial", 8),
+        ("deep supervision", 7),
         ("by batch", 7),
         *(
             pytest.param(*own, marks=pytest.mark.slow)

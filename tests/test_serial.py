@@ -9,6 +9,7 @@ from helpers import assert_close, dataset, detach, plain_sgd, small_run, take_st
 
 from lpjax.data.augment import augment
 from lpjax.data.batch import epoch_order
+from lpjax.methods.local.classifiers import classifiers
 from lpjax.models.resnet import Classifier
 from lpjax.network import aux_net
 from lpjax.network.network import composed
@@ -60,13 +61,16 @@ def test_a_step_descends_the_composed_networks_gradient():
     assert_close(figures["accuracy"], np.mean(np.asarray(logits).argmax(-1) == np.asarray(labels)))
 
 
+def kernels(tree):
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", tree)
+
+
 def test_nadam_is_that_of_optax_on_the_unpacked_network():
     """With decay of kernels alone, and no mesh, rows or vmap."""
     own = {"name": "nadam", "learning_rate": 0.01, "b1": 0.99, "b2": 0.9, "weight_decay": 0.1, "schedule": "constant"}
     run = small_run(method="serial", data__crop=0, optimizer={**own, "warmup_epochs": 0.0})
     params, stats, _, _ = trees(run)
-    kernels = jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
-    assert {True, False} == set(jax.tree.leaves(kernels))
+    assert {True, False} == set(jax.tree.leaves(kernels(params)))
     optimizer = optax.nadamw(0.01, b1=0.99, b2=0.9, weight_decay=0.1, mask=kernels)
     opt, batches, state = optimizer.init(params), run.feed.train(), run.create()
 
@@ -81,6 +85,77 @@ def test_nadam_is_that_of_optax_on_the_unpacked_network():
             updates, opt = optimizer.update(found, opt, params)
         params, (state, _) = optax.apply_updates(params, updates), run.step(state, batch)
     assert_close(detach(run.network.params.unpack_all(state.stage_params)), params)
+
+
+def supervised(**fields):
+    """Clipped and with weight decay, and classifiers of other depth than the stages; without augmentation."""
+    own = {"clip_norm": 0.5, "weight_decay": 0.1, "schedule": "constant", "warmup_epochs": 0.0}
+    optimizers = {"optimizer": own, "aux_optimizer": own | {"learning_rate": 0.05}}
+    return small_run(**{"method": "serial", "num_stages": 3, "data__crop": 0, **optimizers, **fields})
+
+
+@pytest.mark.parametrize("classifier", ["own", "sampled"])
+def test_deep_supervision_is_the_gradient_of_all_losses_through_the_network(classifier):
+    """loss = that of the network + w times those behind the stages, by autodiff of the function written out."""
+    run = supervised(serial__deep_supervision=0.3, local__classifier=classifier, local__blocks=2)
+    network, own = run.network, classifiers(run.network, run.config.local)
+    batches, state = run.feed.train(), run.create()
+    params, old = detach(network.params.unpack_all(state.stage_params)), trees(run)[1]
+    ends = detach(own.params.unpack_all(state.carry.params)), detach(own.stats.unpack_all(state.carry.stats))
+    optimizers = [
+        [optax.chain(optax.clip_by_global_norm(0.5), optax.add_decayed_weights(0.1, mask=kernels),
+                     optax.sgd(rate, momentum=0.9, nesterov=True)) for _ in range(3)]
+        for rate in (0.1, 0.05)
+    ]  # fmt: skip
+    opts = [
+        [o.init(tree) for o, tree in zip(*pair, strict=True)]
+        for pair in ((optimizers[0], params), (optimizers[1], ends[0]))
+    ]
+
+    @jax.jit
+    def gradient(params, classifiers, x, labels):
+        def loss(params, classifiers):
+            total, h = 0.0, x
+            for k in range(3):
+                h, _ = chain.apply(network.stages[k], params[k], old[k], h, TRAIN)
+                y = h if k == 2 else chain.apply(own.chains[k], classifiers[k], ends[1][k], h, TRAIN)[0]
+                picked = jnp.take_along_axis(jax.nn.log_softmax(y), labels[:, None].astype(int), 1).mean()
+                total -= picked if k == 2 else 0.3 * picked
+            return total, -picked
+
+        (_, task), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, classifiers)
+        return task, grads
+
+    for _ in range(2):
+        batch = next(batches)
+        task, grads = gradient(params, ends[0], normalised(run, batch.image), jnp.asarray(batch.label))
+        new = []
+        for i, trained in enumerate((params, ends[0])):
+            new.append([])
+            for k in range(3):
+                with jax.numpy_dtype_promotion("standard"):
+                    updates, opts[i][k] = optimizers[i][k].update(grads[i][k], opts[i][k], trained[k])
+                new[i].append(optax.apply_updates(trained[k], updates))
+        params, ends = tuple(new[0]), (tuple(new[1]), ends[1])
+        state, figures = run.step(state, batch)
+        assert_close(figures["task_loss"], task)
+    assert_close(detach(network.params.unpack_all(state.stage_params)), params)
+    assert_close(detach(own.params.unpack_all(state.carry.params)), ends[0])
+
+
+def test_deep_supervision_gives_the_same_numbers_on_a_mesh_and_nothing_at_weight_0():
+    (state, figures), (other, others) = (
+        take_steps(supervised(serial__deep_supervision=0.3, method=method, mesh__stage=1, mesh__data=data), 3)
+        for method, data in (("serial", 1), ("data_parallel", 4))
+    )
+    assert_close(other, state)
+    assert_close(others, figures)
+    (none, alone), (plain, expected) = (
+        take_steps(supervised(**own), 3) for own in ({"serial__deep_supervision": 0.0}, {})
+    )
+    assert none.carry == ()
+    assert_close(none, plain, rtol=0, atol=0)
+    assert figures[2]["task_loss"] != alone[2]["task_loss"] == expected[2]["task_loss"]
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 2), (8, 1)])

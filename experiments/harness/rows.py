@@ -61,6 +61,7 @@ NUMBERS = {
     "N epochs": "num_epochs",
     "residue N": "local.residue",
     "accumulate N": "optimizer.accumulate",
+    "deep supervision N": "serial.deep_supervision",
 }
 
 

@@ -18,16 +18,25 @@ With `optimizer.accumulate` n a device runs its examples in n micro-batches, one
 activations of one of them; gradients are summed.  **Batch norm sees a micro-batch**; without batch norm the numbers are
 the same.  Micro-batch m has the examples m, m + n, m + 2n .. , on any mesh.
 
+With `serial.deep_supervision` w the loss is
+
+    phi(F_{K-1} o .. o F_0(x), y) + w sum over k < K-1 of phi(C_k(F_k o .. o F_0(x)), y),
+
+C_k a classifier behind stage k as `local` makes them: Lee, Xie, Gallagher, Zhang, Tu, "Deeply-Supervised Nets",
+arXiv:1409.5185 (their w falls over training).  The classifiers are thrown away.
+
 Collectives of a step: psum over the mesh of the gradients, loss and count; batch norm's pmeans, in each micro-batch.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch
@@ -35,20 +44,42 @@ from lpjax.data.source import Spec
 from lpjax.errors import require
 from lpjax.methods import base
 from lpjax.methods.base import WIDTH, Age, Metrics
+from lpjax.methods.local.classifiers import check, classifiers
 from lpjax.methods.stage_plan import StagePlan
-from lpjax.network.network import Network, composed
+from lpjax.network.network import Network, stage_outputs
 from lpjax.network.packing import Row
 from lpjax.nn.chain import Mode
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
 from lpjax.state.step_inputs import StepInputs, example_keys, make_targets
-from lpjax.state.train_state import TrainState
+from lpjax.state.train_state import Carried, TrainState, running_average
+
+
+@struct.dataclass
+class Carry:
+    """The classifiers of deep supervision.
+
+    Attributes:
+      params: Rows as the stages' (`{kind: [K, length]}`).
+      opt: Their optimiser state, likewise.
+      stats: Their statistics, likewise.
+    """
+
+    params: PyTree
+    opt: PyTree
+    stats: PyTree
 
 
 def backprop(
-    network: Network, config: Config, step_inputs: StepInputs, params: Row, stats: Row, keys: Array, batch: Batch
-) -> tuple[Row, Row, Metrics]:
+    network: Network,
+    config: Config,
+    step_inputs: StepInputs,
+    params: tuple[Row, ...],
+    stats: tuple[Row, ...],
+    keys: Array,
+    batch: Batch,
+) -> tuple[tuple[Row, ...], tuple[Row, ...], Metrics]:
     """Backprop's gradient of the mean loss, as a device sees it, accumulated where `optimizer.accumulate` says so.
 
     Collectives over the mesh: psum of gradients and metrics, batch norm's pmeans.
@@ -57,26 +88,38 @@ def backprop(
       network: The network.
       config: The configuration.
       step_inputs: What a step is fed.
-      params: Rows of all stages' parameters.
-      stats: Rows of their statistics.
+      params: Rows of all stages' parameters; behind them those of their classifiers, where the loss is to have theirs.
+      stats: Rows of their statistics, likewise.
       keys: Of the device's examples.
       batch: The device's examples.
 
     Returns:
-      The gradient and the batch statistics as rows, and the metrics task_loss (nats) and accuracy (0..1).
+      The gradient and the batch statistics as rows, likewise, and the network's task_loss (nats) and accuracy (0..1).
     """
-    trees, old, n = network.params.unpack_all(params), network.stats.unpack_all(stats), config.optimizer.accumulate
+    own, n = classifiers(network, config.local) if len(params) > 1 else None, config.optimizer.accumulate
+    packed: tuple[Any, ...] = (network, own) if own else (network,)
+    trees = tuple(p.params.unpack_all(rows) for p, rows in zip(packed, params, strict=True))
+    old = tuple(p.stats.unpack_all(rows) for p, rows in zip(packed, stats, strict=True))
 
-    def gradient(keys: Array, batch: Batch) -> tuple[Row, Row, tuple[Array, Array]]:
+    def gradient(keys: Array, batch: Batch) -> tuple[tuple[Row, ...], tuple[Row, ...], tuple[Array, Array]]:
         targets = make_targets(config, keys, batch.label, batch.partner_label)
         x, mode = step_inputs.network_input(batch, keys), Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
 
-        def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[Array, tuple[PyTree, ...]]]:
-            logits, batch_stats = composed(network, params, old, x, mode)
-            return targets.loss(logits).sum() / config.batch_size, (targets.correct(logits).sum(), batch_stats)
+        def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[tuple[Array, Array], tuple[PyTree, ...]]]:
+            outputs, new = stage_outputs(network, params[0], old[0], x, mode)
+            logits, new_stats = outputs[-1], [new]
+            total = task_loss = targets.loss(logits).sum() / config.batch_size
+            if own:
+                at_ends, new = own.logits(params[1], old[1], outputs, mode)
+                total += (
+                    config.serial.deep_supervision / config.batch_size * sum(targets.loss(y).sum() for y in at_ends)
+                )
+                new_stats.append(new)
+            return total, ((task_loss, targets.correct(logits).sum()), tuple(new_stats))
 
-        (task_loss, (correct, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(trees)
-        return network.params.pack_all(grads), network.stats.pack_all(batch_stats), (task_loss, correct)
+        (_, (scores, new)), grads = jax.value_and_grad(loss, has_aux=True)(trees)
+        grads = tuple(p.params.pack_all(own) for p, own in zip(packed, grads, strict=True))
+        return grads, tuple(p.stats.pack_all(own) for p, own in zip(packed, new, strict=True)), scores
 
     if n == 1:
         grads, new, scores = gradient(keys, batch)
@@ -94,10 +137,18 @@ class Step(base.Step):
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Backprop's gradient, and the update by it."""
-        keys = example_keys(state.key, state.step, batch.index)
-        rows = state.stage_params, state.stage_stats
+        keys, carry = example_keys(state.key, state.step, batch.index), state.carry
+        beside = (carry,) if carry else ()
+        rows = (
+            (state.stage_params, *(own.params for own in beside)),
+            (state.stage_stats, *(own.stats for own in beside)),
+        )
         grads, stats, metrics = backprop(self.network, self.config, self.step_inputs, *rows, keys, batch)
-        return self.updated(state, grads, stats), metrics | {"gradient_norm": optim.row_norms(grads)}
+        if carry:
+            params, opt = optim.update_rows(self.step_inputs.aux_optimizer, grads[1], carry.opt, carry.params)
+            carry = Carry(params, opt, running_average(carry.stats, stats[1]))
+        state = replace(self.updated(state, grads[0], stats[0]), carry=carry)
+        return state, metrics | {"gradient_norm": optim.row_norms(grads[0])}
 
 
 class DataParallel(base.Method):
@@ -109,16 +160,20 @@ class DataParallel(base.Method):
     accumulates = True
     step = Step
 
+    def sections(self, config: Config) -> tuple[str, ...]:
+        """With deep supervision that of the classifiers, too."""
+        return ("serial", "local") if config.serial.deep_supervision else ("serial",)
+
     def settings(self, config: Config) -> dict[str, Any]:
-        """The number of micro-batches, if there are several."""
-        n = config.optimizer.accumulate
-        return {"accumulate": n} if n > 1 else {}
+        """The number of micro-batches, if there are several, and the weight of deep supervision, if there is some."""
+        n, weight = config.optimizer.accumulate, config.serial.deep_supervision
+        return ({"accumulate": n} if n > 1 else {}) | ({"deep_supervision": weight} if weight else {})
 
     def check(self, config: Config, data: Spec | None = None) -> None:
-        """Refuse a number of micro-batches that a device's examples cannot be cut into.
+        """Refuse micro-batches that a device's examples cannot be cut into, and classifiers that are not to be had.
 
         Raises:
-          BadInput: It does not divide them.
+          BadInput: They do not divide them; or there is one stage, or a classifier that only `local` can train.
         """
         n, own = config.optimizer.accumulate, config.batch_size // math.prod(config.mesh_shape)
         require(
@@ -126,6 +181,30 @@ class DataParallel(base.Method):
             f"optimizer.accumulate={n}: expected a divisor of batch_size / (mesh.stage * mesh.data) = {own}, so that "
             f"micro-batches are equal; choose another number",
         )
+        if weight := config.serial.deep_supervision:
+            check(config.local)
+            require(
+                config.num_stages > 1,
+                f"serial.deep_supervision={weight} with num_stages=1: expected at least 2, as classifiers are at the "
+                f"ends of all stages but the last; choose more stages",
+            )
+            require(
+                config.local.classifier != "momentum",
+                f"serial.deep_supervision={weight} with local.classifier=momentum: expected own or sampled, as all "
+                f"gradients are exact; choose one of these",
+            )
+
+    def carry(self, network: Network, config: Config) -> Carried | None:
+        """The classifiers of deep supervision."""
+        if not config.serial.deep_supervision:
+            return None
+        own = classifiers(network, config.local)
+
+        def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
+            params, stats, _ = own.init_all(key, 1)
+            return Carry(params, optim.init_rows(step_inputs.aux_optimizer, params), stats)
+
+        return Carried(meshes.REPLICATED, init, ("opt",))
 
     def ages(self, config: Config) -> list[list[Age]]:
         """How old the gradients are: of this step's micro-batches, at this step's weights."""
@@ -137,16 +216,32 @@ class DataParallel(base.Method):
 
         Of several micro-batches each adds to the gradients: three accesses.
         """
-        plan, values = StagePlan(network, config), network.num_stages * network.params.length
-        n = config.optimizer.accumulate
+        plan, n, K = StagePlan(network, config), config.optimizer.accumulate, network.num_stages
+        trained = [(network.params, optim.accesses(config.optimizer))]
+        parts = network.parts()
+        if config.serial.deep_supervision:
+            own = classifiers(network, config.local)
+            trained.append((own.params, optim.accesses(config.aux_optimizer)))
+            ends = [part._replace(kind="classifier") for k in range(K - 1) for part in own.parts(k)]
+            parts = [part for pair in zip(parts, ends, strict=False) for part in pair] + parts[-1:]
         plan.augment()
         for m in range(n):
             for d in plan.devices:
-                plan.passes(d, network.parts(), "stage", micro=m, examples=plan.own // n, norm_axes=meshes.ALL_AXES)
-        plan.message("psum", meshes.ALL_AXES, WIDTH * (values + 2), "gradients", count=len(network.params.lengths) + 2)
+                plan.passes(d, parts, "stage", micro=m, examples=plan.own // n, norm_axes=meshes.ALL_AXES)
+        values, count = K * sum(p.length for p, _ in trained), sum(len(p.lengths) for p, _ in trained)
+        plan.message("psum", meshes.ALL_AXES, WIDTH * (values + 2), "gradients", count=count + 2)
         more = 3 * n if n > 1 else 0
-        plan.each("update", accesses=(optim.accesses(config.optimizer) + more) * values)
+        plan.each("update", accesses=K * sum((accesses + more) * p.length for p, accesses in trained))
         return plan.items
+
+    def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
+        """Bytes between steps, with the classifiers of deep supervision and their optimiser's state."""
+        sizes = super().holds(network, config, num_examples)
+        if config.serial.deep_supervision:
+            more = WIDTH * network.num_stages * classifiers(network, config.local).params.length
+            sizes["parameters"] += more
+            sizes["optimizer"] += optim.kept_values(config.aux_optimizer) * more
+        return sizes
 
 
 class Serial(DataParallel):

@@ -97,8 +97,7 @@ class Step(abc.ABC):
 
     def in_rows(self, state: TrainState) -> TrainState:
         """The state as `run_stage` reads it: equal pieces of the AuxNet in a row are stacked, see `alike`."""
-        rows = self.network.aux_rows
-        params, stats = alike.stacked(rows, state.aux_params), alike.stacked(rows, state.aux_stats)
+        params, stats = (alike.stacked(self.network.aux_rows, tree) for tree in (state.aux_params, state.aux_stats))
         return replace(state, aux_params=params, aux_stats=stats)
 
     def of_pieces(self, grads: PyTree) -> tuple[PyTree, ...]:
@@ -119,9 +118,8 @@ class Step(abc.ABC):
         optimizer, old, factors = self.step_inputs.optimizer, state.stage_stats, self.rate_factors
         own = None if factors is None else meshes.own_stages(factors(state.step), len(jax.tree.leaves(grads)[0]))
         params, opt = optim.update_rows(optimizer, grads, state.stage_opt, state.stage_params, own)
-        stats, ema, decay = running_average(old, stats, real), state.ema, self.config.ema_decay
-        if decay is not None:
-            ema = weight_average(ema, params, decay, state.step)
+        stats, decay = running_average(old, stats, real), self.config.ema_decay
+        ema = state.ema if decay is None else weight_average(state.ema, params, decay, state.step)
         return replace(state, step=state.step + 1, stage_params=params, stage_opt=opt, stage_stats=stats, ema=ema)
 
     def metrics(self, grads: Row, shares: dict[str, Float[Array, " slots"]]) -> tuple[Metrics, Metrics]:
@@ -175,6 +173,10 @@ class Method(abc.ABC):
     def resolve(self, config: Config) -> Config:
         """The configuration with the method's own unset fields filled in; one that is filled in stays as it is."""
         return config
+
+    def sections(self, config: Config) -> tuple[str, ...]:
+        """Sections of the methods' settings that it reads: its own, unless overridden."""
+        return (self.name,)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Fields of its own that tell its runs apart, for tables and cards."""
@@ -256,9 +258,8 @@ class Method(abc.ABC):
         specs: dict[str, Any] = dict.fromkeys((field.name for field in fields(TrainState)), meshes.REPLICATED)
         if self.staged:
             specs |= dict.fromkeys(("stage_params", "stage_opt", "stage_stats", "ema"), meshes.STAGES)
-        if stored:
-            specs["multiplier"] = stored.spec
-        return TrainState(**specs | {"carry": carried.specs if carried else ()})
+        kept = {"carry": carried.specs if carried else (), "multiplier": stored.spec if stored else meshes.REPLICATED}
+        return TrainState(**specs | kept)
 
     def make_create(
         self, network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs
@@ -269,9 +270,8 @@ class Method(abc.ABC):
 
         def init_state(key: PRNGKeyArray) -> TrainState:
             keys = [jax.random.fold_in(key, i) for i in range(4)]
-            devices = mesh.shape["stage"] if self.staged else 1
-            kinds, init = drawn_alike(network.stages, network.kinds), partial(packed.init, key=keys[0])
-            params, stats = meshes.on_stages(init, kinds, devices)
+            init, devices = partial(packed.init, key=keys[0]), mesh.shape["stage"] if self.staged else 1
+            params, stats = meshes.on_stages(init, drawn_alike(network.stages, network.kinds), devices)
             aux_params, aux_stats = aux_net.init(self.pieces(network), keys[1])
             return TrainState(
                 step=jnp.zeros((), jnp.int32),

@@ -168,8 +168,17 @@ def composed(
     Returns:
       Logits, and statistics.
     """
-    new_stats = []
+    outputs, new_stats = stage_outputs(network, params, stats, x, mode)
+    return outputs[-1], new_stats
+
+
+def stage_outputs(
+    network: Network, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], x: Float[Array, "b ..."], mode: Mode
+) -> tuple[tuple[Interface, ...], tuple[PyTree, ...]]:
+    """What each stage puts out in `composed`, the logits last, and statistics."""
+    outputs, new_stats = [], []
     for stage, stage_params, stage_stats in zip(network.stages, params, stats, strict=True):
         x, out = chain.apply(stage, stage_params, stage_stats, x, mode)
+        outputs.append(x)
         new_stats.append(out)
-    return x, tuple(new_stats)
+    return tuple(outputs), tuple(new_stats)

@@ -31,7 +31,7 @@ def identity(run: Run) -> dict[str, Any]:
     known = ("image_shape", "classes", "class_names", "num_train", "num_test")
     found = {f"data set: {name}": getattr(run.spec, name) for name in known}
     found |= {"cuts": run.network.cuts, "precision": str(jnp.result_type(float)), **_generator()}
-    return _deciding(flatten_dict(dataclasses.asdict(run.config), sep=".") | found)
+    return _deciding(run.config, found)
 
 
 def _generator() -> dict[str, Any]:
@@ -40,14 +40,19 @@ def _generator() -> dict[str, Any]:
     return {name.upper(): getattr(jax.config, name) for name in names}
 
 
-def _deciding(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what is free and the sections of methods that are not used, in JSON's types.
+def _flat(config: Config) -> dict[str, Any]:
+    return flatten_dict(dataclasses.asdict(config), sep=".")
+
+
+def _deciding(config: Config, more: dict[str, Any]) -> dict[str, Any]:
+    """A configuration and `more`, without what is free and sections that no method of it reads, in JSON's types.
 
     The method of a run in phases is the phase's.
     """
-    phases = values["phases.methods"]
-    unused = methods.METHODS.keys() - (phases or [values["method"]])
-    free = tuple(f"{name}." for name in (*FREE, *unused, *(["method"] if phases else [])))
+    values = _flat(config) | more
+    read = {section for name in config.all_methods for section in methods.METHODS[name].sections(config)}
+    phase = ["method"] if config.phases.methods else []
+    free = tuple(f"{name}." for name in (*FREE, *(methods.METHODS.keys() - read), *phase))
     return json.loads(json.dumps({name: value for name, value in values.items() if not f"{name}.".startswith(free)}))
 
 
@@ -64,7 +69,7 @@ def understood(saved: dict[str, Any]) -> dict[str, Any]:
     values = unflatten_dict({name.replace("model.arguments.", "model."): saved[name] for name in saved}, sep=".")
     known = {field.name: values[field.name] for field in dataclasses.fields(Config) if field.name in values}
     filled = methods.filled_in(from_config_dict(known))
-    return _deciding(saved | flatten_dict(dataclasses.asdict(filled), sep="."))
+    return _deciding(filled, {name: saved[name] for name in saved.keys() - _flat(filled)})
 
 
 def other_classes(was: dict[str, Any], now: dict[str, Any]) -> str:

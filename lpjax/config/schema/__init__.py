@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from lpjax.config.schema.aux import AuxConfig
 from lpjax.config.schema.data import DataConfig
 from lpjax.config.schema.limits import at_least, bounded
-from lpjax.config.schema.methods import DelayedConfig, ExchangeConfig, LocalConfig, PipelineConfig
+from lpjax.config.schema.methods import DelayedConfig, ExchangeConfig, LocalConfig, PipelineConfig, SerialConfig
 from lpjax.config.schema.model import ModelConfig
 from lpjax.config.schema.optimizer import OptimizerConfig
 from lpjax.config.schema.penalty import PenaltyConfig, Policy
@@ -54,6 +54,7 @@ class Config:
       exchange: What layer_parallel sends.
       optimizer: Of the stages.
       aux_optimizer: Of the AuxNet, and of local classifiers.
+      serial: Settings of the methods serial and data_parallel.
       pipeline: Settings of the method pipeline.
       delayed: Settings of the method delayed.
       local: Settings of the method local.
@@ -88,6 +89,7 @@ class Config:
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     aux_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    serial: SerialConfig = field(default_factory=SerialConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     delayed: DelayedConfig = field(default_factory=DelayedConfig)
     local: LocalConfig = field(default_factory=LocalConfig)

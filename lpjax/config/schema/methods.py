@@ -1,4 +1,4 @@
-"""Settings that one method alone reads."""
+"""Settings of the methods."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +17,19 @@ class ExchangeConfig:
 
     bfloat16: bool = False
     stale: bool = False
+
+
+@dataclass(frozen=True)
+class SerialConfig:
+    """Backprop, by serial and by data_parallel.
+
+    Attributes:
+      deep_supervision: Weight, in the loss, of those of classifiers at the ends of all stages but the last; their
+        gradients go through all of the network before them.  They are made as `local.classifier` and `local.blocks`
+        say, and `aux_optimizer` trains them.  0: none.
+    """
+
+    deep_supervision: float = at_least(0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The stages' classifiers, how they are made and how they are packed."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from lpjax.config.schema.methods import LocalConfig
-from lpjax.errors import BadInput
+from lpjax.errors import BadInput, require
 from lpjax.network.network import Network
-from lpjax.network.packing import PackedChains, Packing, Row
+from lpjax.network.packing import PackedChains, Packing, Row, drawn_alike
 from lpjax.nn import chain, layers
 from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
 from lpjax.nn.layers import STANDARDISE
 from lpjax.nn.schedule import Part
+from lpjax.parallel import mesh as meshes
 from lpjax.parallel.mesh import Stage
 
 
@@ -66,10 +68,30 @@ class Classifiers:
         trained, mean = _apart(self.chains[k.like], params)
         return self.params.pack(trained), self.stats.pack(stats), self.means.pack(mean)
 
+    def init_all(self, key: PRNGKeyArray, num_devices: int) -> tuple[Row, Row, Row]:
+        """`init` of all stages of one of so many devices along 'stage', under `shard_map`."""
+        kinds = drawn_alike(self.chains, self.kinds)
+        return meshes.on_stages(lambda k: self.init(k, jax.random.fold_in(key, k.number)), kinds, num_devices)
+
     def tree(self, k: Stage, trained: PyTree, means: Row) -> PyTree:
         """Parameters of a stage's classifier, from those that are trained and a row of running means."""
         mean = self.means.unpack(k.like, means)
         return (*trained[:-2], trained[-2] | mean, trained[-1]) if mean else trained
+
+    def logits(
+        self, params: Sequence[PyTree], stats: Sequence[PyTree], outputs: Sequence[Array], mode: Mode
+    ) -> tuple[list[Array], tuple[PyTree, ...]]:
+        """What all classifiers make of what their stages put out, and statistics; of the last stage no logits.
+
+        Args:
+          params: One tree a stage; of those without running means.
+          stats: Likewise.
+          outputs: One a stage.
+          mode: Of the stages.
+        """
+        mode, rows = mode._replace(keys=None), zip(self.chains[:-1], params, stats, outputs, strict=False)
+        found = [chain.apply(own, params, stats, x, mode) for own, params, stats, x in rows]
+        return [logits for logits, _ in found], (*(new for _, new in found), stats[-1])
 
     def first_unit(self, k: Stage, params: tuple[PyTree, ...]) -> Row:
         """What a stage sends to the one before: the weights of its first unit, as `means` has them.
@@ -119,11 +141,11 @@ def classifiers(network: Network, config: LocalConfig) -> Classifiers:
             made = make_chain([*units, head], stage.out_shape)
         except ValueError as error:
             raise BadInput(
-                f"method=local: the network's head does not fit behind stage {k}: {error}; choose other cuts"
+                f"local classifiers: the network's head does not fit behind stage {k}: {error}; choose other cuts"
             ) from error
         if made.out_shape != network.chain.out_shape:
             raise BadInput(
-                f"method=local: the network's head behind stage {k} gives {made.out_shape}: expected "
+                f"local classifiers: the network's head behind stage {k} gives {made.out_shape}: expected "
                 f"{network.chain.out_shape}, logits; let the head pool its input, or choose other cuts"
             )
         chains.append(replace(made, dtype=stage.dtype, remat=stage.remat))
@@ -136,6 +158,15 @@ def classifiers(network: Network, config: LocalConfig) -> Classifiers:
             kinds.setdefault((i, chains[k]), []).append(k)
     by_kind = tuple(map(tuple, kinds.values()))
     return Classifiers(packed.chains, Packing.of(trained), packed.stats, Packing.of(means), by_kind)
+
+
+def check(config: LocalConfig) -> None:
+    """Raises BadInput where classifiers are to be of sampled units, but of none."""
+    require(
+        config.classifier != "sampled" or config.blocks > 0,
+        "local.blocks=0 with local.classifier=sampled: expected at least 1 unit to sample; set "
+        "local.classifier=own for the network's head alone",
+    )
 
 
 def _own(network: Network, k: int, count: int) -> list[UnitLike]:

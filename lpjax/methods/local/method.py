@@ -3,7 +3,6 @@
 from dataclasses import fields
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
@@ -12,15 +11,14 @@ from lpjax.data.source import Spec
 from lpjax.errors import require
 from lpjax.methods import moving
 from lpjax.methods.base import WIDTH, Method
-from lpjax.methods.local.classifiers import classifiers
+from lpjax.methods.local.classifiers import check, classifiers
 from lpjax.methods.local.step import Carry, Step
 from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network
-from lpjax.network.packing import PackedChains, Row, drawn_alike
+from lpjax.network.packing import PackedChains
 from lpjax.nn import residues
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
-from lpjax.parallel.mesh import Stage
 from lpjax.state import optim
 from lpjax.state.step_inputs import StepInputs
 from lpjax.state.train_state import Carried
@@ -46,11 +44,7 @@ class Local(moving.Moving):
         Raises:
           BadInput: `local.blocks` is 0 where they are sampled.
         """
-        require(
-            config.local.classifier != "sampled" or config.local.blocks > 0,
-            "local.blocks=0 with local.classifier=sampled: expected at least 1 unit to sample; set "
-            "local.classifier=own for the network's head alone",
-        )
+        check(config.local)
 
     def carry(self, network: Network, config: Config) -> Carried:
         """What is under way between steps, and the classifiers, see `Carry`."""
@@ -62,11 +56,7 @@ class Local(moving.Moving):
         )
 
         def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
-            def init_stage(k: Stage) -> tuple[Row, Row, Row]:
-                return own.init(k, jax.random.fold_in(key, k.number))
-
-            kinds = drawn_alike(own.chains, own.kinds)
-            params, stats, means = meshes.on_stages(init_stage, kinds, config.mesh_shape[0])
+            params, stats, means = own.init_all(key, config.mesh_shape[0])
             opt = optim.init_rows(step_inputs.aux_optimizer, params)
             count = jnp.zeros(network.num_stages // config.mesh_shape[0], jnp.int32) if means else ()
             return Carry(*moving.empty(network, config), params, opt, stats, means, count)
