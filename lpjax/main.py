@@ -25,7 +25,7 @@ from lpjax.config import command_line
 from lpjax.config.load import from_config_dict
 from lpjax.cost import dry_run, model
 from lpjax.parallel import compilation, platform, processes
-from lpjax.training import loop, summary, workdir
+from lpjax.training import loop, stop, summary, workdir
 from lpjax.training import run as runs
 from lpjax.training.evaluate import in_words
 from lpjax.training.log import NonFiniteError
@@ -81,4 +81,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(processes.run(main, sys.argv, agreed=(0, NonFiniteError.exit_code, loop.StoppedError.exit_code)))
+    sys.exit(processes.run(main, sys.argv, agreed=(0, NonFiniteError.exit_code, stop.StoppedError.exit_code)))

@@ -13,7 +13,7 @@ from lpjax import cli, errors
 from lpjax.parallel import platform
 from lpjax.training.checkpoint import CheckpointError
 from lpjax.training.log import NonFiniteError
-from lpjax.training.loop import StoppedError
+from lpjax.training.stop import StoppedError
 from lpjax.training.workdir import WorkdirError
 from lpjax.version import __version__
 

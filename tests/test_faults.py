@@ -32,7 +32,7 @@ from test_main import ROOT, command, environment
 
 from lpjax.config.schema import RecoveryConfig
 from lpjax.errors import CorruptDataError
-from lpjax.training import checkpoint, loop, workdir
+from lpjax.training import checkpoint, loop, stop, workdir
 from lpjax.training.log import NonFiniteError
 from lpjax.training.resume import checkpoints
 from lpjax.training.workdir import CLOCK
@@ -239,20 +239,20 @@ def test_sigterm_saves(uninterrupted, tmp_path):
 def test_signals_that_ask_for_a_stop(number):
     before = signal.signal(number, signal.default_int_handler)  # nohup would have SIGHUP ignored
     try:
-        with loop._requests() as requests:
+        with stop.listening() as requests:
             assert requests.at(1) is None
             signal.raise_signal(number)
             assert requests.at(1) == number
         assert signal.getsignal(number) == signal.default_int_handler
     finally:
         signal.signal(number, before)
-    assert loop.StoppedError(number).exit_code == (130 if number == signal.SIGINT else 75)
+    assert stop.StoppedError(number).exit_code == (130 if number == signal.SIGINT else 75)
 
 
 def test_a_run_under_nohup_goes_on_without_its_terminal():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with loop._requests() as requests:
+        with stop.listening() as requests:
             signal.raise_signal(signal.SIGHUP)
             assert requests.at(1) is None
     finally:
@@ -264,9 +264,9 @@ def test_the_terminal_is_closed():
     program = """
         import os, signal, sys
         from lpjax import cli
-        from lpjax.training import loop
+        from lpjax.training import stop
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have ignored
-        with loop._requests() as requests:
+        with stop.listening() as requests:
             print("begun", flush=True)
             while requests.at(1) is None:
                 pass
@@ -489,7 +489,7 @@ def test_ctrl_c_saves_and_a_second_one_stops_at_once(presses, steps, short, tmp_
                 signal.raise_signal(signal.SIGINT)
         return run.step(state, batch)
 
-    with pytest.raises(loop.StoppedError if presses == 1 else KeyboardInterrupt):
+    with pytest.raises(stop.StoppedError if presses == 1 else KeyboardInterrupt):
         loop.train(dataclasses.replace(run, step=press), folder, quiet())
     assert signal.getsignal(signal.SIGINT) is before
     assert checkpoint.steps(checkpoints(folder)) == steps

@@ -320,6 +320,49 @@ def test_phases_are_one_run(tmp_path):
         trained(tmp_path / "half", **PHASES | {"phases__epochs": (0.4, 0.9)})
 
 
+BY_COSINE = {
+    **TWO,
+    "phases": {
+        "methods": ("coarse_adjoint", "delayed"),
+        "by": "cosine",
+        "threshold": 0.99999,
+        "patience": 2,
+        "least_epochs": 0.3,
+        "every": 2,
+    },
+    "num_steps": 13,
+}
+
+
+@pytest.mark.slow
+def test_phases_by_an_indicator_are_one_run_and_return_to_a_method(tmp_path):
+    """Neither method is exact: each is left after two measurements, of which the first needs batches of steps before.
+
+    Halves end where what was measured, or the batches for the next measurement, must come from the checkpoint, and
+    where a method is left.
+    """
+    said, whole = trained(tmp_path / "whole", **BY_COSINE)
+    lines = metrics_of(tmp_path / "whole")
+    changes = [(line["step"], line["method"], line["after"]) for line in lines if line["kind"] == "phase"]
+    assert changes == [(4, "delayed", "coarse_adjoint"), (10, "coarse_adjoint", "delayed")]
+    measured = {line["step"]: np.mean(line["gradient_cosine"]) for line in lines if "gradient_cosine" in line}
+    assert list(measured) == [2, 4, 8, 10, 12], "delayed gradients of step 6 are of a batch of the phase before"
+    assert [line["cosine"] for line in lines if line["kind"] == "phase"] == pytest.approx([measured[4], measured[10]])
+    assert (
+        f"from coarse_adjoint to delayed after step 4: cosine {measured[4]:.3g}, below 0.99999, 2 times in a row"
+        in said
+    )
+    assert "AuxNet params" not in said, "it is kept while delayed gradients do without"
+    for step in (3, 7, 9, 10):
+        _, arrays = trained(tmp_path / "parts", **BY_COSINE | {"num_steps": step})
+    assert any(name.startswith("kept.aux.params.") for name in arrays)
+    _, arrays = trained(tmp_path / "parts", **BY_COSINE)
+    assert_same(arrays, whole)
+    assert metrics_of(tmp_path / "parts") == lines
+    with pytest.raises(WorkdirError, match=r"phases\.threshold"):
+        trained(tmp_path / "parts", **BY_COSINE | {"phases": BY_COSINE["phases"] | {"threshold": 0.5}})
+
+
 def test_another_random_generator_is_refused(tmp_path):
     """Its numbers would be others, and its keys may be of another shape."""
     run = small_run(method="serial", num_steps=1)

@@ -51,7 +51,9 @@ def call(module: str, words: Sequence[str], environment: Mapping[str, str] | Non
     process = start(module, words, environment)
     _, said = process.communicate()
     if process.returncode:
-        print(f"exit code {process.returncode}: lpjax.{module}", *words, f"\n{said[-2000:]}", file=sys.stderr, flush=True)
+        print(
+            f"exit code {process.returncode}: lpjax.{module}", *words, f"\n{said[-2000:]}", file=sys.stderr, flush=True
+        )
     return process.returncode == 0
 
 

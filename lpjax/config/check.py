@@ -101,7 +101,12 @@ def _check_phases(config: Config) -> None:
         f"from another run; set start.workdir",
     )
     require(
-        len(phases.epochs) == max(len(phases.methods) - 1, 0)
+        not phases.epochs or phases.by == "epochs",
+        f"phases.epochs={phases.epochs} with phases.by={phases.by}: expected none, as that says when a method is left; "
+        f"leave them out",
+    )
+    require(
+        len(phases.epochs) == (max(len(phases.methods) - 1, 0) if phases.by == "epochs" else 0)
         and all(a < b for a, b in itertools.pairwise((0.0, *phases.epochs, float(config.num_epochs)))),
         f"phases.methods={phases.methods}, phases.epochs={phases.epochs}: expected the epoch at which each method but "
         f"the first begins, increasing, between 0 and num_epochs={config.num_epochs}",

@@ -12,6 +12,7 @@ from lpjax.config.check import check, require_one_of
 from lpjax.config.load import from_config_dict
 from lpjax.config.schema import Config
 from lpjax.errors import require
+from lpjax.methods import phases
 from lpjax.methods.backprop import DataParallel, Serial
 from lpjax.methods.base import Method
 from lpjax.methods.coarse_adjoint import CoarseAdjoint
@@ -52,6 +53,7 @@ def resolve(config: Config) -> Config:
     """
     config = filled_in(config)
     check(config, staged=any(METHODS[name].staged for name in config.all_methods))
+    phases.check(config, METHODS)
     for name in config.all_methods:
         METHODS[name].check(config)
         require(

@@ -14,7 +14,7 @@ POINTS = 1000
 """Of a line that is drawn, at most."""
 
 DRAWN = ("train", "eval")
-KINDS = (*DRAWN, "recovery")
+KINDS = (*DRAWN, "recovery", "phase")
 NO_METRICS = ("kind", "step", "epoch", "seconds")
 """Fields of a line that say what it is of."""
 
@@ -92,6 +92,17 @@ class Table:
     def recoveries(self) -> list[tuple[int, float]]:
         """Where learning rates were made smaller: (step, factor)."""
         return [(int(_number(row, "step")), _number(row, "factor")) for row in self.rows["recovery"]]
+
+    @property
+    def phases(self) -> list[str]:
+        """Where another method went on, and the indicator that the one before was left for, in words."""
+        told = []
+        for row in self.rows["phase"]:
+            why = [
+                f"{name} {own:.3g}" for name, own in row.items() if name not in NO_METRICS and isinstance(own, float)
+            ]
+            told.append(f"after step {_number(row, 'step'):,.0f} {', '.join([str(row.get('method')), *why])}")
+        return told
 
     @property
     def timed(self) -> bool:

@@ -26,7 +26,7 @@ class Record:
       result: result.json, likewise.
       structure: structure.json, likewise.
       measured: seconds.json, likewise.
-      notes: In words, what is missing or was left out.
+      notes: In words, what is missing or was left out, and which methods went on after which step.
     """
 
     name: str
@@ -97,7 +97,7 @@ def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
         result=result,
         structure=structure,
         measured=measured,
-        notes=tuple(notes),
+        notes=(*notes, *table.phases),
     )
 
 

@@ -102,7 +102,7 @@ class Diagnosis:
         self._rows = [lags(ages) for ages in method.ages(run.config)]
         step_inputs = replace(run.step_inputs, optimizer=optax.chain(_TAKE_DOWN, run.step_inputs.optimizer))
         self._step = method.make_step(run.network, run.config, run.mesh, step_inputs)
-        self._batches: deque[Batch] = deque(maxlen=max(map(max, self._rows)) + 1)
+        self._batches: deque[Batch] = deque(maxlen=self.lag + 1)
 
         def gradient(params: Row, stats: Row, key: Array, step: Array, batch: Batch, lag: Array) -> Row:
             keys = jax.vmap(lambda lag, index: example_keys(key, step - lag, index[None])[0])(lag, batch.index)
@@ -123,11 +123,20 @@ class Diagnosis:
 
         self._compare = compare
 
+    @property
+    def lag(self) -> int:
+        """How many batches before that of a step its diagnosis needs."""
+        return max(map(max, self._rows))
+
+    def add(self, batch: Batch) -> None:
+        """Take note of the batch of a step."""
+        self._batches.appendleft(self._pair(batch))
+
     def step(self, number: int, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """Take a step of the run, and diagnose it if it is due.
 
-        None is due before every stage has a batch, nor, in a resumed run, before as many steps again (the batches
-        behind the stages' gradients are not in a checkpoint).
+        None is due before every stage has a batch, nor, in a run that goes on from a checkpoint of one that was not
+        diagnosed, before as many steps again.
 
         Args:
           number: Of the step, counted from 1.
@@ -137,7 +146,7 @@ class Diagnosis:
         Returns:
           The state after it, and its metrics; where it was diagnosed, gradient_cosine [K] and gradient_ratio [K] too.
         """
-        self._batches.appendleft(self._pair(batch))
+        self.add(batch)
         if not self._run.is_diagnosis_step(number) or len(self._batches) < (self._batches.maxlen or 0):
             return self._run.step(state, batch)
         fields = state.stage_params, state.stage_stats, state.key, state.step

@@ -78,7 +78,9 @@ class Log:
         not_last = [] if done == run.num_steps else start.meta.get("last_lines", [])
 
         def stays(line: dict[str, Any]) -> bool:
-            return line["step"] < done or (line["step"] == done and line["kind"] not in ("recovery", *not_last))
+            return line["step"] < done or (
+                line["step"] == done and line["kind"] not in ("recovery", "phase", *not_last)
+            )
 
         self._writer = Writer(workdir, done, stays) if processes.is_writer() else None
         columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")

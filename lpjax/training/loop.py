@@ -8,6 +8,8 @@ A checkpoint holds the arrays of `canonical` and, as JSON, its `meta`:
     figures      metrics of the last step
     method       that the state is of (a phase's)
     last_lines   kinds of lines of metrics.jsonl that were written because this was the run's last step
+    phase        where an indicator ends phases, see `methods.phases`
+    behind       where the batches are that a diagnosis still needs: how many, and where the oldest one is
     factor       of all learning rates, smaller than 1 after a recovery
     seconds      that the run took so far
     versions     of the packages
@@ -18,83 +20,29 @@ that says so; a resumed run takes back the lines of later steps and writes them 
 
 import contextlib
 import json
-import signal
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from rich.console import Console
 
 from lpjax import cli
-from lpjax.data.batch import TrainBatches
-from lpjax.errors import CorruptDataError, Error, Interrupted
+from lpjax.data.batch import Batch, TrainBatches
+from lpjax.errors import CorruptDataError
+from lpjax.methods import phases
 from lpjax.parallel import compilation, platform, processes
 from lpjax.state.train_state import TrainState
-from lpjax.training import checkpoint, identity, resume, summary, workdir
+from lpjax.training import checkpoint, identity, resume, stop, summary, workdir
 from lpjax.training.diagnosis import Diagnosis
 from lpjax.training.evaluate import Evaluation
 from lpjax.training.log import Log, NonFiniteError, check_arrays
 from lpjax.training.run import Run, in_phase, with_learning_rates
 from lpjax.training.watch import Profile, Watch, memory_line
-
-
-class StoppedError(Error):
-    """The run was asked to stop by a signal, and its state was saved."""
-
-    exit_code = 75
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"{signal.Signals(number).name}: saved; the same command goes on from there")
-        if number == signal.SIGINT:
-            self.exit_code = Interrupted.exit_code
-
-
-@dataclass
-class _Requests:
-    """`signal`: the number of the first one that asked the run to stop."""
-
-    signal: int | None = None
-
-    def at(self, step: int) -> int | None:
-        """The signal after which to stop now; several processes stop after the same step, which JAX agrees on."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.signal = signal.SIGTERM
-        return self.signal
-
-
-@contextlib.contextmanager
-def _requests() -> Iterator[_Requests]:
-    """A signal that asks for a stop after the step under way: SIGTERM, SIGUSR1, SIGHUP, the first Ctrl-C.
-
-    A second Ctrl-C is a KeyboardInterrupt.  SIGHUP is ignored where it was, as under nohup.  With several processes JAX
-    has a handler for SIGTERM, which SIGUSR1 and SIGHUP are turned into.
-    """
-    requests = _Requests()
-    several = jax.process_count() > 1
-
-    def ask(number: int, frame: Any) -> None:
-        if requests.signal == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        if number == signal.SIGHUP:
-            cli.leave_terminal()
-        if several:
-            signal.raise_signal(signal.SIGTERM)
-        else:
-            requests.signal = requests.signal or number
-
-    others = {number for number in (signal.SIGUSR1, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN}
-    with contextlib.ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():  # only there Python takes handlers
-            for number in others if several else {signal.SIGTERM, signal.SIGINT, *others}:
-                stack.callback(signal.signal, number, signal.signal(number, ask))
-        yield requests
 
 
 def train(run: Run, folder: Path, console: Console | None = None, *, restart: bool = False) -> dict[str, Any]:
@@ -117,7 +65,7 @@ def train(run: Run, folder: Path, console: Console | None = None, *, restart: bo
     say = partial(console.print, highlight=False)
     heartbeat = 0.0 if console.is_terminal else watched.heartbeat_seconds  # there the progress bar shows it
     watch = Watch(say, heartbeat_seconds=heartbeat, stall_seconds=watched.stall_seconds, more=memory_line)
-    with workdir.lock_for_all(folder), _requests() as requests, watch, compilation.said(say):
+    with workdir.lock_for_all(folder), stop.listening() as requests, watch, compilation.said(say):
         if restart and processes.is_writer() and (earlier := workdir.set_aside(folder)):
             say(f"files of an earlier run moved to {earlier}")
         failed: NonFiniteError | None = None
@@ -128,7 +76,7 @@ def train(run: Run, folder: Path, console: Console | None = None, *, restart: bo
                 say(f"{folder} is finished already; nothing is left to train")
                 return result
             watch.phase("making the state")
-            phase = in_phase(run, saved.step if saved else 0)
+            phase = in_phase(run, saved.step if saved else 0, phases.saved(saved.meta if saved else {}))
             start = resume.begin(phase, saved, say)
             watch.done("the state")
             if failed:
@@ -139,10 +87,9 @@ def train(run: Run, folder: Path, console: Console | None = None, *, restart: bo
             factor = start.meta.get("factor", 1.0) * recovery.factor ** tries[start.step]
             now = phase if factor == 1 else with_learning_rates(phase, factor)
             session = _Session(now, folder, start, factor, requests, Log(now, folder, console, watch, start))
-            last = now.num_steps == run.num_steps
             try:
-                result = session.train(recovered=tries[start.step] > 0, ends="finished" if last else "phase")
-                if last:
+                result = session.train(recovered=tries[start.step] > 0, last=run.num_steps)
+                if result["ended"] == "finished":
                     return result
                 failed = None
             except NonFiniteError as error:
@@ -164,10 +111,12 @@ class _Session:
     """The steps of one process from a start; `factor` is the run's learning rates over the configuration's."""
 
     def __init__(
-        self, run: Run, folder: Path, start: resume.Start, factor: float, requests: _Requests, log: Log
+        self, run: Run, folder: Path, start: resume.Start, factor: float, requests: stop.Requests, log: Log
     ) -> None:
         self.run, self.folder, self.start, self.requests, self.log = run, folder, start, requests, log
-        self.factor = factor
+        self.factor, self.phase = factor, phases.saved(start.meta)
+        self.diagnosis = Diagnosis(run) if run.is_diagnosed else None
+        self.behind = deque[dict[str, Any]](maxlen=self.diagnosis.lag if self.diagnosis else 0)
         tested = start.meta.get("evaluation")
         self.evaluation = Evaluation(**tested) if tested else None
         self.writer: checkpoint.Writer | None = None
@@ -176,15 +125,18 @@ class _Session:
             workdir.write_json(folder / "config.json", asdict(run.config))
             workdir.write_json(folder / "structure.json", summary.describe(run.network, run.config))
 
-    def train(self, recovered: bool, ends: str) -> dict[str, Any]:
-        """Train to the end, which result.json calls `ends`; `recovered`: from a step that was gone back to."""
-        ended = "error"
+    def train(self, recovered: bool, last: int) -> dict[str, Any]:
+        """Train to the phase's end; `recovered`: from a step that was gone back to, `last`: the run's last step."""
+        ended, method = "error", self.run.config.method
         try:
             if recovered:
                 self.log.write("recovery", self.start.step, {"factor": self.factor})
+            if (before := self.start.meta.get("method", method)) != method:
+                line: dict[str, Any] = {"method": method, "after": before}
+                self.log.write("phase", self.start.step, line | {self.run.config.phases.by: self.phase.because})
             self._steps()
-            ended = ends
-        except (KeyboardInterrupt, StoppedError):
+            ended = "finished" if self.log.done == last else "phase"
+        except (KeyboardInterrupt, stop.StoppedError):
             ended = "interrupted"
             raise
         finally:
@@ -200,34 +152,58 @@ class _Session:
     def _steps(self) -> None:
         """The metrics of step n-1 are read after step n is dispatched, so the host never holds the devices up."""
         run, log, watched, first = self.run, self.log, self.run.config.watch, self.start.step + 1
-        state, batches = self.start.state, run.data.train()
-        if self.start.feed:
-            batches.set_state(self.start.feed[jax.process_index() % len(self.start.feed)])
-        diagnosis = Diagnosis(run) if run.config.diagnose_every else None
+        state, batches, diagnosis = self.start.state, self._batches(), self.diagnosis
         with Profile(watched.profile_first, watched.profile_last, self.folder / "profile") as profile:
             clock = time.perf_counter()
             for step in range(first, run.num_steps + 1):
                 log.watch.phase(f"step {step}" + (", which is compiled first" if step == first else ""))
                 profile.begin(step)
-                batch = next(batches)
+                batch = self._next(batches)
                 log.skipped(batches.corrupt)
                 state, metrics = diagnosis.step(step, state, batch) if diagnosis else run.step(state, batch)
                 log.read()
                 profile.end(log.done)
                 log.pending = step, metrics, batches.waited
-                stop = self.requests.at(step)
-                if stop or run.is_eval_step(step) or run.is_checkpoint_step(step):
+                asked, measured, save = self.requests.at(step), run.is_measured_step(step), run.is_checkpoint_step(step)
+                if asked or measured or save or run.is_eval_step(step):
                     log.read()
                     profile.end(step)
-                    self._test_and_save(step, state, batches, save=bool(stop) or run.is_checkpoint_step(step))
-                    if stop and step < run.num_steps:
-                        raise StoppedError(stop)
+                    left = measured and self._is_left(step)
+                    self._test_and_save(step, state, batches, save=bool(asked) or left or save)
+                    if asked and step < run.num_steps:
+                        raise stop.StoppedError(asked)
+                    if left:
+                        return
                 else:
                     log.step_seconds.append(time.perf_counter() - clock)
                     log.data_seconds.append(batches.waited)
                 clock = time.perf_counter()
         if self.evaluation is None:  # there was no step to take: all were taken by another run, or before a signal
             self._test_and_save(run.num_steps, state, batches, save=not self.start.meta)
+
+    def _batches(self) -> TrainBatches:
+        """The training batches from the start on; those before it that a diagnosis still needs are read again."""
+        batches, feed, meta, count = self.run.data.train(), self.start.feed, self.start.meta, 0
+        if self.diagnosis and meta.get("method") == self.run.config.method and "behind" in meta:
+            feed, count = meta["behind"]["feed"], meta["behind"]["count"]
+        if feed:
+            batches.set_state(feed[jax.process_index() % len(feed)])
+        for _ in range(count):
+            self.diagnosis.add(self._next(batches))  # type: ignore[union-attr]
+        return batches
+
+    def _next(self, batches: TrainBatches) -> Batch:
+        if self.behind.maxlen:
+            self.behind.append(batches.get_state())
+        return next(batches)
+
+    def _is_left(self, step: int) -> bool:
+        """Whether the method is left after a step in which the indicator that ends phases was measured."""
+        settings, before = self.run.config.phases, self.phase
+        value = phases.value(settings, self.log.last)
+        if value is not None:
+            self.phase = phases.after(before, settings, step, value, self.run.step_inputs.steps_per_epoch)
+        return self.phase.number != before.number
 
     def _test_and_save(self, step: int, state: TrainState, batches: TrainBatches, *, save: bool) -> None:
         run, watch = self.run, self.log.watch
@@ -247,7 +223,7 @@ class _Session:
     def _save(self, step: int, state: TrainState, batches: TrainBatches) -> None:
         run, watch = self.run, self.log.watch
         watch.phase(f"the checkpoint of step {step}")
-        arrays = resume.snapshot(run, state)
+        arrays = resume.snapshot(run, state) | self.start.kept
         check_arrays(step, arrays)
         meta = {
             "identity": identity.identity(run),
@@ -256,6 +232,10 @@ class _Session:
             "figures": self.log.last,
             "method": run.config.method,
             "last_lines": run.last_lines(step),
+            **({} if run.config.phases.by == "epochs" else {"phase": asdict(self.phase)}),
+            **(
+                {"behind": {"count": len(self.behind), "feed": processes.gather(self.behind[0])}} if self.behind else {}
+            ),
             "factor": self.factor,
             "seconds": self.log.seconds,
             "versions": platform.versions(),

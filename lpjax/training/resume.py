@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from lpjax.config.command_line import local_path
-from lpjax.methods import METHODS
+from lpjax.methods import METHODS, phases
 from lpjax.parallel import platform, processes
 from lpjax.state import canonical
 from lpjax.state.step_inputs import StepInputs
@@ -27,6 +27,7 @@ from lpjax.training.run import Run, with_method
 from lpjax.training.workdir import WorkdirError
 
 Say = Callable[[str], None]
+_KEPT = "kept."
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +39,14 @@ class Start:
       step: Steps done.
       feed: Where each process's training batches are; None for their beginning.
       meta: Of the checkpoint, see `lpjax.training.loop`; empty without one.
+      kept: Arrays of the AuxNet for the checkpoints of a phase whose method has none, should a later one return to it.
     """
 
     state: TrainState
     step: int = 0
     feed: list[dict[str, Any]] | None = None
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kept: canonical.Arrays = dataclasses.field(default_factory=dict)
 
 
 def checkpoints(workdir: Path) -> Path:
@@ -53,8 +56,6 @@ def checkpoints(workdir: Path) -> Path:
 
 def find(run: Run, workdir: Path, say: Say) -> checkpoint.Saved | None:
     """Find the newest good checkpoint of a run's own workdir; damaged ones are said and set aside.
-
-    One process looks, and all take the step it found.
 
     Args:
       run: The run.
@@ -77,7 +78,7 @@ def find(run: Run, workdir: Path, say: Say) -> checkpoint.Saved | None:
                 say(f"the checkpoint of step {step} {reason}; moved to {target}")
         except ValueError as error:
             problem = str(error)
-    step, problem = processes.broadcast([saved and saved.step, problem])
+    step, problem = processes.broadcast([saved and saved.step, problem])  # one process looks for all
     if problem:
         raise WorkdirError(problem)
     if step is None:
@@ -110,14 +111,17 @@ def begin(run: Run, saved: checkpoint.Saved | None, say: Say) -> Start:
     changed = ", ".join(f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name])
     if changed:
         say(f"the checkpoint was made with other versions ({changed}): the numbers may part by rounding")
-    state, fresh, left = restore(run, saved.arrays)
+    arrays = {name.removeprefix(_KEPT): value for name, value in saved.arrays.items()}
+    state, fresh, left = restore(run, arrays)
+    kept = [n for n in left if n.startswith(("aux.params.", "aux.stats.")) and run.config.phases.by != "epochs"]
     if saved.meta["method"] != run.config.method:  # another phase
-        say(f"from {saved.meta['method']} to {run.config.method} after step {saved.step}")
-        _say_news(fresh, left, say)
+        why = phases.reason(run.config.phases, phases.saved(saved.meta))
+        say(f"from {saved.meta['method']} to {run.config.method} after step {saved.step}{why}")
+        _say_news(fresh, [name for name in left if name not in kept], say)
         state = _at_step(run, state, saved)
     else:
         assert not fresh, f"not in the checkpoint: {fresh}"
-    return Start(state, saved.step, saved.meta["feed"], saved.meta)
+    return Start(state, saved.step, saved.meta["feed"], saved.meta, {_KEPT + name: arrays[name] for name in kept})
 
 
 def restore(run: Run, arrays: canonical.Arrays) -> tuple[TrainState, list[str], list[str]]:
@@ -273,8 +277,7 @@ def load(run: Run, workdir: Path, step: int | None = None) -> tuple[TrainState, 
     """
     saved = _read(workdir, step)
     identity.check_same(saved.meta["identity"], run, workdir)
-    state, _, _ = restore(with_method(run, saved.meta["method"]), saved.arrays)
-    return state, saved.step, saved.meta
+    return restore(with_method(run, saved.meta["method"]), saved.arrays)[0], saved.step, saved.meta
 
 
 def snapshot(run: Run, state: TrainState) -> canonical.Arrays:

@@ -21,6 +21,7 @@ from lpjax.data.feed import make_feed
 from lpjax.data.source import Dataset, Source, Spec, Stream, check_labels
 from lpjax.data.subset import CONSTANT, data_notes, reduced, reduced_spec
 from lpjax.errors import require
+from lpjax.methods.phases import Phase
 from lpjax.network.network import Network, build
 from lpjax.parallel.mesh import make_mesh
 from lpjax.state.optim import age_factors, warmup_steps
@@ -81,12 +82,24 @@ class Run:
         return step == self.num_steps or self._is_log_step(step)
 
     def _is_log_step(self, step: int) -> bool:
-        return step == 1 or step % self.config.log_every == 0 or self.is_diagnosis_step(step)
+        due = self.is_diagnosis_step(step) or self.is_measured_step(step)
+        return due or step == 1 or step % self.config.log_every == 0
+
+    @property
+    def is_diagnosed(self) -> bool:
+        """Whether in some steps the stages' gradients are compared with backprop's."""
+        return bool(self.config.diagnose_every) or self.config.phases.by == "cosine"
 
     def is_diagnosis_step(self, step: int) -> bool:
-        """Whether the stages' gradients are compared with backprop's."""
+        """Whether they are in this step."""
         every = self.config.diagnose_every
-        return bool(every) and step % every == 0
+        due = self.config.phases.by == "cosine" and self.is_measured_step(step)
+        return due or (bool(every) and step % every == 0)
+
+    def is_measured_step(self, step: int) -> bool:
+        """Whether the indicator that ends a phase is measured."""
+        phases = self.config.phases
+        return phases.by != "epochs" and step % phases.every == 0
 
     def is_eval_step(self, step: int) -> bool:
         """Whether the network is tested after a step."""
@@ -220,11 +233,13 @@ def with_method(run: Run, method: str) -> Run:
     return replace(run, config=config, **_by_method(run.network, config, run.mesh, run.step_inputs))
 
 
-def in_phase(run: Run, step: int) -> Run:
-    """The run in the phase that comes after `step` steps (`config.phases`), to the phase's last step."""
+def in_phase(run: Run, step: int, phase: Phase) -> Run:
+    """The run in the phase that comes after `step` steps, to its last step; `phase` where indicators end phases."""
     phases, per_epoch, last = run.config.phases, run.step_inputs.steps_per_epoch, run.num_steps
     if not phases.methods:
         return run
+    if phases.by != "epochs":
+        return with_method(run, phases.methods[phase.number])
     ends = [*(min(round(epoch * per_epoch), last) for epoch in phases.epochs), last]
     number = next((i for i, end in enumerate(ends) if step < end), len(ends) - 1)
     return replace(with_method(run, phases.methods[number]), num_steps=ends[number])

@@ -132,7 +132,7 @@ class Writer:
     """Writes metrics of steps, to TensorBoard and as lines of metrics.jsonl, after what is there.
 
     A line has "step", "epoch", "seconds" (that the run took so far, of all processes that carried it on) and "kind"
-    ("train", "eval" or "recovery"); a list stands for stages or interfaces, in order.
+    ("train", "eval", "recovery" or "phase"); a list stands for stages or interfaces, in order.
     """
 
     def __init__(self, workdir: Path, step: int, stays: Callable[[dict[str, Any]], bool]) -> None:
@@ -168,7 +168,11 @@ class Writer:
         metrics = {name: plain(value) for name, value in metrics.items() if value is not None}
         self._lines.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
         leaves = jax.tree.leaves_with_path({kind: metrics})
-        scalars = [Summary.Value(tag=keystr(path, simple=True, separator="/"), simple_value=x) for path, x in leaves]
+        scalars = [
+            Summary.Value(tag=keystr(path, simple=True, separator="/"), simple_value=x)
+            for path, x in leaves
+            if not isinstance(x, str)
+        ]
         self._event(step, summary=Summary(value=scalars))
 
     def sync(self) -> None:

@@ -28,11 +28,22 @@ class PhasesConfig:
 
     Attributes:
       methods: In order, instead of `method`.  Empty: that alone.
-      epochs: When each but the first begins.
+      epochs: When each but the first begins, by "epochs".
+      by: What ends a phase: "epochs", or an indicator of its method, for the next one, and from the last for the first:
+        "cosine" of its gradients with backprop's, "violation", or "coarse_error", a mean over stages or interfaces.
+      threshold: Of the indicator: a cosine below it, and another one above it, speaks for leaving the method.
+      patience: So many measurements in a row have to do so.
+      least_epochs: No phase that is left by an indicator is shorter.
+      every: Steps between measurements of the indicator.
     """
 
     methods: tuple[str, ...] = ()
     epochs: tuple[float, ...] = ()
+    by: Literal["epochs", "cosine", "violation", "coarse_error"] = "epochs"
+    threshold: float | None = None
+    patience: int = at_least(1, 3)
+    least_epochs: float = at_least(0, 1.0)
+    every: int = at_least(1, 100)
 
 
 @dataclass(frozen=True)
