@@ -51,6 +51,9 @@ def test_fields_of_rows():
     assert fields_of("coarse_adjoint, tied, 18 epochs") == own | {"aux.tied": True, "num_epochs": 18}
     phases = {"phases.methods": ("coarse_adjoint", "delayed"), "phases.epochs": (8.0,)}
     assert fields_of("coarse_adjoint, delayed from epoch 8") == own | phases
+    phases = {"phases.methods": ("coarse_adjoint", "serial"), "phases.by": "cosine", "phases.threshold": 0.4}
+    assert fields_of("coarse_adjoint, serial by cosine 0.4") == own | phases
+    assert fields_of("serial, deep supervision 0.3") == {"method": "serial", "serial.deep_supervision": 0.3}
     assert fields_of("local, local.blocks=2") == {"method": "local", "local.blocks": 2}
     sampled = {"local.classifier": "sampled", "local.residue": 0.5}
     assert fields_of("local, sampled, residue 0.5") == {"method": "local"} | sampled

@@ -9,8 +9,7 @@ from experiments.harness.rows import Fields
 
 PROTOCOL: Fields = {"data.train_examples": 10_000, "num_epochs": 15, "eval.every_epochs": 1, "mesh.stage": 1}
 PROTOCOL |= {"eval.calibration_batches": 20}
-"""What all runs on small images share, beside the config file.  They are tested after every epoch, so that a table also
-tells when a method got where; nothing is chosen by it."""
+"""What all runs on small images share.  Tests after every epoch tell when a method got where, and choose nothing."""
 
 VALIDATION: Fields = {"data.validation_examples": 10_000, "eval.every_epochs": 0}  # in place of the test set
 CIFAR: Fields = {"data.crop": 2}  # images of 16x16: half of the usual four pixels of padding
@@ -36,6 +35,9 @@ METHODS = (
     *("local", "fdg", "coarse_tail"),
 )
 
+DEEP = (*_rows("serial", "deep supervision 0.3"), *_rows("coarse_adjoint", "tied"), "local, sampled", "coarse_tail")
+DEEP += _rows("fdg", "8 micro-batches", "16 micro-batches")[1:]
+
 ABLATION = (
     *_rows("coarse_adjoint", "no fit", "no task loss", "tail 1", "tail 0", "no block", "2 blocks", "half width"),
     *_rows("coarse_adjoint", "quarter grid", "own maps", "standardised")[1:],
@@ -52,7 +54,7 @@ TABLES = {
     "search": Table(("serial", "local", "fdg", "coarse_adjoint"), PROTOCOL | VALIDATION, first_seed=100),
     "final_all": Table(METHODS, PROTOCOL | {"data.train_examples": 60_000}),
     "ablation": Table(ABLATION),
-    "deep": Table(METHODS, PROTOCOL | {"model.depth": 56}),
+    "deep": Table(DEEP, PROTOCOL | {"model.depth": 56}),
     "cifar10": Table(METHODS, PROTOCOL | CIFAR | {"data.name": "cifar10"}),
     "cifar100": Table(METHODS, PROTOCOL | CIFAR | {"data.name": "cifar100", "data.train_examples": 50_000}),
     "digits": Table(METHODS, {"mesh.stage": 1, "eval.every_epochs": 0}, "configs/digits.py"),

@@ -1,8 +1,7 @@
 """The pictures method.svg, a step of layer_parallel on four devices, and schedule.svg, when devices work and wait.
 
-Nothing in the first is measured.  The second is to scale: schedules of ResNet-110, with the seconds of a file of
-`speedup`.  The layer-parallel step is its row `coarse_tail`, as it is predicted there from parts that were timed alone.
-Backprop's step was timed whole; its passes, and those of the evenly cut pipeline, have its seconds by their operations.
+Nothing in the first is measured.  The second is to scale, by a file of `speedup`: the layer-parallel step is its row
+`coarse_tail`, as predicted there; passes of backprop and the pipeline have backprop's seconds by their operations.
 """
 
 from functools import partial
@@ -111,9 +110,8 @@ def steps(result: Json) -> dict[str, list[list[Block]]]:
     common = {"num_stages": STAGES, "pipeline.micro_batches": MICRO_BATCHES}
     titles = "serial backprop, on one device", f"pipeline, {MICRO_BATCHES} micro-batches", "layer-parallel"
     each, made = 0.0, {}
-    for title, fields in zip(
-        titles, [{"method": m} | common for m in ("serial", "pipeline")] + [row["fields"]], strict=True
-    ):
+    methods = [{"method": name} | common for name in ("serial", "pipeline")] + [row["fields"]]
+    for title, fields in zip(titles, methods, strict=True):
         config = load(result["config"], {**fields, "dry_run": True})
         schedule = schedule_of(runs.build_network(config, images(config.data)), config)
         entries = from_json(schedule["entries"])
@@ -163,10 +161,8 @@ def draw_schedule(path: Path, result: Json) -> None:
             axis.axvline(last, color="black", lw=1)
             axis.text(last + 0.01 * max(ends), (len(step) - 1) / 2, f"{last:.2f} s", va="center", weight="bold")
             axis.set_title(name, loc="left", weight="bold", size=9)
-            names = [f"device {d}" for d in range(len(step))]
-            axis.set(
-                ylim=(len(step) - 0.5, -0.5), xlim=(0, 1.08 * max(ends)), yticks=range(len(step)), yticklabels=names
-            )
+            axis.set(ylim=(len(step) - 0.5, -0.5), xlim=(0, 1.08 * max(ends)))
+            axis.set(yticks=range(len(step)), yticklabels=[f"device {d}" for d in range(len(step))])
             axis.tick_params(length=0)
             axis.spines[["top", "right", "left"]].set_visible(False)
         axes[-1].set_xlabel("seconds")

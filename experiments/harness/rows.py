@@ -1,7 +1,7 @@
 """The rows of all experiments: a method, and what is changed of it, such as "coarse_adjoint, tied, 18 epochs".
 
 A row sets fields of the configuration, on top of a config file.  After the method come changes: names of `CHANGES` and
-`NUMBERS`, such as "3 sweeps", "METHOD from epoch N" for a second phase, or field=value.
+`NUMBERS`, such as "3 sweeps", "METHOD from epoch N" or "METHOD by cosine N" for a second phase, or field=value.
 """
 
 import ast
@@ -71,11 +71,12 @@ def _change(text: str, row: Fields) -> Fields:
         return CHANGES[text][0]
     if (found := re.search(r"[\d.]+", text)) and (name := NUMBERS.get(text.replace(found[0], "N", 1))):
         return {name.format(**row): ast.literal_eval(found[0])}
-    if (found := re.fullmatch(r"(\w+) from epoch ([\d.]+)", text)) and found[1] in METHODS:
-        return {"phases.methods": (row["method"], found[1]), "phases.epochs": (float(found[2]),)}
+    if (found := re.fullmatch(r"(\w+) (from epoch|by \w+) ([\d.]+)", text)) and found[1] in METHODS:
+        own, by, number = {"phases.methods": (row["method"], found[1])}, found[2].removeprefix("by "), float(found[3])
+        return own | ({"phases.epochs": (number,)} if by == found[2] else {"phases.by": by, "phases.threshold": number})
     if "=" in text:
         return parsed([f"--config.{text}"])
-    raise BadInput(f"row change {text!r}: expected {', '.join([*CHANGES, *NUMBERS])}, METHOD from epoch N, field=value")
+    raise BadInput(f"row change {text!r}: expected {', '.join([*CHANGES, *NUMBERS])}, METHOD from/by .. N, field=value")
 
 
 def fields_of(row: str) -> Fields:

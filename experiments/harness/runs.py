@@ -51,9 +51,8 @@ def call(module: str, words: Sequence[str], environment: Mapping[str, str] | Non
     process = start(module, words, environment)
     _, said = process.communicate()
     if process.returncode:
-        print(
-            f"exit code {process.returncode}: lpjax.{module}", *words, f"\n{said[-2000:]}", file=sys.stderr, flush=True
-        )
+        told = " ".join([f"exit code {process.returncode}: lpjax.{module}", *words])
+        print(f"{told}\n{said[-2000:]}", file=sys.stderr, flush=True)
     return process.returncode == 0
 
 

@@ -72,14 +72,8 @@ class Carry:
 
 
 def backprop(
-    network: Network,
-    config: Config,
-    step_inputs: StepInputs,
-    params: tuple[Row, ...],
-    stats: tuple[Row, ...],
-    keys: Array,
-    batch: Batch,
-) -> tuple[tuple[Row, ...], tuple[Row, ...], Metrics]:
+    network: Network, config: Config, step_inputs: StepInputs, params: Row, stats: Row, keys: Array, batch: Batch
+) -> tuple[Row, Row, Metrics]:
     """Backprop's gradient of the mean loss, as a device sees it, accumulated where `optimizer.accumulate` says so.
 
     Collectives over the mesh: psum of gradients and metrics, batch norm's pmeans.
@@ -88,14 +82,28 @@ def backprop(
       network: The network.
       config: The configuration.
       step_inputs: What a step is fed.
-      params: Rows of all stages' parameters; behind them those of their classifiers, where the loss is to have theirs.
-      stats: Rows of their statistics, likewise.
+      params: Rows of all stages' parameters.
+      stats: Rows of their statistics.
       keys: Of the device's examples.
       batch: The device's examples.
 
     Returns:
-      The gradient and the batch statistics as rows, likewise, and the network's task_loss (nats) and accuracy (0..1).
+      The gradient and the batch statistics as rows, and the metrics task_loss (nats) and accuracy (0..1).
     """
+    (grads,), (new,), metrics = supervised(network, config, step_inputs, (params,), (stats,), keys, batch)
+    return grads, new, metrics
+
+
+def supervised(
+    network: Network,
+    config: Config,
+    step_inputs: StepInputs,
+    params: tuple[Row, ...],
+    stats: tuple[Row, ...],
+    keys: Array,
+    batch: Batch,
+) -> tuple[tuple[Row, ...], tuple[Row, ...], Metrics]:
+    """`backprop`; where rows of the stages' classifiers are behind those of the stages, their losses are added."""
     own, n = classifiers(network, config.local) if len(params) > 1 else None, config.optimizer.accumulate
     packed: tuple[Any, ...] = (network, own) if own else (network,)
     trees = tuple(p.params.unpack_all(rows) for p, rows in zip(packed, params, strict=True))
@@ -143,7 +151,7 @@ class Step(base.Step):
             (state.stage_params, *(own.params for own in beside)),
             (state.stage_stats, *(own.stats for own in beside)),
         )
-        grads, stats, metrics = backprop(self.network, self.config, self.step_inputs, *rows, keys, batch)
+        grads, stats, metrics = supervised(self.network, self.config, self.step_inputs, *rows, keys, batch)
         if carry:
             params, opt = optim.update_rows(self.step_inputs.aux_optimizer, grads[1], carry.opt, carry.params)
             carry = Carry(params, opt, running_average(carry.stats, stats[1]))

@@ -106,7 +106,7 @@ class Diagnosis:
 
         def gradient(params: Row, stats: Row, key: Array, step: Array, batch: Batch, lag: Array) -> Row:
             keys = jax.vmap(lambda lag, index: example_keys(key, step - lag, index[None])[0])(lag, batch.index)
-            return backprop.backprop(run.network, run.config, run.step_inputs, (params,), (stats,), keys, batch)[0][0]
+            return backprop.backprop(run.network, run.config, run.step_inputs, params, stats, keys, batch)[0]
 
         pair = jax.shard_map(
             partial(paired, run.config), mesh=run.mesh, in_specs=meshes.EXAMPLES, out_specs=meshes.EXAMPLES
