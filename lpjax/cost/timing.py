@@ -156,7 +156,7 @@ def random_batch(run: Run, size: int, mesh: Mesh) -> Batch:
     """
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (size, *run.spec.image_shape), dtype=np.uint8)
-    label = rng.integers(0, run.spec.classes, size).astype(np.int32)
+    label = rng.integers(0, run.spec.classes, (size, *run.network.label_shape)).astype(np.int32)
     return jax.device_put(Batch(image, label, np.arange(size, dtype=np.int32)), NamedSharding(mesh, meshes.EXAMPLES))
 
 

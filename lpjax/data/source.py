@@ -20,6 +20,7 @@ import numpy as np
 from lpjax.config.schema import DataConfig
 from lpjax.errors import BadInput
 from lpjax.nn.chain import Shape
+from lpjax.nn.losses import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,14 @@ class Spec:
     """What network and schedules must know of a set.
 
     Attributes:
-      image_shape: [H, W, C] as the network gets them.
-      classes: How many there are.
+      image_shape: [H, W, C] as the network gets them; of tokens [T].
+      classes: How many there are; of tokens the size of the vocabulary.
       num_train: Examples of the training split.
       num_test: Examples of the test split.
       class_names: One a class, for people; None where the set has none, so that classes go by their numbers.
       cropped: Whether images are cropped at random as they are read, so that an example is never the same twice.
       notes: What is unusual about the files, such as those that are left out, in lines for people.
+      task: What a network is to learn of the examples.
     """
 
     image_shape: Shape
@@ -43,6 +45,7 @@ class Spec:
     class_names: tuple[str, ...] | None = field(default=None, compare=False)
     cropped: bool = field(default=False, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    task: Task = CLASSIFICATION
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,7 +110,7 @@ def supervised(
     old = tuple(p.stats.unpack_all(rows) for p, rows in zip(packed, stats, strict=True))
 
     def gradient(keys: Array, batch: Batch) -> tuple[tuple[Row, ...], tuple[Row, ...], tuple[Array, Array]]:
-        targets = make_targets(config, keys, batch.label, batch.partner_label)
+        targets = make_targets(network.task, config, keys, batch.label, batch.partner_label)
         x, mode = step_inputs.network_input(batch, keys), Mode(train=True, axes=meshes.ALL_AXES, keys=keys)
 
         def loss(params: tuple[PyTree, ...]) -> tuple[Array, tuple[tuple[Array, Array], tuple[PyTree, ...]]]:

@@ -81,7 +81,8 @@ class Step(moving.Step):
           psi(G_k(R lambda_k) - R X_k), and "output", psi(R X_k), both 0 where G_k does not learn that; `beside`: the
           gradient with respect to the AuxNet's parameters, a tree.
         """
-        network, config, examples = self.network, self.config, moving.tagged(self.config, state, carry.tags)
+        network, config = self.network, self.config
+        examples = moving.tagged(network, config, state, carry.tags)
         last = k.like == network.num_stages - 1
         coarse_mode = examples.mode._replace(keys=None)
         lam, old = moving.unpack(carry.inputs, network.interfaces[k.like]), network.stats.unpack(k.like, stats)

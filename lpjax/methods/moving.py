@@ -2,10 +2,11 @@
 
 Stage k of a device has a packet: its input [b, ..] flattened and padded to the longest interface's, b the examples of
 the stage's column, and `tags` [b, T]: label, position in the training set (-1 where no batch has arrived yet), the step
-in which the batch entered the network, and with mixup the partner's label.
+in which the batch entered the network, the other values of a label of several, and with mixup the partner's label.
 """
 
 import abc
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -58,8 +59,8 @@ class Tagged(NamedTuple):
         """Sum over the examples; 0 where there are none."""
         return jnp.where(self.real, values.sum(), 0.0)
 
-    def scores(self, logits: Float[Array, "b classes"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The task loss and the number of examples that are classified rightly, sums over the examples."""
+    def scores(self, logits: Float[Array, "b ..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The task loss and the share of predictions that are right, sums over the examples."""
         return self.total(self.targets.loss(logits)), self.total(self.targets.correct(logits))
 
 
@@ -81,8 +82,9 @@ def sent(network: Network, k: int, output: Interface) -> Float[Array, "b l"]:
 
 def make_tags(batch: Batch, step: Array | int) -> Tags:
     """The tags of a batch that enters the network in `step`."""
+    label, *more = batch.label.reshape(len(batch.index), -1).T
     partner = [] if batch.partner_label is None else [batch.partner_label]
-    return jnp.stack([batch.label, batch.index, jnp.full_like(batch.index, step), *partner], axis=1)
+    return jnp.stack([label, batch.index, jnp.full_like(batch.index, step), *more, *partner], axis=1)
 
 
 def is_real(tags: Tags) -> Array:
@@ -90,11 +92,13 @@ def is_real(tags: Tags) -> Array:
     return tags[0, 1] >= 0
 
 
-def tagged(config: Config, state: TrainState, tags: Tags) -> Tagged:
+def tagged(network: Network, config: Config, state: TrainState, tags: Tags) -> Tagged:
     """Find the examples behind tags: targets, random keys, and whether there are any."""
-    labels, index, step, *partners = tags.T
-    keys = example_keys(state.key, step[0], index)
-    return Tagged(make_targets(config, keys, labels, partners[0] if partners else None), keys, is_real(tags))
+    more = 2 + math.prod(network.label_shape)
+    labels = jnp.concatenate([tags[:, :1], tags[:, 3:more]], axis=1).reshape(-1, *network.label_shape)
+    keys = example_keys(state.key, tags[0, 2], tags[:, 1])
+    partners = tags[:, more] if config.data.mixup else None
+    return Tagged(make_targets(network.task, config, keys, labels, partners), keys, is_real(tags))
 
 
 def column_batch(
@@ -132,7 +136,7 @@ def with_new_batch(value: Array, arrived: Array) -> Array:
 def empty(network: Network, config: Config) -> tuple[Float[Array, "k b l"], Int[Array, "k b t"]]:
     """Packets and tags [slots, b, ...] of a device's stages before any batch has arrived."""
     shape = network.num_stages // config.mesh_shape[0], config.batch_size // config.mesh.data
-    return jnp.zeros((*shape, network.packet_length)), jnp.full((*shape, tag_values(config)), -1, jnp.int32)
+    return jnp.zeros((*shape, network.packet_length)), jnp.full((*shape, tag_values(network, config)), -1, jnp.int32)
 
 
 def to_loss(

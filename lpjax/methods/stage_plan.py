@@ -52,7 +52,7 @@ class StagePlan(Plan):
         """Add `moving.column_batch`; a device has so many packets of a column beside those that it carries."""
         self.augment()
         self.message("all_gather", "stage", WIDTH * self.own * self.pixels, "exchange")
-        self.message("all_gather", "stage", tag_values(self.config) * WIDTH * self.own, "exchange")
+        self.message("all_gather", "stage", tag_values(self.network, self.config) * WIDTH * self.own, "exchange")
         self.each("pack", keeps=packets * packet_bytes(self.network, self.config))
 
     def forward(self, k: int, **what: Any) -> int:
@@ -99,7 +99,7 @@ class StagePlan(Plan):
         """Add `exchange.shift` of a column's tags, or of fewer examples; nothing on one device."""
         if len(self.devices) > 1:
             count = self.column if examples is None else examples
-            self.message("ppermute", "stage", tag_values(self.config) * WIDTH * count, "exchange")
+            self.message("ppermute", "stage", tag_values(self.network, self.config) * WIDTH * count, "exchange")
 
     def update(self, *beside: PackedChains, more: int = 0, sums: int = 1) -> None:
         """Add the psums of gradients and statistics over 'data', and the optimiser's update of the stages.
@@ -153,6 +153,6 @@ def packet_bytes(network: Network, config: Config) -> int:
     return WIDTH * config.batch_size // config.mesh.data * network.packet_length
 
 
-def tag_values(config: Config) -> int:
+def tag_values(network: Network, config: Config) -> int:
     """T, values of an example's tags, see `moving`."""
-    return 4 if config.data.mixup else 3
+    return 2 + features(network.label_shape) * (2 if config.data.mixup else 1)

@@ -205,14 +205,14 @@ def apply(
     x: Interface,
     shifts: tuple[Interface, ...],
     mode: Mode,
-) -> tuple[tuple[Interface, ...], Float[Array, "b classes"], tuple[PyTree, ...]]:
+) -> tuple[tuple[Interface, ...], Float[Array, "b ..."], tuple[PyTree, ...]]:
     """Forward pass of the AuxNet.
 
     Args:
       pieces: The K pieces.
       params: One tree a piece.
       stats: Likewise.
-      x: Images [b, H, W, C].
+      x: Images [b, H, W, C], or tokens [b, T].
       shifts: `shifts[j-1]` is added to lambda_j before the rest of the AuxNet sees it: zeros, whose gradient is the
         AuxNet's adjoint at interface j.
       mode: Training or not.
@@ -239,7 +239,7 @@ def tail_logits(
     mode: Mode,
     length: int | None,
     begins: Sequence[int] = (),
-) -> Float[Array, "b classes"]:
+) -> Float[Array, "b ..."]:
     """Logits of the AuxNet's tail.
 
     Args:

@@ -17,7 +17,7 @@ from lpjax.network.packing import PackedChains, Packing, Row
 from lpjax.network.partition import split
 from lpjax.nn import chain
 from lpjax.nn.chain import Chain, Mode, Shape, UnitLike, make_chain
-from lpjax.nn.losses import Interface, features
+from lpjax.nn.losses import CLASSIFICATION, Interface, Task, features
 from lpjax.nn.schedule import Part
 from lpjax.parallel.mesh import Stage
 
@@ -37,6 +37,7 @@ class Network:
         are the same pieces of the AuxNet but for such that keep the shape.
       params: How the stages' parameters are packed into rows.
       stats: How their batch-norm statistics are.
+      task: What it learns.
     """
 
     chain: Chain
@@ -47,6 +48,7 @@ class Network:
     kinds: tuple[tuple[int, ...], ...]
     params: Packing
     stats: Packing
+    task: Task
 
     @property
     def num_stages(self) -> int:
@@ -75,10 +77,15 @@ class Network:
 
     def tail_logits(
         self, k: Stage, params: PyTree, stats: PyTree, output: Interface, mode: Mode, length: int | None
-    ) -> Float[Array, "b classes"]:
+    ) -> Float[Array, "b ..."]:
         """`aux_net.tail_logits` of what stage k puts out."""
         begins = [stage + 1 for stage in k.kind]
         return tail_logits(self.aux_tails, params, stats, k.number + 1, output, mode, length, begins)
+
+    @property
+    def label_shape(self) -> Shape:
+        """Of an example's label."""
+        return self.task.label_shape(self.chain.in_shape)
 
     @property
     def packet_length(self) -> int:
@@ -105,14 +112,22 @@ class Network:
         return tuple(stage.in_shape for stage in self.stages)
 
 
-def build(units: Sequence[UnitLike], image_shape: Shape, config: Config, *, with_aux_net: bool = True) -> Network:
+def build(
+    units: Sequence[UnitLike],
+    image_shape: Shape,
+    config: Config,
+    *,
+    with_aux_net: bool = True,
+    task: Task = CLASSIFICATION,
+) -> Network:
     """Cut a network into stages and derive its AuxNet.
 
     Args:
       units: Of the network.
-      image_shape: Of an example, [H, W, C].
+      image_shape: Of an example, [H, W, C]; of tokens [T].
       config: Of the run; read are `num_stages`, `cuts`, `standardise`, `bfloat16`, `remat` and `aux`.
       with_aux_net: Whether to derive an AuxNet; otherwise it has no pieces.
+      task: What it is to learn.
 
     Returns:
       The network.
@@ -122,8 +137,10 @@ def build(units: Sequence[UnitLike], image_shape: Shape, config: Config, *, with
     """
     dtype = "bfloat16" if config.bfloat16 else None
     whole = replace(make_chain(units, image_shape), dtype=dtype, remat=config.remat)
-    if len(whole.out_shape) != 1:
-        raise BadInput(f"the network ends with shape {whole.out_shape}: expected (classes,), logits; add a head")
+    labels = task.label_shape(whole.in_shape)
+    if whole.out_shape[:-1] != labels or not whole.out_shape:
+        expected = f"({', '.join([*map(str, labels), 'classes'])}{'' if labels else ','})"
+        raise BadInput(f"the network ends with shape {whole.out_shape}: expected {expected}, logits; add a head")
     stages = split(whole, num_stages=config.num_stages, cuts=config.cuts, standardise=bool(config.standardise))
     packed, aux = PackedChains.of(stages), config.aux
     pieces = make_aux_net(stages, aux) if with_aux_net else ()
@@ -138,6 +155,7 @@ def build(units: Sequence[UnitLike], image_shape: Shape, config: Config, *, with
         tied=tuple(own_positions(stages[-1], aux.blocks_per_stage)) if aux.tied and pieces else (),
         params=packed.params,
         stats=packed.stats,
+        task=task,
     )
 
 
@@ -153,7 +171,7 @@ def _kinds(stages: tuple[Chain, ...], tails: tuple[Chain, ...], length: int | No
 
 def composed(
     network: Network, params: tuple[PyTree, ...], stats: tuple[PyTree, ...], x: Float[Array, "b ..."], mode: Mode
-) -> tuple[Float[Array, "b classes"], tuple[PyTree, ...]]:
+) -> tuple[Float[Array, "b ..."], tuple[PyTree, ...]]:
     """Forward pass of the composed network F_{K-1} o .. o F_0, on the real image and without AuxNet.
 
     Every accuracy reported as the network's is that of these logits.
@@ -162,7 +180,7 @@ def composed(
       network: The network.
       params: One tree a stage.
       stats: Likewise.
-      x: Images [b, H, W, C].
+      x: Images [b, H, W, C], or tokens [b, T].
       mode: Training or not.
 
     Returns:

@@ -1,7 +1,8 @@
-"""Losses and the inner product of interfaces, as all methods use them."""
+"""Losses, what they are of (`Task`), and the inner product of interfaces, as all methods use them."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -63,32 +64,91 @@ def correct(logits: Float[Array, "b classes"], labels: Int[Array, " b"], top: in
     return above.sum(-1) < top
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a network learns to say of an example, and how that is counted: pure functions.
+
+    The network's output for an example has the shape of its label and one axis more, the logits of the classes.
+
+    Attributes:
+      images: Whether examples are images, which are augmented and normalised; otherwise they are tokens.
+      label_shape: (in_shape) -> shape of an example's label.
+      loss: (output, labels, smoothing) -> task loss phi of each example, in nats, the mean of its predictions'.
+      correct: (output, labels, top) -> share of each example's predictions that are right, see `correct`.
+      predictions: (labels) -> how many predictions each example has, that a test's means are taken over.
+      metrics: (mean loss of a prediction) -> what else is told of it, by name.
+    """
+
+    images: bool
+    label_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    loss: Callable[[Float[Array, "b ..."], Int[Array, "b ..."], float], PerExample]
+    correct: Callable[[Float[Array, "b ..."], Int[Array, "b ..."], int], PerExample]
+    predictions: Callable[[Int[Array, "b ..."]], PerExample]
+    metrics: Callable[[float], dict[str, float]]
+
+
+def _by_position(
+    function: Callable[..., Array],
+) -> Callable[[Float[Array, "b t classes"], Int[Array, "b t"], float], PerExample]:
+    """The mean of a function of (logits, labels, setting) over an example's positions but those of label -1."""
+
+    def mean(logits: Float[Array, "b t classes"], labels: Int[Array, "b t"], setting: float) -> PerExample:
+        known = labels >= 0
+        values = jax.vmap(lambda *rows: function(*rows, setting))(logits, jnp.maximum(labels, 0))
+        return jnp.where(known, values, 0.0).sum(1) / jnp.maximum(known.sum(1), 1)
+
+    return mean
+
+
+CLASSIFICATION = Task(
+    images=True,
+    label_shape=lambda in_shape: (),
+    loss=task_loss,
+    correct=lambda logits, labels, top: correct(logits, labels, top).astype(float),
+    predictions=lambda labels: jnp.ones(labels.shape),
+    metrics=lambda loss: {},
+)
+"""One label an example."""
+
+NEXT_TOKEN = Task(
+    images=False,
+    label_shape=lambda in_shape: in_shape,
+    loss=_by_position(task_loss),
+    correct=_by_position(correct),
+    predictions=lambda labels: (labels >= 0).sum(1).astype(float),
+    metrics=lambda loss: {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": loss / math.log(2)},
+)
+"""The next byte at each position of a text; -1 where there is none."""
+
+
 class Targets(NamedTuple):
-    """What a classifier learns to say of examples.
+    """What a network learns to say of examples.
 
     Attributes:
       labels: Of the examples.
       smoothing: See `task_loss`.
       partners: Labels of the examples that they are mixed with; None without mixup.
       share: Of `labels` in the mixture, 0..1.
+      task: What labels are.
     """
 
-    labels: Int[Array, " b"]
+    labels: Int[Array, "b ..."]
     smoothing: float = 0.0
-    partners: Int[Array, " b"] | None = None
+    partners: Int[Array, "b ..."] | None = None
     share: Float[Array, " b"] | None = None
+    task: Task = CLASSIFICATION
 
-    def _mixed(self, function: Callable[[Int[Array, " b"]], PerExample]) -> PerExample:
+    def _mixed(self, function: Callable[[Int[Array, "b ..."]], PerExample]) -> PerExample:
         """A function of the labels, of those that are mixed by their shares."""
         own = function(self.labels)
         if self.partners is None or self.share is None:
             return own
         return self.share * own + (1 - self.share) * function(self.partners)
 
-    def loss(self, logits: Float[Array, "b classes"]) -> PerExample:
+    def loss(self, logits: Float[Array, "b ..."]) -> PerExample:
         """The task loss of each example."""
-        return self._mixed(lambda labels: task_loss(logits, labels, self.smoothing))
+        return self._mixed(lambda labels: self.task.loss(logits, labels, self.smoothing))
 
-    def correct(self, logits: Float[Array, "b classes"]) -> PerExample:
-        """1 for each example whose label has the largest logit, 0 for others; in a mixture the label's share."""
-        return self._mixed(lambda labels: correct(logits, labels).astype(float))
+    def correct(self, logits: Float[Array, "b ..."]) -> PerExample:
+        """The share of each example's labels that have the largest logit; in a mixture times the label's share."""
+        return self._mixed(lambda labels: self.task.correct(logits, labels, 1))

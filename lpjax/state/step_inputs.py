@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from lpjax.config.schema import Config
 from lpjax.data.augment import augment, cut_out, mixed_share, normalise, partner_keys
 from lpjax.data.batch import Batch
-from lpjax.nn.losses import Targets
+from lpjax.nn.losses import CLASSIFICATION, Targets, Task
 from lpjax.state import optim
 
 
@@ -25,7 +26,7 @@ class StepInputs:
     Attributes:
       num_examples: N, of the training set.
       steps_per_epoch: Complete batches of a pass.
-      normalised: uint8 images [b, H, W, C] -> the network's input.
+      normalised: uint8 images [b, H, W, C] or tokens [b, T] -> the network's input.
       network_input: (batch, `example_keys`) -> the input of a training step, augmented, normalised and mixed.
       learning_rate: Of the stages, by the step.
       optimizer: Of the stages.
@@ -36,8 +37,8 @@ class StepInputs:
 
     num_examples: int
     steps_per_epoch: int
-    normalised: Callable[[Array], Float[Array, "b h w c"]]
-    network_input: Callable[[Batch, Key[Array, " b"]], Float[Array, "b h w c"]]
+    normalised: Callable[[Array], Float[Array, "b ..."]]
+    network_input: Callable[[Batch, Key[Array, " b"]], Float[Array, "b ..."]]
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     aux_optimizer: optax.GradientTransformation
@@ -72,32 +73,27 @@ def paired(config: Config, batch: Batch) -> Batch:
 
 
 def make_targets(
-    config: Config, keys: Key[Array, " b"], labels: Int[Array, " b"], partners: Int[Array, " b"] | None
+    task: Task,
+    config: Config,
+    keys: Key[Array, " b"],
+    labels: Int[Array, "b ..."],
+    partners: Int[Array, "b ..."] | None,
 ) -> Targets:
-    """What a classifier learns to say of examples.
+    """What a network learns to say of examples.
 
     Args:
+      task: What it learns.
       config: The configuration.
       keys: Of the examples.
       labels: Likewise.
       partners: Labels of what they are mixed with; None without mixup.
     """
     share = None if partners is None else mixed_share(keys, config.data.mixup)
-    return Targets(labels, config.data.label_smoothing, partners, share)
+    return Targets(labels, config.data.label_smoothing, partners, share, task)
 
 
-def make_step_inputs(
-    config: Config, mean: np.ndarray, std: np.ndarray, *, num_examples: int, steps_per_epoch: int
-) -> StepInputs:
-    """What the steps of a run are fed.
-
-    Args:
-      config: The configuration.
-      mean: [C], of the training images' channels, scaled to 0..1.
-      std: [C], likewise.
-      num_examples: Of the training set.
-      steps_per_epoch: Complete batches of a pass.
-    """
+def _image_inputs(config: Config, mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
+    """`StepInputs.normalised` and `network_input` of images."""
 
     def normalised(images: Array) -> Float[Array, "b h w c"]:
         return normalise(images, jnp.asarray(mean, float), jnp.asarray(std, float))
@@ -112,6 +108,33 @@ def make_step_inputs(
         share = mixed_share(keys, config.data.mixup)[:, None, None, None]
         return share * x + (1 - share) * augmented(batch.partner_image, partner_keys(keys))
 
+    return {"normalised": normalised, "network_input": network_input}
+
+
+def _token_inputs() -> dict[str, Any]:
+    """Those of tokens, which go into a network as they are, as floating point."""
+    return {"normalised": lambda x: x.astype(float), "network_input": lambda batch, keys: batch.image.astype(float)}
+
+
+def make_step_inputs(
+    config: Config,
+    mean: np.ndarray,
+    std: np.ndarray,
+    *,
+    num_examples: int,
+    steps_per_epoch: int,
+    task: Task = CLASSIFICATION,
+) -> StepInputs:
+    """What the steps of a run are fed.
+
+    Args:
+      config: The configuration.
+      mean: [C], of the training images' channels, scaled to 0..1.
+      std: [C], likewise.
+      num_examples: Of the training set.
+      steps_per_epoch: Complete batches of a pass.
+      task: What the network learns.
+    """
     epochs = {"num_epochs": config.num_epochs}
     rate = optim.make_schedule(config.optimizer, steps_per_epoch=steps_per_epoch, **epochs)
     aux_steps = steps_per_epoch * config.aux.inner_steps
@@ -121,8 +144,7 @@ def make_step_inputs(
     return StepInputs(
         num_examples=num_examples,
         steps_per_epoch=steps_per_epoch,
-        normalised=normalised,
-        network_input=network_input,
+        **(_image_inputs(config, mean, std) if task.images else _token_inputs()),
         learning_rate=rate,
         optimizer=optim.make_optimizer(config.optimizer, rate, config.num_stages),
         aux_optimizer=optim.make_optimizer(config.aux_optimizer, aux_rate),

@@ -82,7 +82,7 @@ def mixed(row: tuple[int, ...], batches: Sequence[Batch]) -> tuple[Batch, Int[Ar
     Returns:
       The batch, and of each example how many steps ago it was fed, [b].
     """
-    lag = jnp.resize(jnp.array(row, jnp.int32), batches[0].label.shape)
+    lag = jnp.resize(jnp.array(row, jnp.int32), batches[0].index.shape)
 
     def pick(*leaves: Array) -> Array:
         chosen = leaves[row[0]]

@@ -1,4 +1,4 @@
-"""Accuracy on held-out examples: of the composed network, of the AuxNet path, of the AuxNet's own head.
+"""Loss and accuracy on held-out examples: of the composed network, of the AuxNet path, of the AuxNet's own head.
 
 Batch-norm statistics gathered in layer-parallel training belong to the AuxNet's inputs and are wrong for the composed
 network.  So before an evaluation they are recalibrated: the mean of the batch statistics of composed forward passes
@@ -22,7 +22,8 @@ from lpjax.data.batch import Batch, Feed
 from lpjax.methods import METHODS
 from lpjax.network import aux_net
 from lpjax.network.network import Network, composed
-from lpjax.nn import chain, losses
+from lpjax.nn import chain
+from lpjax.nn.losses import PerExample
 from lpjax.parallel import mesh as meshes
 from lpjax.state.step_inputs import StepInputs, example_keys, paired
 from lpjax.state.train_state import TrainState
@@ -36,7 +37,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
       test_loss: Of the composed network without AuxNet, with recalibrated statistics.
-      test_accuracy: Likewise: THE accuracy.
+      test_accuracy: Likewise: THE accuracy.  Loss and accuracies are means over all predictions (`losses.Task`).
       aux_path_accuracy: Of the last stage on the AuxNet's lambda_{K-1}, with running statistics: what training sees.
         None without AuxNet.
       aux_head_accuracy: Of the AuxNet by itself with its own head.  None without AuxNet.
@@ -46,6 +47,8 @@ class Evaluation(NamedTuple):
       ema_loss: As `test_loss`, of the moving average of the weights, with statistics of its own.  None without one.
       ema_accuracy: Likewise.
       ema_top5_accuracy: Likewise.
+      test_perplexity: Of the next byte, exp of test_loss.  None where that is not the task.
+      test_bits_per_byte: Likewise, test_loss in bits.
     """
 
     test_loss: float
@@ -57,12 +60,14 @@ class Evaluation(NamedTuple):
     ema_loss: float | None = None
     ema_accuracy: float | None = None
     ema_top5_accuracy: float | None = None
+    test_perplexity: float | None = None
+    test_bits_per_byte: float | None = None
 
 
 def in_words(metrics: Mapping[str, Any]) -> str:
     """The accuracies of an `Evaluation`, given by name, in a line of text."""
     names = {"test_accuracy": "test accuracy", "test_top5_accuracy": "top-5", "ema_accuracy": "of averaged weights"}
-    names |= {"ema_top5_accuracy": "top-5", "aux_path_accuracy": "AuxNet path"}
+    names |= {"ema_top5_accuracy": "top-5", "aux_path_accuracy": "AuxNet path", "test_bits_per_byte": "bits per byte"}
     return ", ".join(f"{word} {metrics[name]:.4f}" for name, word in names.items() if metrics.get(name) is not None)
 
 
@@ -135,14 +140,18 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
     Returns:
       See `Evaluate`.
     """
-    normalise, generates_inputs = step_inputs.normalised, METHODS[config.method].aux_net == "inputs"
+    task, normalise, generates_inputs = network.task, step_inputs.normalised, METHODS[config.method].aux_net == "inputs"
     calibrate = make_calibrate(network, config, mesh, step_inputs)
 
     @partial(_on_mesh, mesh)
     def count(args: tuple[TrainState, tuple[PyTree, ...]], batch: Batch) -> dict[str, Array]:
-        """Sums over the batch's examples, leaving out those of index -1."""
+        """Sums over the batch's predictions, leaving out examples of index -1, and the number of examples."""
         state, calibrated = args
-        mode, real = chain.Mode(train=False), batch.index >= 0
+        mode, real, each = chain.Mode(train=False), batch.index >= 0, task.predictions(batch.label)
+
+        def total(means: PerExample) -> Array:
+            return jnp.where(real, means * each, 0.0).sum()
+
         x, trees = normalise(batch.image), network.params.unpack_all(state.stage_params)
         logits = {"composed": composed(network, trees, calibrated, x, mode)[0]}
         if state.aux_params and generates_inputs:
@@ -151,26 +160,29 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
             running = network.stats.unpack_all(state.stage_stats)[-1]
             path, _ = chain.apply(network.stages[-1], trees[-1], running, lam[-1], mode)
             logits |= {"aux_path": path, "aux_head": head}
-        sums = {name: (real & losses.correct(out, batch.label)).astype(float).sum() for name, out in logits.items()}
+        sums = {name: total(task.correct(out, batch.label, 1)) for name, out in logits.items()}
         if network.chain.out_shape[-1] > TOP5_ABOVE:
-            sums["top5"] = (real & losses.correct(logits["composed"], batch.label, top=5)).astype(float).sum()
-        sums["examples"] = real.astype(float).sum()
-        sums["loss"] = jnp.where(real, losses.task_loss(logits["composed"], batch.label), 0.0).sum()
+            sums["top5"] = total(task.correct(logits["composed"], batch.label, 5))
+        sums["predictions"], sums["examples"] = total(jnp.ones_like(each)), real.astype(float).sum()
+        sums["loss"] = total(task.loss(logits["composed"], batch.label, 0.0))
         return lax.psum(sums, meshes.ALL_AXES)
 
     def means(state: TrainState, feed: Feed) -> dict[str, float]:
-        """Of the test examples, and how many there are."""
+        """Of the test examples' predictions, and how many examples there are."""
         calibrated = calibrate(state, feed)
         # Fetched one by one, so that no more than one batch of a large set waits on the devices.
         sums = [jax.device_get(count((state, calibrated), batch)) for batch in feed.test()]
         totals = jax.tree.map(lambda *values: sum(map(float, values)), *sums)
-        return {name: total / totals["examples"] for name, total in totals.items()} | {"examples": totals["examples"]}
+        count = totals.pop("predictions")
+        return {name: total / count for name, total in totals.items()} | {"examples": totals["examples"]}
 
     def evaluate(state: TrainState, feed: Feed) -> Evaluation:
         state = replicated(state, mesh)
         found = means(replace(state, ema=()), feed)
         averaged = means(with_average(state), feed) if state.ema else {}
         own = found["loss"], found["composed"], found.get("aux_path"), found.get("aux_head"), round(found["examples"])
-        return Evaluation(*own, found.get("top5"), *(averaged.get(name) for name in ("loss", "composed", "top5")))
+        more: dict[str, Any] = {f"test_{name}": value for name, value in task.metrics(found["loss"]).items()}
+        averages = (averaged.get(name) for name in ("loss", "composed", "top5"))
+        return Evaluation(*own, found.get("top5"), *averages, **more)
 
     return evaluate

@@ -118,7 +118,8 @@ class Log:
         self._progress.update(self._task, completed=step)
         if self._run.is_log_step(step):
             host = self._run.learning_rates(step) | {"data_seconds": waited}
-            self.write("train", step, self.last | host | {"corrupt_images": self.corrupt})
+            more = self._run.network.task.metrics(self.last["task_loss"])
+            self.write("train", step, self.last | more | host | {"corrupt_images": self.corrupt})
             self._show(step)
             self.watch.printed()
 
@@ -128,6 +129,8 @@ class Log:
         self._shown = now, step
         rate = (step - last) * run.config.batch_size / max(now - before, 1e-9)
         parts = [f"loss {self.last['task_loss']:.4f}", f"accuracy {self.last['accuracy']:.3f}"]
+        more = run.network.task.metrics(self.last["task_loss"])
+        parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in more.items()]
         if "relative_violation" in self.last:
             parts.append(f"violation {max(self.last['relative_violation'], default=math.nan):.3f}")
         parts.append(f"{rate:,.0f} examples/s")

@@ -129,11 +129,11 @@ def build_network(config: Config, spec: Spec) -> Network:
     """
     units = named.call(config.model.function, "model.function", config.model.arguments, classes=spec.classes)
     with_aux_net = any(methods.METHODS[name].aux_net != "none" for name in config.all_methods)
-    network = build(units, spec.image_shape, config, with_aux_net=with_aux_net)
-    outputs = network.stages[-1].out_shape
+    network = build(units, spec.image_shape, config, with_aux_net=with_aux_net, task=spec.task)
+    outputs, expected = network.stages[-1].out_shape, (*network.label_shape, spec.classes)
     require(
-        outputs == (spec.classes,),
-        f"model.function={config.model.function}: its outputs have shape {outputs}, expected ({spec.classes},), one "
+        outputs == expected,
+        f"model.function={config.model.function}: its outputs have shape {outputs}, expected {expected}, one "
         f"for each class of data.name={config.data.name}; correct the last unit",
     )
     return network
@@ -205,7 +205,9 @@ def prepare(config: Config) -> Run:
     for name in config.all_methods:
         methods.METHODS[name].check(config, spec)
     total = config.num_epochs * per_epoch
-    step_inputs = make_step_inputs(config, mean, std, num_examples=spec.num_train, steps_per_epoch=per_epoch)
+    step_inputs = make_step_inputs(
+        config, mean, std, num_examples=spec.num_train, steps_per_epoch=per_epoch, task=spec.task
+    )
     return Run(
         config=config,
         given=given,
@@ -254,7 +256,11 @@ def with_learning_rates(run: Run, factor: float) -> Run:
     config, before = run.config, run.step_inputs
     config = replace(config, optimizer=scaled(config.optimizer), aux_optimizer=scaled(config.aux_optimizer))
     step_inputs = make_step_inputs(
-        config, *run.moments, num_examples=before.num_examples, steps_per_epoch=before.steps_per_epoch
+        config,
+        *run.moments,
+        num_examples=before.num_examples,
+        steps_per_epoch=before.steps_per_epoch,
+        task=run.network.task,
     )
     step = methods.METHODS[config.method].make_step(run.network, run.config, run.mesh, step_inputs)
     return replace(run, step_inputs=step_inputs, step=step)
@@ -263,6 +269,6 @@ def with_learning_rates(run: Run, factor: float) -> Run:
 def trace(run: Run) -> Traced:
     """Trace the step for the run's shapes."""
     B, shape = run.config.batch_size, run.spec.image_shape
-    index = jax.ShapeDtypeStruct((B,), jnp.int32)
-    batch = Batch(image=jax.ShapeDtypeStruct((B, *shape), jnp.uint8), label=index, index=index)
+    label, index = (jax.ShapeDtypeStruct((B, *own), jnp.int32) for own in (run.network.label_shape, ()))
+    batch = Batch(image=jax.ShapeDtypeStruct((B, *shape), jnp.uint8), label=label, index=index)
     return run.step.trace(jax.eval_shape(run.create), batch)  # type: ignore[attr-defined]

@@ -52,7 +52,7 @@ class Step(base.Step):
         """X_k as a packet, what is kept, and the batch statistics; the last stage sends and keeps nothing."""
         if k.like == self.network.num_stages - 1:
             return jnp.zeros_like(packet), kept.empty(row_lengths(self.network, self.config)), stats
-        function = self.function(k, stats, moving.tagged(self.config, state, tags))
+        function = self.function(k, stats, moving.tagged(self.network, self.config, state, tags))
         output, (_, new), own = kept.forward(function, *self.trees(k, params, packet))
         rows = kept.rows(own, row_lengths(self.network, self.config)) if self.keeps(k) else {}
         return moving.pack(self.network, output), rows, self.network.stats.pack(new)
@@ -120,7 +120,7 @@ class Step(base.Step):
         if config.delayed.variant == "fdg":
             ahead = params | forward.weights, stats, forward.packet, forward.tags
             output, rows, new = self.forward(state, k, *ahead)
-        examples = moving.tagged(config, state, backward.tags)
+        examples = moving.tagged(network, config, state, backward.tags)
         function, real = self.function(k, stats, examples), examples.real
         trees = self.trees(k, params | backward.weights, backward.packet)
         behind = moving.gradient_behind(network, k.like, gradient)

@@ -100,9 +100,10 @@ class LayerParallel(Method):
         own, length = config.batch_size // math.prod(config.mesh_shape), make_exchange(network, config).outward_length
 
         def init(step_inputs: StepInputs, key: PRNGKeyArray) -> Carry:
-            images, labels = jnp.zeros((own, *network.interfaces[0]), jnp.uint8), jnp.zeros(own, jnp.int32)
+            images, index = jnp.zeros((own, *network.interfaces[0]), jnp.uint8), jnp.zeros(own, jnp.int32)
+            labels = jnp.zeros((own, *network.label_shape), jnp.int32)
             partner = (images, labels) if config.data.mixup else ()
-            owned = Batch(images, labels, labels, *partner)
+            owned = Batch(images, labels, index, *partner)
             _, tags = moving.empty(network, config)
             return Carry(jnp.zeros((*tags.shape[:2], length)), tags, owned)
 
@@ -127,7 +128,7 @@ class LayerParallel(Method):
         if K > 1:
             plan.each("pack", keeps=2 * WIDTH * K * plan.own * (outward + homeward))
         forward = plan.owners()
-        plan.message("all_gather", "stage", tag_values(config) * WIDTH * plan.own, "exchange")
+        plan.message("all_gather", "stage", tag_values(network, config) * WIDTH * plan.own, "exchange")
         micro = -int(config.exchange.stale)
         for _ in range(config.penalty.sweeps):
             plan.exchange(replace(exchange, with_multiplier=False).outward_length)
@@ -167,7 +168,7 @@ class LayerParallel(Method):
         params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
 
         def run(params: Row, stats: Row, packet: Array, state: TrainState, batch: Batch) -> StageResult:
-            examples = moving.tagged(config, state, moving.make_tags(batch, state.step))
+            examples = moving.tagged(network, config, state, moving.make_tags(batch, state.step))
             return step.run_stage(Stage((k,), k), params, stats, packet, state=step.in_rows(state), examples=examples)
 
         return partial(run, params, stats, packet, state, batch)

@@ -150,7 +150,7 @@ class Step(base.Step):
         network, config = self.network, self.config
         keys = example_keys(state.key, step, batch.index)
         x = self.step_inputs.network_input(batch, keys)
-        targets = make_targets(config, keys, batch.label, batch.partner_label)
+        targets = make_targets(network.task, config, keys, batch.label, batch.partner_label)
         run_aux = partial(aux_step.forward, network, config, stats=state.aux_stats, x=x, targets=targets)
         aux = run_aux(state.aux_params)
         return Owned(batch, run_aux, aux, (x, *aux.lam), multiplier.current(config, state, batch, aux))
@@ -167,7 +167,7 @@ class Step(base.Step):
         mine = self.own(state, batch, state.step)  # 1, 2
         tags = lax.all_gather(moving.make_tags(batch, state.step), "stage", tiled=True)
         for _ in range(config.penalty.sweeps):
-            mine = mine._replace(lam=self.sweep(state, mine.lam, moving.tagged(config, state, tags)))
+            mine = mine._replace(lam=self.sweep(state, mine.lam, moving.tagged(self.network, config, state, tags)))
         packets = self.exchange.send(mine.lam, mine.multipliers if self.exchange.with_multiplier else None)  # 3
 
         carry: Any = ()
@@ -175,7 +175,7 @@ class Step(base.Step):
             carry = Carry(packets, jnp.stack([tags] * len(packets)), batch)
             packets, tags = state.carry.packets, state.carry.tags[0]
             mine = self.own(state, state.carry.owned, tags[0, 2])
-        examples = moving.tagged(config, state, tags)
+        examples = moving.tagged(self.network, config, state, tags)
         run = partial(self.run_stage, state=self.in_rows(state), examples=examples)
         done: StageResult = self.on_stages(run, state, packets)  # 4
         tail_grads = self.of_pieces(done.beside) if self.config.multiplier == "coarse_tail" else ()

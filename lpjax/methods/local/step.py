@@ -55,7 +55,7 @@ class Step(moving.Step):
 
     def run_stage(self, k: Stage, params: Row, stats: Row, carry: Carry, *, state: TrainState) -> StageResult:
         """Forward and backward pass of stage k and its classifier on its input of this step."""
-        network, own, examples = self.network, self.own, moving.tagged(self.config, state, carry.tags)
+        network, own, examples = self.network, self.own, moving.tagged(self.network, self.config, state, carry.tags)
         old = network.stats.unpack(k.like, stats), own.stats.unpack(k.like, carry.stats)
         lam = moving.unpack(carry.inputs, network.interfaces[k.like])
         tau, B = self.config.local.residue, self.config.batch_size

@@ -68,7 +68,7 @@ class Step(base.Step):
 
     def function(self, device: int, tags: moving.Tags, state: TrainState) -> kept.Function:
         """A device's stages on a micro-batch, to be differentiated: see `moving.to_loss`."""
-        examples, last = moving.tagged(self.config, state, tags), device == self.config.mesh_shape[0] - 1
+        examples, last = moving.tagged(self.network, self.config, state, tags), device == self.config.mesh_shape[0] - 1
         run = partial(self.apply, device, state, examples.mode)
         return moving.to_loss(run, examples, last, self.config.batch_size)
 
