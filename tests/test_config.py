@@ -51,7 +51,7 @@ def test_every_config_builds(path):
     spec = SOURCES[config.data.name].published(config.data)
     network = runs.build_network(config, spec)
     assert network.num_stages == config.num_stages
-    assert network.stages[-1].out_shape == (spec.classes,)
+    assert network.stages[-1].out_shape == (*network.label_shape, spec.classes)
     assert summary.cut_table(network, config).row_count == config.num_stages + len(network.aux_net) * (
         METHODS[config.method].aux_net != "none"
     )

@@ -20,7 +20,7 @@ from experiments.harness.experiment import Call, Experiment, Json, Table
 from lpjax.config.schema import Config, DataConfig
 from lpjax.data import SOURCES
 from lpjax.data.feed import make_feed
-from lpjax.data.source import Dataset, Stream
+from lpjax.data.source import Data, Dataset
 from lpjax.parallel.mesh import make_mesh
 
 BATCH, JPEGS, FASHION = 128, 512, "/usr/share/datasets/fashion-mnist"
@@ -40,7 +40,7 @@ def write_jpegs(folder: Path) -> float:
     return statistics.mean(sizes)
 
 
-def images_per_second(data: Dataset | Stream, config: Config, seconds: float) -> float:
+def images_per_second(data: Data, config: Config, seconds: float) -> float:
     """Rate of the feed over about so many seconds, after a warm-up."""
     batches = make_feed(data, config, make_mesh(1, 1)).train()
     jax.block_until_ready([next(batches).image for _ in range(10)])
@@ -51,7 +51,7 @@ def images_per_second(data: Dataset | Stream, config: Config, seconds: float) ->
     return count / (time.perf_counter() - start)
 
 
-def sources(folder: str, made: Path) -> Iterator[tuple[str, str, str, DataConfig, Dataset | Stream]]:
+def sources(folder: str, made: Path) -> Iterator[tuple[str, str, str, DataConfig, Data]]:
     """What is fed, with Fashion-MNIST of a folder and JPEGs made in another: name, images, way, and itself."""
     resident, rng = "gathered on the device", np.random.default_rng(0)
     yield "digits", "8x8", resident, DataConfig(), SOURCES["digits"].load(DataConfig())

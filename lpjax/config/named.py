@@ -14,6 +14,7 @@ PROVIDED: dict[str, dict[str, str]] = {
         "preact_resnet": "lpjax.models.preact_resnet:preact_resnet",
         "wide_resnet": "lpjax.models.preact_resnet:wide_resnet",
         "imagenet_resnet": "lpjax.models.resnet:imagenet_resnet",
+        "gpt": "lpjax.models.gpt:gpt",
     },
     "aux.function": {
         "convolutions": "lpjax.network.aux_net:convolutions",

@@ -5,10 +5,11 @@ from lpjax.data.folder import folder
 from lpjax.data.idx import fashion_mnist, idx, mnist
 from lpjax.data.parquet import parquet
 from lpjax.data.source import Source
+from lpjax.data.text import text
 from lpjax.data.tfds_sets import cifar10, cifar100, imagenet2012
 
 SOURCES: dict[str, Source] = {
     source.name: source
-    for source in (digits, mnist, fashion_mnist, idx, cifar10, cifar100, imagenet2012, folder, parquet)
+    for source in (digits, mnist, fashion_mnist, idx, cifar10, cifar100, imagenet2012, folder, parquet, text)
 }
 """What `config.data.name` can be."""

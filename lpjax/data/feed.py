@@ -1,7 +1,7 @@
 """Batches of a data set, sharded over the mesh.
 
-`Resident`: a set that fits is put on the devices once, and each batch is gathered from it in jit.  `stream.Streamed`:
-larger sets.  A step cannot tell them apart.
+`Resident`: a set that fits is put on the devices once, and each batch is gathered from it in jit.  `OnHost`: windows of
+a text.  `stream.Streamed`: larger sets.  A step cannot tell them apart.
 """
 
 import time
@@ -15,22 +15,36 @@ from jax.sharding import Mesh, NamedSharding
 
 from lpjax.config.schema import Config
 from lpjax.data.batch import Batch, Feed, epoch_order, steps_per_epoch
-from lpjax.data.source import Dataset, Stream
+from lpjax.data.source import Data, Dataset, Stream, Text, window_counts
 from lpjax.errors import extra_packages
 from lpjax.parallel.mesh import EXAMPLES, REPLICATED
 from lpjax.parallel.processes import from_host
 
 
-def make_feed(data: Dataset | Stream, config: Config, mesh: Mesh) -> Feed:
+def make_feed(data: Data, config: Config, mesh: Mesh) -> Feed:
     """The feed of a data set, whichever kind it is."""
     if isinstance(data, Stream):
         with extra_packages():  # grain and Pillow
             from lpjax.data.stream import Streamed
         return Streamed(data, config, mesh)
-    return Resident(data, config, mesh)
+    return OnHost(data, config, mesh) if isinstance(data, Text) else Resident(data, config, mesh)
 
 
-class Resident(Feed):
+class _Gathered(Feed):
+    """`Feed` of a set whose batches are gathered by the positions of their examples."""
+
+    _gather: dict[str, Callable[[np.ndarray], Batch]]
+
+    def train(self) -> "GatheredBatches":
+        """See `Feed`."""
+        return GatheredBatches(self._gather["train"], self._num_train, self._config)
+
+    def in_order(self, split: str, order: list[np.ndarray]) -> Iterator[Batch]:
+        """See `Feed`."""
+        return map(self._gather[split], order)
+
+
+class Resident(_Gathered):
     """`Feed` of a set in memory, replicated over the devices."""
 
     def __init__(self, data: Dataset, config: Config, mesh: Mesh) -> None:
@@ -38,17 +52,23 @@ class Resident(Feed):
         splits = {"train": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
         self._gather = {split: make_gather(*arrays, mesh) for split, arrays in splits.items()}
 
-    def train(self) -> "ResidentBatches":
-        """See `Feed`."""
-        return ResidentBatches(self._gather["train"], self._num_train, self._config)
 
-    def in_order(self, split: str, order: list[np.ndarray]) -> Iterator[Batch]:
-        """See `Feed`."""
-        return map(self._gather[split], order)
+class OnHost(_Gathered):
+    """`Feed` of a text, whose windows the host cuts."""
+
+    def __init__(self, data: Text, config: Config, mesh: Mesh) -> None:
+        super().__init__(*window_counts(len(data.train), len(data.test), data.sequence), config, mesh)
+        examples = NamedSharding(mesh, EXAMPLES)
+
+        def gather(split: str, index: np.ndarray) -> Batch:
+            arrays = *data.windows(split, index), index.astype(np.int32)
+            return Batch(*(from_host(array, examples) for array in arrays))
+
+        self._gather = {split: partial(gather, split) for split in ("train", "test")}
 
 
-class ResidentBatches:
-    """`TrainBatches` of a set in memory: (seed, step) alone determine a batch.
+class GatheredBatches:
+    """`TrainBatches` that are gathered by position: (seed, step) alone determine a batch.
 
     The last incomplete batch of an epoch is left out.
     """

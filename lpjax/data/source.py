@@ -1,7 +1,7 @@
 """The interface of a data source: a description that needs no data, and the data, in memory or as a stream.
 
 A set that fits stays on the devices (`Dataset`: arrays).  A larger one is read and decoded as it is needed (`Stream`:
-image files by position).  The way from files to pixels is the same for every source:
+image files by position).  A `Text` stays on the host or in its file.  The way from files to pixels is always the same:
 
 1. Its own: find the files of each split and the classes.  `describe` stops here.
 2. Its own: the arrays of each split, with `check_labels`, or its `ImageFiles`.
@@ -11,9 +11,9 @@ image files by position).  The way from files to pixels is the same for every so
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Spec:
       cropped: Whether images are cropped at random as they are read, so that an example is never the same twice.
       notes: What is unusual about the files, such as those that are left out, in lines for people.
       task: What a network is to learn of the examples.
+      sha256: Of a text; None before it is read, and of images.
     """
 
     image_shape: Shape
@@ -46,6 +47,7 @@ class Spec:
     cropped: bool = field(default=False, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     task: Task = CLASSIFICATION
+    sha256: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +108,58 @@ class Stream:
     std: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Tokens in the host's memory or in a mapped file, cut into windows; each token's label is the one behind it.
+
+    Attributes:
+      train: uint8 [n].
+      test: uint8 [n'].
+      sequence: T, tokens of a window.
+      sha256: Of all tokens, those to train on first.
+      mean: 0, as tokens are not normalised.
+      std: Likewise, 1.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    sequence: int
+    sha256: str
+    mean: ClassVar[np.ndarray] = np.zeros(1)
+    std: ClassVar[np.ndarray] = np.ones(1)
+
+    def windows(self, split: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Windows of a split, "train" or "test".
+
+        Args:
+          split: Which one.
+          positions: [B], of the windows; a negative one stands for any.
+
+        Returns:
+          Tokens uint8 [B, T] and labels int32 [B, T], -1 behind the end of the text.
+        """
+        text = self.train if split == "train" else self.test
+        places = np.maximum(positions, 0)[:, None] * self.sequence + np.arange(self.sequence + 1)
+        tokens = text[np.minimum(places, len(text) - 1)]
+        return tokens[:, :-1], np.where(places[:, 1:] < len(text), tokens[:, 1:].astype(np.int32), np.int32(-1))
+
+    def part(self, held_out: int | None, count: int | None) -> "Text":
+        """The text after `data.validation_examples` and `data.train_examples`."""
+        T, stop, test = self.sequence, window_counts(len(self.train), 0, self.sequence)[0], self.test
+        if held_out:
+            stop, test = stop - held_out, self.train[(stop - held_out) * T : stop * T + 1]
+        return replace(self, train=self.train[: (stop if count is None else count) * T + 1], test=test)
+
+
+def window_counts(num_train: int, num_test: int, sequence: int) -> tuple[int, int]:
+    """How many windows there are in so many tokens to train and to test on; the last one of a test may be shorter."""
+    return (num_train - 1) // sequence, -(-(num_test - 1) // sequence)
+
+
+Data = Dataset | Stream | Text
+"""What a set is read as."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set, or a format that data sets come in.
@@ -122,7 +176,7 @@ class Source:
 
     name: str
     describe: Callable[[DataConfig], Spec]
-    load: Callable[[DataConfig], Dataset | Stream]
+    load: Callable[[DataConfig], "Data"]
     published: Callable[[DataConfig], Spec] | None = None
     splits: bool = False
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from lpjax.cli import printable
 from lpjax.config.schema import DataConfig
-from lpjax.data.source import Dataset, Spec, Stream
+from lpjax.data.source import Data, Dataset, Spec, Stream, Text
 from lpjax.data.tree import some
 from lpjax.errors import BadInput, require
+from lpjax.nn.chain import Shape
 
 CONSTANT = 1e-7
 """Standard deviation, of images scaled to 0..1, below which a channel is the same everywhere."""
@@ -66,11 +67,7 @@ def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
       BadInput: They do not fit the set.
     """
     _check_classes(spec, config)
-    (height, width, channels), factor = spec.image_shape, config.shrink
-    if height % factor or width % factor:
-        raise BadInput(
-            f"data.shrink={factor}: expected a divisor of the sides of the {height} x {width} images; choose another"
-        )
+    shape = _image_shape(spec.image_shape, config) if spec.task.images else _token_shape(spec.image_shape, config)
     held_out = config.validation_examples or 0
     left = spec.num_train - held_out
     if left < 1:
@@ -90,15 +87,33 @@ def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
             f"data.name={config.name}: no images to test on: expected at least one; "
             + (f"data.holdout={config.holdout} leaves none of classes with one image" if config.holdout else "add some")
         )
-    shape = (height // factor, width // factor, channels)
-    require(
-        config.cutout <= min(shape[:2]),
-        f"data.cutout={config.cutout}: expected at most a side's {min(shape[:2])} pixels, which leaves none; lower it",
-    )
     return replace(spec, image_shape=shape, num_train=count, num_test=held_out or spec.num_test)
 
 
-def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
+def _image_shape(shape: Shape, config: DataConfig) -> Shape:
+    """The shape of images after `data.shrink`, which `data.cutout` fits."""
+    (height, width, channels), factor = shape, config.shrink
+    if height % factor or width % factor:
+        raise BadInput(
+            f"data.shrink={factor}: expected a divisor of the sides of the {height} x {width} images; choose another"
+        )
+    side = min(height, width) // factor
+    require(
+        config.cutout <= side,
+        f"data.cutout={config.cutout}: expected at most a side's {side} pixels, which leaves none; lower it",
+    )
+    return height // factor, width // factor, channels
+
+
+def _token_shape(shape: Shape, config: DataConfig) -> Shape:
+    """The shape of examples of tokens, for which nothing is set that is of images."""
+    for name, none in (("shrink", 1), ("crop", 0), ("flip", False), ("cutout", 0), ("mixup", 0.0)):
+        value = getattr(config, name)
+        require(value == none, f"data.{name}={value}: expected {none} for data.name={config.name}, which has no images")
+    return shape
+
+
+def reduced(data: Data, config: DataConfig) -> Data:
     """The set after `data.shrink`, `data.validation_examples` and `data.train_examples`, which fit it (`reduced_spec`).
 
     Raises:
@@ -107,6 +122,8 @@ def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
     held_out, count = config.validation_examples, config.train_examples
     if config.shrink == 1 and held_out is None and count is None:
         return data
+    if isinstance(data, Text):
+        return data.part(held_out, count)
     if isinstance(data, Stream):
         raise BadInput(
             f"data.shrink={config.shrink}, data.train_examples={count}, data.validation_examples={held_out} with "
@@ -121,7 +138,7 @@ def reduced(data: Dataset | Stream, config: DataConfig) -> Dataset | Stream:
     return Dataset.of(*((_downsampled(images, config.shrink), labels) for images, labels in splits))
 
 
-def data_notes(data: Dataset | Stream, spec: Spec) -> tuple[str, ...]:
+def data_notes(data: Data, spec: Spec) -> tuple[str, ...]:
     """What is unusual about a set, in lines for people: constant channels, and classes without an example.
 
     Args:

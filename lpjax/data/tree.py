@@ -6,7 +6,7 @@ What a file holds decides, not its name: files without a usual suffix are looked
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +68,13 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not is_stray(path.name) and path.is_dir())
 
 
-def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The image files in a folder and in those below it, in the order of their names.
+def files_below(folder: Path, left_out: LeftOut, why_not: Callable[["os.DirEntry[str]"], str | None]) -> list[Path]:
+    """The files in a folder and in those below it, in the order of their names.
 
     Args:
       folder: Where to look.
-      left_out: Is added what is not one.
+      left_out: Is added what is not used.
+      why_not: Why an entry that is no folder is not used; None for one that is.
     """
     found: list[Path] = []
     todo: list[tuple[Path, tuple[str, ...]]] = [(folder, (os.path.realpath(folder),))]
@@ -93,11 +94,16 @@ def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
                     left_out.add(LOOP, entry.path)
                 else:
                     todo.append((place / entry.name, (*above, real)))
-            elif reason := _not_image(entry):
+            elif reason := why_not(entry):
                 left_out.add(reason, entry.path)
             else:
                 found.append(place / entry.name)
     return sorted(found)
+
+
+def image_files(folder: Path, left_out: LeftOut) -> list[Path]:
+    """`files_below` that are images."""
+    return files_below(folder, left_out, _not_image)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

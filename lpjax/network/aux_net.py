@@ -12,9 +12,8 @@ is made of is a function's choice, `config.aux.function`: `convolutions` where s
 
 A piece ends like its stage: with the standardisation if that does.
 
-With a `grid` a piece computes on maps of at most grid x grid pixels, whatever the interfaces have, and adds what it
-finds there to its input (`grid_block`).  A tail pools a stage's output to the grid and stays there to the head, with
-the same parameters: its cost is that of a few small maps.
+With a `grid` a piece computes on maps of at most grid x grid pixels and adds what it finds there to its input
+(`grid_block`).  A tail pools a stage's output to the grid and stays there to the head: it costs a few small maps.
 
 The last piece may be made of the last stage's own units and weights (`config.aux.tied`, `own_positions`), which then
 learn from all tails.
@@ -49,8 +48,8 @@ from lpjax.nn.losses import Interface
 def convolutions(stage: Chain, *, blocks: int, width: float, grid: int | None = None) -> list[UnitLike]:
     """Make a piece of convolutions, for stages that map images to images.
 
-    A convolution to the resolution behind the stage where it must be, then residual blocks, and a 1x1 convolution to
-    the channels there.  The last piece has the network's head for its own, and "behind" is before the head.
+    A convolution to the resolution behind the stage where it must be, residual blocks, and a 1x1 convolution to the
+    channels there.  The last piece has the network's head, and "behind" is before the head.
 
     Args:
       stage: The stage beside the piece.
@@ -101,21 +100,23 @@ def own_units(stage: Chain, *, blocks: int, width: float, grid: int | None = Non
     Args:
       stage: The stage beside the piece.
       blocks: How many of the units that keep the shape, besides all that change it.
-      width: 1.
+      width: 1, or of units that have a method `narrowed(width)`, which makes the piece's.
       grid: None.
 
     Returns:
       The units of the piece.
 
     Raises:
-      BadInput: Another `width`, or a `grid`: units cannot be changed from outside.
+      BadInput: Another `width` of units without `narrowed`, or a `grid`.
     """
-    if width != 1 or grid is not None:
+    places = own_positions(stage, blocks)
+    own: list[tuple[Any, bool]] = [(stage.units[i], stage.shapes[i] == stage.shapes[i + 1]) for i in places]
+    if grid is not None or (width != 1 and any(inner and not hasattr(unit, "narrowed") for unit, inner in own)):
         raise BadInput(
-            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function=own_units, "
-            f"which takes the stage's units as they are; leave both unset"
+            f"aux.width={width}, aux.grid={grid}: expected 1 and none with aux.function=own_units, which takes the "
+            f"stage's units as they are (aux.width is obeyed by those with a method `narrowed`); leave both unset"
         )
-    return [stage.units[i] for i in own_positions(stage, blocks)]
+    return [unit.narrowed(width) if inner and width != 1 else unit for unit, inner in own]
 
 
 def own_positions(stage: Chain, blocks: int) -> list[int]:

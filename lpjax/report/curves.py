@@ -58,10 +58,12 @@ def learning(records: Sequence[Record]) -> list[charts.Chart]:
     paths = {"aux_path_accuracy": "AuxNet path", "aux_head_accuracy": "AuxNet's head"}
     if any(name in record.lines for record in records for name in paths):
         paths = {"test_accuracy": "composed network"} | paths
+    bits = {"test_bits_per_byte": "test, composed network", "bits_per_byte": "training, last stage"}
     both: tuple[Over, ...] = ("steps", "time")
     return [
         *(draw(f"accuracy-{over}", f"Accuracy over {over}", accuracy, over=over) for over in both),
         *(draw(f"loss-{over}", f"Loss over {over}, nats", loss, over=over, log=True) for over in both),
+        *([draw("bits", "Bits per byte", bits)] if any(name in r.lines for r in records for name in bits) else []),
         draw("paths", "Test: composed network against AuxNet path", paths),
     ]
 

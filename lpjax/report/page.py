@@ -97,6 +97,7 @@ def _runs(records: Sequence[Record]) -> str:
     """The table of runs, what is missing of them, and the switches of their lines."""
     accuracies = {"test_accuracy": "test accuracy", "aux_path_accuracy": "AuxNet path"}
     more = {"test_top5_accuracy": "top-5", "ema_accuracy": "averaged weights"}  # columns of runs that have it
+    more |= {"test_bits_per_byte": "bits per byte"}
     accuracies |= {name: more[name] for name in more if any(name in record.lines for record in records)}
     head = ("run", "method", "K", "mesh", "seed", "steps", *accuracies.values(), "s/step", "seconds", "ended")
     rows = []

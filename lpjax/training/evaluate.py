@@ -173,8 +173,8 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
         # Fetched one by one, so that no more than one batch of a large set waits on the devices.
         sums = [jax.device_get(count((state, calibrated), batch)) for batch in feed.test()]
         totals = jax.tree.map(lambda *values: sum(map(float, values)), *sums)
-        count = totals.pop("predictions")
-        return {name: total / count for name, total in totals.items()} | {"examples": totals["examples"]}
+        predictions = totals.pop("predictions")
+        return {name: total / predictions for name, total in totals.items()} | {"examples": totals["examples"]}
 
     def evaluate(state: TrainState, feed: Feed) -> Evaluation:
         state = replicated(state, mesh)

@@ -30,6 +30,7 @@ def identity(run: Run) -> dict[str, Any]:
     """
     known = ("image_shape", "classes", "class_names", "num_train", "num_test")
     found = {f"data set: {name}": getattr(run.spec, name) for name in known}
+    found |= {"data set: sha256": run.spec.sha256} if run.spec.sha256 else {}
     found |= {"cuts": run.network.cuts, "precision": str(jnp.result_type(float)), **_generator()}
     return _deciding(run.config, found)
 

@@ -18,7 +18,7 @@ from lpjax.config.schema import Config, DataConfig, OptimizerConfig
 from lpjax.data import SOURCES
 from lpjax.data.batch import Batch, Feed, steps_per_epoch
 from lpjax.data.feed import make_feed
-from lpjax.data.source import Dataset, Source, Spec, Stream, check_labels
+from lpjax.data.source import Data, Dataset, Source, Spec, Stream, check_labels
 from lpjax.data.subset import CONSTANT, data_notes, reduced, reduced_spec
 from lpjax.errors import require
 from lpjax.methods.phases import Phase
@@ -163,7 +163,7 @@ def _check_splits(config: DataConfig, source: Source) -> None:
         require(value is None, f"data.{name}={value}: expected unset for data.name={config.name}; unset it: {instead}")
 
 
-def _check_values(data: Dataset | Stream, spec: Spec, config: DataConfig) -> None:
+def _check_values(data: Data, spec: Spec, config: DataConfig) -> None:
     """Refuse moments that are not finite, and labels beyond the classes: both would be nan in the first step."""
     for name, values in (("mean", data.mean), ("std", data.std)):
         require(
@@ -197,7 +197,7 @@ def prepare(config: Config) -> Run:
     feed, mean, std, notes = None, np.zeros(channels), np.ones(channels), spec.notes
     if not config.dry_run:
         data = reduced(source.load(config.data), config.data)
-        spec = replace(spec, cropped=isinstance(data, Stream))
+        spec = replace(spec, cropped=isinstance(data, Stream), sha256=getattr(data, "sha256", None))
         feed, mean = make_feed(data, config, mesh), data.mean
         _check_values(data, spec, config.data)
         std = np.where(data.std < CONSTANT, 1.0, data.std)

@@ -126,6 +126,7 @@ def result(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> dic
       evaluation: Its test; None if the run did not finish.
 
     Returns:
+      data_sha256: Of a text; null for other data.
       relative_violation: Of each interface, of the last step.
       seconds_total: Of all processes that carried the run on, up to their last checkpoints.
       seconds_per_step_median, data_seconds_median: Seconds of a step, and of its wait for data: wall clock of this
@@ -144,6 +145,7 @@ def result(run: Run, ended: str, log: Log, evaluation: Evaluation | None) -> dic
         "num_stages": config.num_stages,
         "mesh": dict(zip(("stage", "data"), config.mesh_shape, strict=True)),
         "seed": config.seed,
+        "data_sha256": run.spec.sha256,
         **metrics,
         "relative_violation": log.last.get("relative_violation", []),
         "steps": log.done,

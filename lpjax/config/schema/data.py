@@ -11,7 +11,8 @@ class DataConfig:
 
     Attributes:
       name: One of `lpjax.SOURCES`.
-      dir: Folder of the data, for sources that need one.
+      dir: Folder of the data, for sources that need one; for `text` a folder or a file.
+      sequence: Tokens of an example, for `text`.
       image_size: Side in pixels of the square crop, for sources of image files of all sizes.
       channels: 3, or 1 for grey: what the image files of `folder` are decoded to.
       shrink: Images of a set in memory are averaged over shrink x shrink pixels and rounded; 1 for none.
@@ -38,6 +39,7 @@ class DataConfig:
 
     name: str = "digits"
     dir: str | None = None
+    sequence: int = at_least(1, 128)
     image_size: int = at_least(1, 224)
     channels: int = 3
     shrink: int = at_least(1, 1)

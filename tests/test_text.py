@@ -1,0 +1,220 @@
+"""Text: its windows, next-token prediction, the language model, and its training by every method."""
+
+import dataclasses
+import hashlib
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, detach, on_host, plain_sgd, small_run
+
+from lpjax.config.schema import DataConfig
+from lpjax.data import SOURCES
+from lpjax.data.subset import reduced, reduced_spec
+from lpjax.errors import BadInput
+from lpjax.models.gpt import gpt, rotated
+from lpjax.nn import chain, losses
+from lpjax.nn.chain import Mode, make_chain
+from lpjax.nn.count import chain_size
+from lpjax.training import resume
+
+TEXT = SOURCES["text"]
+TOKENS, VOCABULARY = 8, 256
+
+
+def config(path, **fields):
+    return DataConfig(**{"name": "text", "dir": str(path), "sequence": TOKENS, "crop": 0} | fields)
+
+
+def whole(data, spec, split):
+    """All windows of a split."""
+    count = spec.num_train if split == "train" else spec.num_test
+    return data.windows(split, np.arange(count))
+
+
+def test_a_file_is_mapped_and_its_last_twentieth_held_out(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(content := bytes(np.random.default_rng(0).integers(0, 256, 1003, np.uint8)))
+    spec, data = TEXT.describe(config(path)), TEXT.load(config(path))
+    assert (spec.image_shape, spec.classes, spec.num_train, spec.num_test) == ((TOKENS,), 256, 119, 7)
+    assert isinstance(data.train, np.memmap)
+    assert data.sha256 == hashlib.sha256(content).hexdigest()
+    tokens, labels = whole(data, spec, "train")
+    assert tokens.reshape(-1).tobytes() == content[: 119 * TOKENS]
+    np.testing.assert_array_equal(labels.reshape(-1), list(content[1 : 119 * TOKENS + 1]))
+    tokens, labels = whole(data, spec, "test")
+    assert (labels >= 0).sum() == 49, "a label for each held-out byte but the first"
+    assert (labels[-1] >= 0).tolist() == [True] + [False] * 7
+    np.testing.assert_array_equal(labels[labels >= 0], list(content[-49:]))
+
+
+def test_every_twentieth_file_of_a_folder_is_held_out(tmp_path):
+    (tmp_path / "b").mkdir()
+    for i in range(40):
+        (tmp_path / ("a" if i < 20 else "b/a")).with_suffix(f".{i:02}").write_bytes(bytes([i]) * 20)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / ".hidden").write_text("no")
+    spec, data = TEXT.describe(config(tmp_path)), TEXT.load(config(tmp_path))
+    assert data.test.tobytes() == b"".join(bytes([i]) * 20 + b"\0" for i in (19, 39))
+    assert len(data.train) == 38 * 21
+    assert [note.partition(":")[0] for note in spec.notes] == ["left out, no regular files", STRAYS]
+    fields = config(tmp_path, train_examples=3, validation_examples=2)
+    spec, part = reduced_spec(spec, fields), reduced(data, fields)
+    assert (spec.num_train, spec.num_test) == (3, 2)
+    assert part.train.tobytes() == data.train[: 3 * TOKENS + 1].tobytes()
+    last = (38 * 21 - 1) // TOKENS
+    np.testing.assert_array_equal(part.windows("test", np.arange(2)), data.windows("train", np.arange(last - 2, last)))
+
+
+STRAYS = "left out, hidden, or added by an archive or a disk"
+
+
+@pytest.mark.parametrize(
+    "make, fields, message",
+    [
+        (lambda path: path.mkdir(), {}, "no file that can be read in it: expected at least one"),
+        (lambda path: None, {}, "no such file or folder"),
+        (os.mkfifo, {}, "expected a regular file or a folder"),
+        (lambda path: path.write_bytes(b"x" * 159), {}, r"7 bytes held out .*: expected more than data.sequence=8"),
+        (
+            lambda path: path.write_bytes(b"x" * 999),
+            {"flip": True},
+            "data.flip=True: expected False for data.name=text",
+        ),
+    ],
+)
+def test_what_is_no_text_is_refused(make, fields, message, tmp_path):
+    make(tmp_path / "text")
+    with pytest.raises((BadInput, FileNotFoundError), match=message):
+        reduced_spec(TEXT.describe(config(tmp_path / "text", **fields)), config(tmp_path / "text", **fields))
+
+
+def test_the_default_is_the_standard_library():
+    spec, data = TEXT.describe(DataConfig(name="text")), TEXT.load(DataConfig(name="text"))
+    assert spec.num_train > 20_000
+    assert len(data.train) // 128 == spec.num_train
+    assert b"def dataclass(" in data.train.tobytes() + data.test.tobytes()
+    assert len(data.sha256) == 64
+
+
+def test_next_token_loss_is_a_mean_over_the_labelled_positions():
+    logits = jax.random.normal(jax.random.key(0), (3, 5, 7), float)
+    labels = jnp.array([[1, 2, 3, 4, 5], [0, 6, -1, -1, -1], [-1] * 5], jnp.int32)
+    own = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[..., None], 2)[..., 0]
+    for i, count in enumerate((5, 2)):
+        assert_close(losses.NEXT_TOKEN.loss(logits, labels, 0.0)[i], -own[i, :count].mean(), rtol=1e-6)
+        right = logits[i, :count].argmax(-1) == labels[i, :count]
+        assert_close(losses.NEXT_TOKEN.correct(logits, labels, 1)[i], right.mean(), rtol=1e-6)
+    assert losses.NEXT_TOKEN.predictions(labels).tolist() == [5, 2, 0]
+    assert losses.NEXT_TOKEN.loss(logits, labels, 0.1)[2] == 0
+    assert losses.NEXT_TOKEN.metrics(math.log(4)) == pytest.approx({"perplexity": 4, "bits_per_byte": 2})
+
+
+@pytest.mark.parametrize("activation, hidden, matrices", [("gelu", 64, 2), ("swiglu", 42, 3)])
+def test_the_model_has_its_parameters_and_sees_no_later_token(activation, hidden, matrices):
+    blocks, width = 3, 16
+    model = make_chain(gpt(blocks=blocks, width=width, heads=2, classes=VOCABULARY, activation=activation), (TOKENS,))
+    each = 4 * width**2 + matrices * width * hidden + 2 * width
+    assert chain_size(model) == blocks * each + 2 * VOCABULARY * width + width
+    assert [repeat.count for repeat in model.repeats] == [1, blocks, 1], "equal blocks are one loop"
+    params, stats = chain.init(model, jax.random.key(0))
+    x = jax.random.randint(jax.random.key(1), (1, TOKENS), 0, VOCABULARY).astype(float)
+    run = jax.jit(lambda x: chain.apply(model, params, stats, x, Mode(train=False))[0])
+    changed = (run(x) != run(x.at[0, 5].add(1.0 - 2 * (x[0, 5] > 9)))).any(-1)[0]
+    assert changed.tolist() == [False] * 5 + [True] * 3
+    assert -jax.nn.log_softmax(run(x)).mean() == pytest.approx(math.log(VOCABULARY), rel=0.05), "a guess to begin with"
+
+
+def test_rotated_heads_meet_by_their_distance():
+    """<query at i, key at j> depends on i - j alone."""
+    query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 6), float)
+    rows = [rotated(jnp.broadcast_to(own, (1, TOKENS, 1, 6)))[0, :, 0] for own in (query, key)]
+    products = rows[0] @ rows[1].T
+    for distance in range(1 - TOKENS, TOKENS):
+        diagonal = jnp.diagonal(products, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-5)
+    assert abs(products[0, 1] - products[1, 0]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"tied_embedding": True}, "the embedding is in the first stage and the head in the last"),
+        ({"heads": 5}, "expected a multiple of 2"),
+        ({"activation": "relu"}, "expected gelu or swiglu"),
+        ({"dropout": 1.0}, "expected 0 to below 1"),
+    ],
+)
+def test_bad_models(fields, message):
+    with pytest.raises(BadInput, match=message):
+        gpt(**{"blocks": 1, "width": 16, "heads": 2, "classes": VOCABULARY} | fields)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A text in which each byte tells the next."""
+    path = tmp_path_factory.mktemp("text") / "alphabet"
+    path.write_bytes(bytes(range(97, 108)) * 60)
+    return str(path)
+
+
+def text_run(path, **fields):
+    model = {"function": "gpt", "blocks": 4, "width": 8, "heads": 2, "dropout": 0.1}
+    data = {"name": "text", "dir": path, "sequence": TOKENS, "crop": 0}
+    aux = {"function": "own_units", "blocks_per_stage": 1, "width": 0.5}
+    return small_run(model=model, data=data, aux=aux, batch_size=8, **{**plain_sgd(0.3), **fields})
+
+
+@pytest.mark.parametrize(
+    "method, K, mesh, fields",
+    [
+        ("serial", 4, {"data": 2}, {}),
+        ("pipeline", 2, {"stage": 2}, {"pipeline__micro_batches": 4}),
+        ("delayed", 4, {"stage": 4}, {"delayed__micro_batches": 8}),
+        ("local", 2, {"stage": 2}, {}),
+        ("coarse_adjoint", 4, {"stage": 4}, {}),
+        ("layer_parallel", 2, {"stage": 2}, {"exchange__stale": True}),
+    ],
+)
+def test_every_method_trains_it_alike_on_every_mesh_and_goes_on_as_it_was(method, K, mesh, fields, path, x64):
+    shapes = {"stage": 1}, {"stage": 1} | mesh
+    one, several = (text_run(path, method=method, num_stages=K, mesh=shape, **fields) for shape in shapes)
+    found = []
+    for run in (one, several):
+        state, batches, history = run.create(), run.feed.train(), []
+        for step in range(8):
+            if step == 6:
+                arrays, place = resume.snapshot(run, state), batches.get_state()
+            state, metrics = run.step(state, next(batches))
+            history.append(jax.device_get(metrics))
+        found.append((history, on_host(state)))
+    assert_close(found[0][0], found[1][0])
+    assert found[0][0][-1]["task_loss"] < 0.8 * found[0][0][K]["task_loss"], "it learns"
+    state, _, _ = resume.restore(several, arrays)
+    batches = several.feed.train()
+    batches.set_state(place)
+    for _ in range(2):
+        state, _ = several.step(state, next(batches))
+    assert_close(on_host(state), found[1][1], rtol=0, atol=0)
+
+
+def test_the_test_is_a_mean_over_all_labelled_bytes(path, x64):
+    run = text_run(path, method="serial", num_stages=2, mesh={"stage": 1})
+    state, data = run.create(), TEXT.load(run.config.data)
+    got = run.evaluate(state, run.feed)
+    params = detach(run.network.params.unpack_all(state.stage_params))
+    tokens, labels = whole(data, run.spec, "test")
+    x = jnp.asarray(tokens).astype(float)
+    for stage, own in zip(run.network.stages, params, strict=True):
+        x, _ = chain.apply(stage, own, chain.init(stage, jax.random.key(0))[1], x, Mode(train=False))
+    known, logits = labels >= 0, np.asarray(x)
+    values = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.maximum(labels, 0)[..., None], 2)[..., 0]
+    assert not known.all(), "the last window is shorter"
+    assert got.test_loss == pytest.approx(-values[known].mean())
+    assert got.test_accuracy == pytest.approx((logits.argmax(-1) == labels)[known].mean())
+    assert got.test_bits_per_byte == pytest.approx(got.test_loss / math.log(2))
+    assert got.test_examples == len(tokens)
+    assert dataclasses.asdict(run.spec)["sha256"] == data.sha256
