@@ -1,21 +1,24 @@
-"""Classify images by an exported model.
+"""Classify images, or go on with a text, by an exported model.
 
     python -m lpjax.predict --model=DIR [--top=5] [--json | --csv] IMAGES...
+    python -m lpjax.predict --model=DIR --prompt="def " [--bytes=200] [--temperature=1] [--top_k=K] [--seed=0]
 
 Classes and probabilities of images by a model that `lpjax.export` wrote, on one device.  IMAGES are image files,
 folders (all image files in them, however deep, hidden ones left out), patterns in quotes ("photos/*.jpg"), and - for
 one image on stdin.  With --json a line is {"image": .., "classes": [{"class": .., "probability": ..}, ..]}, or
 {"image": .., "error": ..}; with --csv there is a line image,class,probability,error a class, the likeliest first,
-below a heading.
+below a heading.  With --prompt the model, of text, goes on with that, byte by byte.
 
 Exit codes: 0 done; 1 a fault of lpjax or of the system; 2 bad arguments or model, or an image that could not be read
 (it is said which, and the others are done); 130 interrupted.
 """
 
 import argparse
+import codecs
 import csv
 import glob
 import io
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +32,7 @@ from lpjax import cli
 from lpjax.config.command_line import local_path
 from lpjax.data.tree import LeftOut, image_files
 from lpjax.errors import BadInput, bad_input, extra_packages
-from lpjax.export import model_file
+from lpjax.export import model_file, sample
 from lpjax.export.model_file import Description, Model
 
 BATCH = 32
@@ -102,6 +105,8 @@ def read_image(image: ImageFile, description: Description) -> UInt8[np.ndarray, 
     """
     with extra_packages("reading image files", "export"):
         from lpjax.data import images
+    if description.is_text:
+        raise BadInput("the model is of text: give it --prompt=TEXT, and no image files")
     if description.image_shape[-1] not in (1, 3):
         raise BadInput(f"the model takes {description.image_shape[-1]} channels: image files have 1 or 3")
     if image.error:
@@ -162,19 +167,28 @@ def _ranking(logits: Float[np.ndarray, " classes"], names: Sequence[str], top: i
 @cli.command()
 @bad_input()
 def main(argv: list[str]) -> int:
-    """Print the classes of the image files; returns the exit code: 2 where a file or the model could not be read.
+    """Print the classes of the image files, or the text; returns the exit code: 2 where a file could not be read.
 
     Args:
       argv: the command line without the program.
     """
-    parser = argparse.ArgumentParser(prog="python -m lpjax.predict", description="Classes of images.")
+    parser = argparse.ArgumentParser(prog="python -m lpjax.predict", description="Classes of images, or more text.")
     parser.add_argument("--model", required=True, help="folder that python -m lpjax.export wrote")
     parser.add_argument("--top", type=_positive, default=5, metavar="N", help="how many classes, 1 or more (5)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a line of JSON an image")
     form.add_argument("--csv", action="store_true", help="a line image,class,probability,error a class, and a heading")
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, patterns, - for stdin")
+    parser.add_argument("--prompt", metavar="TEXT", help="what a model of text goes on with")
+    parser.add_argument("--bytes", type=_positive, default=200, metavar="N", help="how many, of text (200)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of text: 0 takes the likeliest byte (1)")
+    parser.add_argument("--top_k", type=_positive, metavar="K", help="draw text from the K likeliest bytes (all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the text's draws (0)")
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="files, folders, patterns, - for stdin")
     options = parser.parse_args(argv)
+    if (options.prompt is None) == (not options.images):
+        parser.error("expected IMAGES, or --prompt for a model of text")
+    if options.prompt is not None:
+        return _go_on(model_file.load(local_path(options.model)), options)
     show = _as_csv if options.csv else _as_json if options.json else _as_text
     if options.csv:
         print("image,class,probability,error")
@@ -190,6 +204,18 @@ def main(argv: list[str]) -> int:
     for line in left_out.in_words(None):
         print(f"lpjax: {cli.printable(line)}", file=sys.stderr)
     return code
+
+
+def _go_on(model: Model, options: argparse.Namespace) -> int:
+    """Print the prompt and what comes behind it, each byte as soon as it is there."""
+    prompt, settings = options.prompt.encode(errors="surrogateescape"), ("temperature", "top_k", "seed")
+    made = sample.continued(model, prompt, options.bytes, **{name: getattr(options, name) for name in settings})
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for part in itertools.chain([prompt], (bytes([byte]) for byte in made)):
+        shown = (c if c in "\n\t" else _shown(c) for c in decoder.decode(part))
+        print("".join(shown), end="", flush=True)
+    print(decoder.decode(b"", final=True))
+    return 0
 
 
 def _positive(text: str) -> int:

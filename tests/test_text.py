@@ -15,7 +15,7 @@ from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES
 from lpjax.data.subset import reduced, reduced_spec
 from lpjax.errors import BadInput
-from lpjax.models.gpt import gpt, rotated
+from lpjax.models.gpt import causal_attention, gpt, rotated
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode, make_chain
 from lpjax.nn.count import chain_size
@@ -60,7 +60,7 @@ def test_every_twentieth_file_of_a_folder_is_held_out(tmp_path):
     spec, data = TEXT.describe(config(tmp_path)), TEXT.load(config(tmp_path))
     assert data.test.tobytes() == b"".join(bytes([i]) * 20 + b"\0" for i in (19, 39))
     assert len(data.train) == 38 * 21
-    assert [note.partition(":")[0] for note in spec.notes] == ["left out, no regular files", STRAYS]
+    assert {note.partition(":")[0] for note in spec.notes} == {"left out, no regular files", STRAYS}
     fields = config(tmp_path, train_examples=3, validation_examples=2)
     spec, part = reduced_spec(spec, fields), reduced(data, fields)
     assert (spec.num_train, spec.num_test) == (3, 2)
@@ -103,11 +103,11 @@ def test_the_default_is_the_standard_library():
 def test_next_token_loss_is_a_mean_over_the_labelled_positions():
     logits = jax.random.normal(jax.random.key(0), (3, 5, 7), float)
     labels = jnp.array([[1, 2, 3, 4, 5], [0, 6, -1, -1, -1], [-1] * 5], jnp.int32)
-    own = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[..., None], 2)[..., 0]
+    loss, correct = losses.NEXT_TOKEN.loss(logits, labels, 0.0), losses.NEXT_TOKEN.correct(logits, labels, 1)
     for i, count in enumerate((5, 2)):
-        assert_close(losses.NEXT_TOKEN.loss(logits, labels, 0.0)[i], -own[i, :count].mean(), rtol=1e-6)
-        right = logits[i, :count].argmax(-1) == labels[i, :count]
-        assert_close(losses.NEXT_TOKEN.correct(logits, labels, 1)[i], right.mean(), rtol=1e-6)
+        own, aims = np.asarray(jax.nn.log_softmax(logits))[i, :count], np.asarray(labels)[i, :count]
+        assert loss[i] == pytest.approx(-own[np.arange(count), aims].mean())
+        assert correct[i] == pytest.approx((own.argmax(-1) == aims).mean())
     assert losses.NEXT_TOKEN.predictions(labels).tolist() == [5, 2, 0]
     assert losses.NEXT_TOKEN.loss(logits, labels, 0.1)[2] == 0
     assert losses.NEXT_TOKEN.metrics(math.log(4)) == pytest.approx({"perplexity": 4, "bits_per_byte": 2})
@@ -121,11 +121,18 @@ def test_the_model_has_its_parameters_and_sees_no_later_token(activation, hidden
     assert chain_size(model) == blocks * each + 2 * VOCABULARY * width + width
     assert [repeat.count for repeat in model.repeats] == [1, blocks, 1], "equal blocks are one loop"
     params, stats = chain.init(model, jax.random.key(0))
-    x = jax.random.randint(jax.random.key(1), (1, TOKENS), 0, VOCABULARY).astype(float)
+    x = jnp.arange(TOKENS, dtype=float)[None]
     run = jax.jit(lambda x: chain.apply(model, params, stats, x, Mode(train=False))[0])
-    changed = (run(x) != run(x.at[0, 5].add(1.0 - 2 * (x[0, 5] > 9)))).any(-1)[0]
+    changed = (run(x) != run(x.at[0, 5].set(99))).any(-1)[0]
     assert changed.tolist() == [False] * 5 + [True] * 3
     assert -jax.nn.log_softmax(run(x)).mean() == pytest.approx(math.log(VOCABULARY), rel=0.05), "a guess to begin with"
+
+
+def test_attention_in_double_precision_is_that_in_single(x64):
+    arrays = jax.random.normal(jax.random.key(0), (3, 2, TOKENS, 2, 4), float)
+    single = causal_attention(*arrays.astype(jnp.float32))
+    np.testing.assert_allclose(causal_attention(*arrays), single, atol=1e-5)
+    assert np.std(single) > 0.1
 
 
 def test_rotated_heads_meet_by_their_distance():
@@ -144,7 +151,7 @@ def test_rotated_heads_meet_by_their_distance():
     [
         ({"tied_embedding": True}, "the embedding is in the first stage and the head in the last"),
         ({"heads": 5}, "expected a multiple of 2"),
-        ({"activation": "relu"}, "expected gelu or swiglu"),
+        ({"activation": "relu"}, "expected one of gelu, swiglu"),
         ({"dropout": 1.0}, "expected 0 to below 1"),
     ],
 )
@@ -157,7 +164,7 @@ def test_bad_models(fields, message):
 def path(tmp_path_factory):
     """A text in which each byte tells the next."""
     path = tmp_path_factory.mktemp("text") / "alphabet"
-    path.write_bytes(bytes(range(97, 108)) * 60)
+    path.write_bytes(bytes(range(97, 108)) * 62)
     return str(path)
 
 
@@ -192,7 +199,7 @@ def test_every_method_trains_it_alike_on_every_mesh_and_goes_on_as_it_was(method
             history.append(jax.device_get(metrics))
         found.append((history, on_host(state)))
     assert_close(found[0][0], found[1][0])
-    assert found[0][0][-1]["task_loss"] < 0.8 * found[0][0][K]["task_loss"], "it learns"
+    assert found[0][0][-1]["task_loss"] < found[0][0][K]["task_loss"] - 0.3, "it learns"
     state, _, _ = resume.restore(several, arrays)
     batches = several.feed.train()
     batches.set_state(place)

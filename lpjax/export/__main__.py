@@ -53,8 +53,9 @@ def main(argv: list[str]) -> int:
     params, stats = from_run.composed_trees(run, state)
     known = {"step": step, "test_accuracy": accuracy, "ema": _EMA.value}
     from_run.write(output, run, params, stats, fold_batch_norm=_FOLD.value, **known)
+    what = "IMAGES" if run.spec.task.images else "--prompt=TEXT"
     cli.console().print(
-        f"{output}: the network of step {step}; try: python -m lpjax.predict --model={shlex.quote(str(output))} IMAGES"
+        f"{output}: the network of step {step}; try: python -m lpjax.predict --model={shlex.quote(str(output))} {what}"
     )
     return 0
 

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from lpjax.config.schema import Config
 from lpjax.data import images
-from lpjax.data.feed import Resident
 from lpjax.errors import BadInput
 from lpjax.export import fold, model_file
 from lpjax.export.fold import Trees
@@ -83,15 +82,16 @@ def make_program(run: Run, params: Trees, stats: Trees) -> export.Exported:
       stats: its statistics.
 
     Returns:
-      uint8 images [b, H, W, C] -> float32 logits [b, classes], for any b; normalisation is part of it.
+      uint8 images [b, H, W, C] -> float32 logits [b, classes], for any b; normalisation is part of it.  Of text uint8
+      bytes [b, T] -> float32 logits [b, T, classes].
 
     Raises:
       BadInput: where `jax.export` cannot export the network.
     """
     params, stats = jax.tree.map(jnp.asarray, (params, stats))
 
-    def logits(image: UInt8[Array, "H W C"]) -> Float[Array, " classes"]:
-        """Of one image, so that a unit may ask for len(x): the b that `vmap` adds is a symbol, not a number."""
+    def logits(image: UInt8[Array, "..."]) -> Float[Array, "..."]:
+        """Of one example, so that a unit may ask for len(x): the b that `vmap` adds is a symbol, not a number."""
         x = run.step_inputs.normalised(image[None])
         return composed(run.network, params, stats, x, chain.Mode(train=False))[0][0].astype(jnp.float32)
 
@@ -135,19 +135,20 @@ def describe(run: Run, **provenance: Any) -> model_file.Description:
       run: with its configuration, data set and normalisation.
       **provenance: more of where the parameters are from.
     """
-    spec, config, (mean, std) = run.spec, asdict(run.config), run.moments
+    spec, config, (mean, std) = run.spec, asdict(run.config), run.moments if run.spec.task.images else ((), ())
     del config["data"]["dir"], config["start"]["workdir"]  # places on this machine
     return model_file.Description(
         class_names=spec.class_names or tuple(map(str, range(spec.classes))),
         image_shape=spec.image_shape,
-        crop=1.0 if isinstance(run.feed, Resident) else images.CENTRE_SHARE,  # small images are trained on whole
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
+        crop=images.CENTRE_SHARE if spec.cropped else 1.0,  # small images are trained on whole
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
         provenance={
             **provenance,
             "methods": [_in_words(METHODS[name], run.config) for name in run.config.all_methods],
             "num_train": spec.num_train,
             "num_test": spec.num_test,
+            **({"data_sha256": spec.sha256} if spec.sha256 else {}),
             "config": config,
             "versions": platform.versions(),
         },
@@ -173,14 +174,15 @@ def card(description: model_file.Description, arrays: Mapping[str, np.ndarray]) 
     """
     known, config = description.provenance, description.provenance["config"]
     names, accuracy, channels = description.class_names, known.get("test_accuracy"), description.image_shape[-1]
-    batch_norm = "as trained, not folded"
+    examples, batch_norm = "windows of text" if description.is_text else "images", "as trained, not folded"
     if "folded_batch_norms" in known:
         batch_norm = (
             f"{known['folded_batch_norms']} folded into the convolutions before them (others come after an addition, "
             f"or before their convolution); logits of training images changed by {known['logits_changed_by']:.1e} at "
             f"most"
         )
-    template = resources.files("lpjax.export").joinpath("card.md").read_text()
+    name = "text_card.md" if description.is_text else "card.md"
+    template = resources.files("lpjax.export").joinpath(name).read_text()
     return template.format(
         config=config,
         versions=known["versions"],
@@ -192,7 +194,7 @@ def card(description: model_file.Description, arrays: Mapping[str, np.ndarray]) 
         classes=len(names),
         class_names=", ".join(names[:20]) + (f", .. ({len(names)} in all)" if len(names) > 20 else ""),
         size=sum(a.size for name, a in arrays.items() if name.startswith("units.") and name.split(".")[2] != "stats"),
-        accuracy="not known" if accuracy is None else f"{accuracy:.4f} on {known['num_test']:,} images",
+        accuracy="not known" if accuracy is None else f"{accuracy:.4f} on {known['num_test']:,} {examples}",
         batch_norm=batch_norm,
         methods=", then ".join(known["methods"]),
         step=known.get("step", "not known"),

@@ -1,7 +1,8 @@
 """A trained network as a folder that holds no code and can be used without lpjax.
 
     model.stablehlo      the network as a program, as `jax.export` writes it, parameters and normalisation within:
-                         uint8 images [b, H, W, C] -> float32 logits [b, classes], for any b, on one device
+                         uint8 images [b, H, W, C] -> float32 logits [b, classes], for any b, on one device; of text
+                         uint8 bytes [b, T] -> float32 logits [b, T, classes]
     model.safetensors    the parameters and statistics by name
     model.json           the `Description`
     SHA256SUMS           of these three, for `sha256sum -c` too
@@ -54,9 +55,9 @@ class Description:
 
     Attributes:
       class_names: one a class.
-      image_shape: [H, W, C].
+      image_shape: [H, W, C]; of text [T].
       crop: share of the shorter side of an image file that the crop in its middle keeps, to be scaled to [H, W].
-      mean: [C], of images scaled to 0..1, that the program normalises by.
+      mean: [C], of images scaled to 0..1, that the program normalises by; of text [].
       std: [C], likewise.
       provenance: where the model is from, in JSON's types.
     """
@@ -67,6 +68,16 @@ class Description:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     provenance: Mapping[str, Any]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the model is of text, otherwise of images."""
+        return len(self.image_shape) == 1
+
+    @property
+    def output_shape(self) -> Shape:
+        """Of an example's logits."""
+        return (*self.image_shape, len(self.class_names)) if self.is_text else (len(self.class_names),)
 
 
 def _check_description(values: Mapping[str, Any]) -> None:
@@ -80,13 +91,13 @@ def _check_description(values: Mapping[str, Any]) -> None:
         return isinstance(values[name], tuple) and all(map(kind, values[name]))
 
     ok = are("image_shape", lambda size: type(size) is int and 1 <= size <= MAX_SIDE)
-    ok = ok and len(values["image_shape"]) == 3
-    require(ok, "image_shape", f"height, width and channels, 1 to {MAX_SIDE} each")
+    ok = ok and len(values["image_shape"]) in (1, 3)
+    require(ok, "image_shape", f"height, width and channels, 1 to {MAX_SIDE} each, or the length of a text")
     # Names reach a terminal, where a control character is a command.
     ok = are("class_names", lambda name: isinstance(name, str) and name == printable(name) and len(name) <= MAX_NAME)
     require(ok and len(values["class_names"]) > 0, "class_names", f"printable names of at most {MAX_NAME} characters")
     require(_is_number(values["crop"]) and 0 < values["crop"] <= 1, "crop", "a share, from above 0 to 1")
-    channels = values["image_shape"][-1]
+    channels = 0 if len(values["image_shape"]) == 1 else values["image_shape"][-1]
     for name in ("mean", "std"):
         require(are(name, _is_number) and len(values[name]) == channels, name, f"{channels} finite numbers")
     require(isinstance(values["provenance"], Mapping), "provenance", "an object")
@@ -110,10 +121,10 @@ class Model:
 
     @functools.cached_property
     def logits(self) -> Any:
-        """uint8 images [b, H, W, C] -> float32 logits [b, classes], compiled once per b."""
+        """uint8 images [b, H, W, C] or bytes [b, T] -> float32 logits [b, *output_shape], compiled once per b."""
 
-        def logits(images: UInt8[Array, "b H W C"]) -> Float[Array, "b classes"]:
-            return self.program.call(images)
+        def logits(examples: UInt8[Array, "b ..."]) -> Float[Array, "b ..."]:
+            return self.program.call(examples)
 
         return jax.jit(logits)
 
@@ -148,7 +159,7 @@ def write(
     folder = folder.resolve()
     check_free(folder)
     _check_description(asdict(description))
-    programs.check(program, description.image_shape, len(description.class_names))
+    programs.check(program, description.image_shape, description.output_shape)
     with extra_packages(*_EXPORT_PACKAGES):
         from safetensors.numpy import save
 
@@ -189,7 +200,7 @@ def load(folder: Path) -> Model:
         import flatbuffers  # noqa: F401 - JAX imports it late
     try:
         program = export.deserialize(bytearray(_read(path)))
-        programs.check(program, description.image_shape, len(description.class_names))
+        programs.check(program, description.image_shape, description.output_shape)
     except Exception as error:  # a damaged file raises whatever the parser met
         raise BadInput(f"{path}: {error}; {_REMEDY}") from error
     return Model(description, program)

@@ -1,4 +1,4 @@
-"""Checks of a program that `jax.export` wrote: it must be a pure function of images that does nothing but compute."""
+"""Checks of a program that `jax.export` wrote: it must be a pure function of examples that does nothing but compute."""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,20 +23,20 @@ HARMLESS = frozenset({"stablehlo.custom_call @shape_assertion"})
 """By which `jax.export` itself checks a symbolic batch; gone before anything is compiled."""
 
 
-def check(program: Exported, image_shape: Shape, classes: int) -> None:
-    """Refuse a program that is not a function of images to logits, or could do more than compute.
+def check(program: Exported, in_shape: Shape, out_shape: Shape) -> None:
+    """Refuse a program that is not a function of examples to logits, or could do more than compute.
 
     Args:
       program: to check.
-      image_shape: [H, W, C] that it must take.
-      classes: as many logits as it must return.
+      in_shape: of an example that it must take.
+      out_shape: of the logits that it must return of it.
 
     Raises:
       BadInput: saying what the program is and what was expected.
     """
-    image = ",".join(map(str, image_shape))
     signature = [*map(str, program.in_avals), "->", *map(str, program.out_avals)]
-    expected = [f"uint8[b,{image}]", "->", f"float32[b,{classes}]"]
+    given, made = (",".join(map(str, shape)) for shape in (in_shape, out_shape))
+    expected = [f"uint8[b,{given}]", "->", f"float32[b,{made}]"]
     if signature != expected:
         raise BadInput(f"a program {' '.join(signature)}: expected {' '.join(expected)}")
     if str((program.in_tree, program.out_tree)) != str(_TREES):

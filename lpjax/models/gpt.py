@@ -11,12 +11,12 @@ drawn with variance 1 / fan_in; of those that end a branch, 1 / (2 blocks) of th
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from lpjax.config.check import require_one_of
 from lpjax.errors import BadInput, require
 from lpjax.nn import layers
 from lpjax.nn.chain import Mode, Shape, UnitLike
@@ -35,6 +35,20 @@ def rotated(x: Float[Array, "b t n h"]) -> Float[Array, "b t n h"]:
     cosine, sine = (function(angle).astype(x.dtype)[None, :, None] for function in (jnp.cos, jnp.sin))
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cosine - b * sine, a * sine + b * cosine], axis=-1)
+
+
+def causal_attention(
+    query: Float[Array, "b t n h"], key: Float[Array, "b t n h"], value: Float[Array, "b t n h"]
+) -> Float[Array, "b t n h"]:
+    """Attention to the positions up to one's own.
+
+    By `jax.nn.dot_product_attention`, whose softmax is in single precision; in double precision by hand.
+    """
+    if query.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+    logits = jnp.einsum("btnh,bsnh->bnts", query, key) / query.shape[-1] ** 0.5
+    seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), value)
 
 
 def rms_norm(scale: Float[Array, " c"], x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
@@ -84,7 +98,7 @@ class Block:
       heads: Of the attention.
       size: Values of a head, even.
       hidden: Values of the feed-forward layer at a position.
-      activation: Of the feed-forward layer.
+      activation: Of the feed-forward layer, "gelu" or "swiglu".
       dropout: Probability that a value of what a branch adds is set to 0, in training.
       depth: Blocks of the network.
     """
@@ -92,7 +106,7 @@ class Block:
     heads: int
     size: int
     hidden: int
-    activation: Literal["gelu", "swiglu"]
+    activation: str
     dropout: float
     depth: int
     name = property(lambda self: f"block-{self.heads}x{self.size}-{self.activation}-{self.hidden}")
@@ -118,7 +132,7 @@ class Block:
     def _attention(self, params: dict, x: Array) -> Array:
         y = _matmul(params["attention_in"], rms_norm(params["attention_norm"]["scale"], x))
         query, key, value = jnp.split(y.reshape(*y.shape[:2], 3 * self.heads, self.size), 3, axis=2)
-        y = jax.nn.dot_product_attention(rotated(query), rotated(key), value, is_causal=True)
+        y = causal_attention(rotated(query), rotated(key), value)
         return _matmul(params["attention_out"], y.reshape(*y.shape[:2], -1))
 
     def _forward(self, params: dict, x: Array) -> Array:
@@ -164,7 +178,7 @@ def gpt(
     width: int,
     heads: int,
     classes: int,
-    activation: Literal["gelu", "swiglu"] = "gelu",
+    activation: str = "gelu",
     hidden: int | None = None,
     dropout: float = 0.0,
     tied_embedding: bool = False,
@@ -196,7 +210,7 @@ def gpt(
         width % (2 * heads) == 0,
         f"model.width={width}: expected a multiple of 2 * model.heads = {2 * heads}, so that heads can be rotated",
     )
-    require(activation in ("gelu", "swiglu"), f"model.activation={activation}: expected gelu or swiglu")
+    require_one_of("model.activation", activation, ("gelu", "swiglu"))
     require(0 <= dropout < 1, f"model.dropout={dropout}: expected 0 to below 1")
     inside = hidden or (4 * width if activation == "gelu" else 8 * width // 3)
     block = Block(heads, width // heads, inside, activation, dropout, blocks)

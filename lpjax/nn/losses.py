@@ -87,15 +87,24 @@ class Task:
     metrics: Callable[[float], dict[str, float]]
 
 
+def _right(logits: Float[Array, "b classes"], labels: Int[Array, " b"], top: int) -> PerExample:
+    """1 where `correct`, else 0."""
+    return correct(logits, labels, top).astype(float)
+
+
+def _labelled(labels: Int[Array, "b t"]) -> PerExample:
+    """How many positions of each example have a label."""
+    return (labels >= 0).astype(float).sum(1)
+
+
 def _by_position(
     function: Callable[..., Array],
 ) -> Callable[[Float[Array, "b t classes"], Int[Array, "b t"], float], PerExample]:
     """The mean of a function of (logits, labels, setting) over an example's positions but those of label -1."""
 
-    def mean(logits: Float[Array, "b t classes"], labels: Int[Array, "b t"], setting: float) -> PerExample:
-        known = labels >= 0
+    def mean(logits: Float[Array, "b t classes"], labels: Int[Array, "b t"], setting: float | int) -> PerExample:
         values = jax.vmap(lambda *rows: function(*rows, setting))(logits, jnp.maximum(labels, 0))
-        return jnp.where(known, values, 0.0).sum(1) / jnp.maximum(known.sum(1), 1)
+        return jnp.where(labels >= 0, values, 0.0).sum(1) / jnp.maximum(_labelled(labels), 1.0)
 
     return mean
 
@@ -104,7 +113,7 @@ CLASSIFICATION = Task(
     images=True,
     label_shape=lambda in_shape: (),
     loss=task_loss,
-    correct=lambda logits, labels, top: correct(logits, labels, top).astype(float),
+    correct=_right,
     predictions=lambda labels: jnp.ones(labels.shape),
     metrics=lambda loss: {},
 )
@@ -114,8 +123,8 @@ NEXT_TOKEN = Task(
     images=False,
     label_shape=lambda in_shape: in_shape,
     loss=_by_position(task_loss),
-    correct=_by_position(correct),
-    predictions=lambda labels: (labels >= 0).sum(1).astype(float),
+    correct=_by_position(_right),
+    predictions=_labelled,
     metrics=lambda loss: {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": loss / math.log(2)},
 )
 """The next byte at each position of a text; -1 where there is none."""
