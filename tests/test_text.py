@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from helpers import assert_close, detach, on_host, plain_sgd, small_run
 
+from lpjax import predict
 from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES
 from lpjax.data.subset import reduced, reduced_spec
 from lpjax.errors import BadInput
+from lpjax.export import from_run, model_file, sample
 from lpjax.models.gpt import causal_attention, gpt, rotated
+from lpjax.network.network import composed
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode, make_chain
 from lpjax.nn.count import chain_size
@@ -225,3 +228,38 @@ def test_the_test_is_a_mean_over_all_labelled_bytes(path, x64):
     assert got.test_bits_per_byte == pytest.approx(got.test_loss / math.log(2))
     assert got.test_examples == len(tokens)
     assert dataclasses.asdict(run.spec)["sha256"] == data.sha256
+
+
+def test_an_exported_model_goes_on_as_the_composed_network_does(path, tmp_path, capsys):
+    """Also behind a prompt that is longer than the window, of which it sees the end."""
+    run = text_run(path, method="serial", num_stages=2, mesh={"stage": 1})
+    state, _ = run.step(run.create(), next(run.feed.train()))
+    params, stats = from_run.composed_trees(run, state)
+    from_run.write(tmp_path / "model", run, params, stats, step=1, test_accuracy=0.5, ema=False)
+    model, text = model_file.load(tmp_path / "model"), bytearray(b"abcdefghij")
+    for byte in sample.continued(model, bytes(text), 3, temperature=0):
+        x = jnp.asarray(np.frombuffer(text[-TOKENS:], np.uint8)[None]).astype(float)
+        logits = np.asarray(composed(run.network, params, stats, x, Mode(train=False))[0])[0]
+        np.testing.assert_allclose(model.logits(x.astype(jnp.uint8))[0], logits, atol=1e-4)
+        assert byte == logits[-1].argmax()
+        text.append(byte)
+    said = []
+    for seed in (1, 1, 2):
+        options = [f"--model={tmp_path / 'model'}", "--prompt=abc", "--bytes=20", "--top_k=40", f"--seed={seed}"]
+        assert predict.main(options) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
+    assert said[0].startswith("abc")
+    assert "--prompt" in (tmp_path / "model/README.md").read_text()
+    assert predict.main([f"--model={tmp_path / 'model'}", "image.png"]) == 2
+    assert "the model is of text: give it --prompt=TEXT" in capsys.readouterr().err
+
+
+def test_bytes_are_drawn_from_the_likeliest():
+    logits = np.log([0.1, 0.6, 0.3])
+    keys = jax.random.split(jax.random.key(0), 300)
+    drawn = np.array([sample.next_byte(logits, 1.0, 2, key) for key in keys])
+    assert set(drawn) == {1, 2}
+    assert np.mean(drawn == 1) == pytest.approx(2 / 3, abs=0.1)
+    assert np.mean([sample.next_byte(logits, 0.2, None, key) == 1 for key in keys[:50]]) > 0.9
+    assert sample.next_byte(logits, 0.0, None, keys[0]) == 1
