@@ -187,7 +187,7 @@ def test_other_networks(fields):
     trees = random_trees(run)
     program = from_run.make_program(run, *trees)
     close(jax.jit(program.call)(images(run, 4)), logits(run, *trees, images(run, 4)))
-    programs.check(program, (8, 8, 1), 10)
+    programs.check(program, (8, 8, 1), (10,))
 
 
 # ---------------------------------------------------------------- folding

@@ -237,7 +237,7 @@ def test_an_exported_model_goes_on_as_the_composed_network_does(path, tmp_path, 
     params, stats = from_run.composed_trees(run, state)
     from_run.write(tmp_path / "model", run, params, stats, step=1, test_accuracy=0.5, ema=False)
     model, text = model_file.load(tmp_path / "model"), bytearray(b"abcdefghij")
-    for byte in sample.continued(model, bytes(text), 3, temperature=0):
+    for byte in sample.continued(model, bytes(text), 3, temperature=0.0):
         x = jnp.asarray(np.frombuffer(text[-TOKENS:], np.uint8)[None]).astype(float)
         logits = np.asarray(composed(run.network, params, stats, x, Mode(train=False))[0])[0]
         np.testing.assert_allclose(model.logits(x.astype(jnp.uint8))[0], logits, atol=1e-4)

@@ -82,9 +82,10 @@ def sent(network: Network, k: int, output: Interface) -> Float[Array, "b l"]:
 
 def make_tags(batch: Batch, step: Array | int) -> Tags:
     """The tags of a batch that enters the network in `step`."""
-    label, *more = batch.label.reshape(len(batch.index), -1).T
-    partner = [] if batch.partner_label is None else [batch.partner_label]
-    return jnp.stack([label, batch.index, jnp.full_like(batch.index, step), *more, *partner], axis=1)
+    labels, partner = batch.label.reshape(len(batch.index), -1), batch.partner_label
+    whose = jnp.stack([batch.index, jnp.full_like(batch.index, step)], axis=1)
+    partners = [] if partner is None else [partner[:, None]]
+    return jnp.concatenate([labels[:, :1], whose, labels[:, 1:], *partners], axis=1)
 
 
 def is_real(tags: Tags) -> Array:
