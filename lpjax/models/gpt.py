@@ -87,7 +87,7 @@ class Embedding:
 
     def apply(self, params: dict, stats: dict, x: Array, mode: Mode) -> tuple[Array, dict]:
         """The token's vector at each position."""
-        return params["embedding"].astype(x.dtype)[x.astype(jnp.int32)], stats
+        return jnp.asarray(params["embedding"], x.dtype)[x.astype(jnp.int32)], stats
 
 
 @dataclass(frozen=True)
