@@ -234,12 +234,12 @@ def test_an_exported_model_goes_on_as_the_composed_network_does(path, tmp_path, 
     """Also behind a prompt that is longer than the window, of which it sees the end."""
     run = text_run(path, method="serial", num_stages=2, mesh={"stage": 1})
     state, _ = run.step(run.create(), next(run.feed.train()))
-    params, stats = detach(from_run.composed_trees(run, state))
+    params, stats = from_run.composed_trees(run, state)
     from_run.write(tmp_path / "model", run, params, stats, step=1, test_accuracy=0.5, ema=False)
     model, text = model_file.load(tmp_path / "model"), bytearray(b"abcdefghij")
     for byte in sample.continued(model, bytes(text), 3, temperature=0.0):
         x = jnp.asarray(np.frombuffer(text[-TOKENS:], np.uint8)[None]).astype(float)
-        logits = np.asarray(composed(run.network, params, stats, x, Mode(train=False))[0])[0]
+        logits = np.asarray(composed(run.network, *detach((params, stats)), x, Mode(train=False))[0])[0]
         np.testing.assert_allclose(model.logits(x.astype(jnp.uint8))[0], logits, atol=1e-4)
         assert byte == logits[-1].argmax()
         text.append(byte)
