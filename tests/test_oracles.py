@@ -388,7 +388,9 @@ def compiles():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy", [pytest.param(p, marks=[pytest.mark.slow] * (p in ("none", "mean"))) for p in POLICIES]
+)
 def test_one_compile_no_transfer_donated_state(policy, compiles):
     run = prepare(small_config(multiplier=policy, data__crop=0))
     state, batches = run.create(), run.feed.train()

@@ -90,7 +90,9 @@ def test_restart_keeps_the_earlier_run(tmp_path):
     assert json.loads((tmp_path / "previous-2" / "result.json").read_text())["seed"] == 1
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy", [pytest.param(p, marks=[pytest.mark.slow] * (p in ("none", "mean"))) for p in POLICIES]
+)
 def test_violation_falls_and_nothing_collapses(policy):
     """Three epochs: every interface's relative violation falls, and outputs keep the scale that makes it mean
     something."""
