@@ -23,7 +23,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def row_of(rows: Sequence[Json], name: str, num_stages: int) -> Json | None:
     """A row of a JSON; of backprop, whose network has no cuts, that of any number of stages."""
     named = {row["stages"]: row for row in rows if row["row"] == name}
-    return named.get(num_stages) or (next(iter(named.values()), None) if name == "serial" else None)
+    anywhere = name.startswith("serial") and "standardised" not in name
+    return named.get(num_stages) or (next(iter(named.values()), None) if anywhere else None)
 
 
 def difference(row: Json | None, base: Json | None) -> str:
