@@ -49,7 +49,7 @@ def measured_units(repeats: int) -> UnitSeconds:
 
 
 def memory_bandwidth() -> float:
-    """Bytes a second that are read or written in an update of 4 MiB, about what a device has of a stage's parameters."""
+    """Bytes a second that are read or written in an update of 4 MiB, about a stage's parameters."""
     x = jnp.zeros(1 << 20)
     return 2 * x.nbytes / statistics.median(stopwatch(jax.jit(lambda x: 2 * x + 1), x))
 

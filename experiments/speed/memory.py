@@ -17,7 +17,8 @@ from lpjax.training import run as runs
 
 def run(
     call: Call, stages: str = "2,4,8", rows: str = "serial;serial, accumulate 8;serial, remat;data_parallel;pipeline;"
-    "fdg;fdg, 8 micro-batches;local;coarse_tail;coarse_adjoint, own maps;coarse_adjoint",
+    "pipeline, pipeline.keep=inputs;fdg;fdg, 8 micro-batches;fdg, 8 micro-batches, delayed.keep=activations;local;"
+    "coarse_tail;coarse_adjoint, own maps;coarse_adjoint",
 ) -> Iterator[Json]:  # fmt: skip
     """The JSON after every row."""
     every, made = list(map(int, stages.split(","))), []
