@@ -29,7 +29,7 @@ def test_time_to_accuracy():
     and 3, by `local` with one seed only.  Backprop's third seed, which is there after 2, counts for itself alone.
     """
     recipe, serial, local = tradeoff.compared(
-        ROWS, lambda name, K: {"serial": 1.0, "coarse_adjoint": 1.8, "local": 1.9}[name]
+        ROWS, lambda name, K: {"rho": {"serial": 1.0, "coarse_adjoint": 1.8, "local": 1.9}[name]}
     )
     assert (recipe["epochs"], serial["epochs"], local["epochs"]) == (2.5, pytest.approx(10 / 3), None)
     assert serial["minus_serial"] == 0.0
@@ -40,7 +40,9 @@ def test_time_to_accuracy():
 
 def test_rows_of_another_network_are_left_out():
     other = row("coarse_adjoint, standardised", {0: [0.3, 0.6, 0.7, 0.8]})
-    assert [made["row"] for made in tradeoff.compared([*ROWS, other], lambda *_: 1.0)] == [row["row"] for row in ROWS]
+    assert [made["row"] for made in tradeoff.compared([*ROWS, other], lambda *_: {"rho": 1.0})] == [
+        row["row"] for row in ROWS
+    ]
 
 
 def test_a_run_in_phases_is_its_methods_by_their_epochs():
@@ -56,7 +58,11 @@ def test_a_run_in_phases_is_its_methods_by_their_epochs():
 def test_speed_ups_of_the_model():
     """Of units that take a second a pass and two back, and links that take no time."""
     machine = scale_check.here(lambda unit, in_shape, examples: (examples, 2.0 * examples), 1e30, Link(0.0, 1e30))
-    model = tradeoff.model("configs/cifar10_resnet56.py", machine.unit_seconds, machine)
+    over_serial = tradeoff.model("configs/cifar10_resnet56.py", machine.unit_seconds, machine)
+
+    def model(name, K):
+        return over_serial(name, K)["rho"]
+
     assert model("serial", 2) == 1.0
     assert 1.5 < model("fdg", 2) <= 7 / 4 < model("local", 2) < 2.0, "a second forward pass; a classifier"
     assert model("coarse_adjoint", 4) > model("coarse_adjoint", 2)
@@ -65,3 +71,8 @@ def test_speed_ups_of_the_model():
     rest = (early - late) / (4 / 15)  # seconds of a step by delayed gradients less one of the first, over serial's
     assert late == pytest.approx(1 / model("coarse_adjoint", 2) + rest * 3 / 15)
     assert rest > 0.01, "the forward pass of the old batch; at K = 4 cuts that are equally good, or not, by rounding"
+    exact, again = over_serial("data_parallel", 2), over_serial("fdg", 2)
+    assert over_serial("serial", 1) == {"rho": 1.0, "flops": 1.0, "memory": 1.0, "sent_bytes": 0}
+    assert exact["flops"] == pytest.approx(1.0)
+    assert again["flops"] == pytest.approx(1 + 1 / 6, abs=0.03), "half of the forward passes twice"
+    assert 1.0 > exact["memory"] > over_serial("data_parallel", 4)["memory"] > 0.0
