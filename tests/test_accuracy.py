@@ -1,12 +1,16 @@
 """The experiments on accuracy: which split they are judged on, what joins what, and what becomes of the runs."""
 
+import contextlib
 import json
+import unittest.mock
+from functools import partial
 
 import pytest
 
 from experiments.__main__ import EXPERIMENTS
 from experiments.accuracy import accuracy, compare
 from experiments.accuracy.tables import TABLES
+from experiments.harness import plot
 from experiments.harness.command import chosen
 from experiments.harness.rows import fields_of, load
 from lpjax.errors import BadInput
@@ -84,6 +88,36 @@ def test_rows_and_seeds_join_those_of_a_json(trained, tmp_path):
 def run_of(*accuracies, seconds):
     curve = [[5 * (i + 1), value] for i, value in enumerate(accuracies)]
     return {"seed": 0, "test_accuracy": accuracies[-1], "accuracy": curve, "seconds_per_step": seconds}
+
+
+def test_the_picture_has_each_row_under_backprop_and_how_late_its_gradients_are(tmp_path):
+    """One row is late, 2(K - 1) updates, and has a dotted line on the right; serial is the line at 0."""
+    by_row = {row: fields_of(row) for row in ("serial", "local, sampled", "fdg")}
+    found = [
+        ("serial", 4, 0.9),
+        ("local, sampled", 2, 0.88),
+        ("local, sampled", 4, 0.85),
+        ("fdg", 2, 0.89),
+        ("fdg", 4, 0.8),
+    ]
+    rows = [{"row": row, "stages": K, "accuracy_mean": mean, "accuracy_std": None} for row, K, mean in found]
+    drawn = {}
+    with unittest.mock.patch.object(plot, "figure", partial(figure, drawn)):
+        accuracy.draw(
+            tmp_path / "a.svg", {"config": DIGITS, "fields": {"mesh.stage": 1}, "by_row": by_row, "rows": rows}
+        )
+    axis, right = drawn["axes"]
+    lines = {container.get_label(): container[0].get_xydata().round(6).tolist() for container in axis.containers}
+    assert lines == {"local, sampled": [[2, -2], [4, -5]], "fdg": [[2, -1], [4, -10]]}
+    assert [line.get_xydata().tolist() for line in right.lines] == [[[2, 2], [4, 6]]]
+    assert (tmp_path / "a.svg").exists()
+
+
+@contextlib.contextmanager
+def figure(drawn, *args, make=plot.figure, **options):
+    with make(*args, **options) as (made, axis):
+        yield made, axis
+        drawn["axes"] = made.axes
 
 
 def test_rows_of_a_comparison():

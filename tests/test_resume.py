@@ -10,6 +10,7 @@ import pytest
 from helpers import assert_close, on_host, small_run
 from rich.console import Console
 
+from lpjax.methods import METHODS
 from lpjax.state import canonical
 from lpjax.training import checkpoint, identity, loop, resume, workdir
 from lpjax.training.workdir import CLOCK, WorkdirError
@@ -361,6 +362,13 @@ def test_phases_by_an_indicator_are_one_run_and_return_to_a_method(tmp_path):
     assert metrics_of(tmp_path / "parts") == lines
     with pytest.raises(WorkdirError, match=r"phases\.threshold"):
         trained(tmp_path / "parts", **BY_COSINE | {"phases": BY_COSINE["phases"] | {"threshold": 0.5}})
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_settings_of_classifiers_decide_a_run_of_backprop_that_has_some(weight):
+    made = identity.identity(small_run(method="serial", serial__deep_supervision=weight))
+    assert {name.partition(".")[0] for name in made} & set(METHODS) == {"serial", *(["local"] if weight else [])}
+    assert identity.understood(made) == made
 
 
 def test_another_random_generator_is_refused(tmp_path):

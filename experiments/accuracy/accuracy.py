@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from experiments.accuracy.tables import TABLES
-from experiments.harness import markdown, stats
+from experiments.harness import markdown, plot, stats
 from experiments.harness.experiment import Call, Experiment, Json, Table
-from experiments.harness.rows import fields_of, meaning
+from experiments.harness.rows import fields_of, load, meaning
 from experiments.harness.runs import ONE_CORE, Cell, cells, sweep
 from lpjax.errors import BadInput
+from lpjax.methods import METHODS
 
 Runs = dict[tuple[str, int], dict[int, Json]]  # by row and number of stages: by seed
 
@@ -94,6 +95,7 @@ PAIRS = {
     "coarse_adjoint, delayed from epoch 10, 18 epochs": ("serial",),
     "coarse_adjoint, tied": ("serial", "coarse_adjoint"),
     **dict.fromkeys(("fdg", "local", "coarse_tail", "serial, standardised"), ("serial",)),
+    **dict.fromkeys(("serial, deep supervision 0.3", "local, sampled", "fdg, 16 micro-batches"), ("serial",)),
     "coarse_adjoint, standardised": ("coarse_adjoint",),
     "fdg, 8 micro-batches": ("serial", "coarse_adjoint"),
 }
@@ -125,6 +127,28 @@ def changes(base: str, made: Json) -> str:
     return markdown.table(["", "", "test accuracy, %, mean ± std (n)", minus, *sent], shown)
 
 
+def draw(path: Path, made: Json) -> None:
+    """Accuracy minus backprop's over K, a line a row; dotted, on the right, how many updates late its gradients are."""
+    base, *_ = (row["accuracy_mean"] for row in made["rows"] if row["row"] == "serial")
+    with plot.figure(path, figsize=(6.5, 4)) as (_, axis):
+        right = axis.twinx()
+        for number, name in enumerate(name for name in made["by_row"] if name != "serial"):
+            rows = [row for row in made["rows"] if row["row"] == name]
+            points = [100 * (row["accuracy_mean"] - base) for row in rows]
+            stages, scatter = [row["stages"] for row in rows], [100 * (row["accuracy_std"] or 0.0) for row in rows]
+            look = {"color": f"C{number}", "marker": "osD^vPX*<>"[number % 10]}
+            axis.errorbar(stages, points, scatter, capsize=3, label=name, **look)
+            fields = {**made["fields"], **made["by_row"][name]}
+            configs = [load(made["config"], fields | {"num_stages": K}) for K in stages]
+            late = [max(age.weights for own in METHODS[c.method].ages(c) for age in own) for c in configs]
+            if any(late):
+                right.plot(stages, late, ls=":", **look)
+        axis.axhline(0, color="gray", lw=1)
+        axis.set(xlabel="stages K", ylabel="accuracy minus backprop's, points")
+        right.set(ylabel="updates that the oldest gradients are late (dotted)")
+        axis.legend(fontsize=8)
+
+
 EXPERIMENT = Experiment(
     run,
     config="",
@@ -137,4 +161,5 @@ EXPERIMENT = Experiment(
         "ablation": Table(partial(changes, "coarse_adjoint"), ("accuracy_ablation",)),
         "aux": Table(partial(changes, "coarse_tail"), ("price",)),
     },
+    pictures={"accuracy_deep": (draw, ("accuracy_deep",))},
 )

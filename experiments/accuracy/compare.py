@@ -84,10 +84,5 @@ def in_full(made: Json) -> str:
     return markdown.table(["K", "method", "test accuracy, %, mean ± std (n)", *cost], shown)
 
 
-EXPERIMENT = Experiment(
-    run,
-    config="configs/fashion_mnist_small.py",
-    out="compare",
-    show=in_full,
-    tables={"compare": Table(in_full, ("compare",))},
-)
+TABLES = {"compare": Table(in_full, ("compare",))}
+EXPERIMENT = Experiment(run, config="configs/fashion_mnist_small.py", out="compare", show=in_full, tables=TABLES)

@@ -16,7 +16,6 @@ ROWS = {
 }
 
 STAGES = (2, 4, 8)
-
 NETWORKS = {"resnet": "ResNet-{depth} of width {width}", "wide_resnet": "WRN-{depth}-{widen}"}
 SETS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "the digits"}
 
@@ -36,9 +35,7 @@ def accuracy(made: Json) -> str:
     for name, words in ROWS.items():
         found = [stats.row_of(rows, name, K) for K in STAGES]
         told = [markdown.percent(row) if row else "not run" for row in found]
-        same = (
-            told[0] if name == "serial" else "as backprop" if name.startswith(("data", "pipe")) else ""
-        )  # for every K
+        same = told[0] if name == "serial" else "as backprop" if name.startswith(("data", "pipe")) else ""
         shown.append([words, *([same, "", ""] if same else told)])
     heading = ["test accuracy, %, mean ± std (seeds)", *(f"K = {K}" for K in STAGES)]
     pairs = {K: [stats.row_of(rows, name, K) for name in ("coarse_adjoint", "serial")] for K in STAGES}

@@ -81,9 +81,7 @@ def run(call: Call, folder: str = FASHION, repeats: int = 5, seconds: float = 2.
 
 def by_source(made: Json) -> str:
     """A line a source."""
-    shown = [
-        [*(row[n] for n in ("source", "images", "fed")), f"{row['images_per_second']:,.0f}"] for row in made["rows"]
-    ]
+    shown = [[row["source"], row["images"], row["fed"], f"{row['images_per_second']:,.0f}"] for row in made["rows"]]
     return markdown.table(["source", "images", "fed", "images/s"], shown)
 
 

@@ -45,10 +45,5 @@ def over_serial(made: Json) -> str:
     return markdown.table(["MB held + needed (over serial's)", *(f"K = {K}" for K in stages)], [*shown, ideal])
 
 
-EXPERIMENT = Experiment(
-    run,
-    config="configs/cifar10_resnet110.py",
-    out="memory",
-    show=over_serial,
-    tables={"memory": Table(over_serial, ("memory",))},
-)
+TABLES = {"memory": Table(over_serial, ("memory",))}
+EXPERIMENT = Experiment(run, config="configs/cifar10_resnet110.py", out="memory", show=over_serial, tables=TABLES)

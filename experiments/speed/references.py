@@ -28,9 +28,8 @@ def run(call: Call, torch: str = "", rounds: int = 6, steps: int = 2) -> Iterato
         raise BadInput(f"model.function={config.model.function}: expected resnet, as the references have it")
     spec = runs.prepare(config).spec
     model = {**config.model.arguments, "classes": spec.classes}
-    modules = {"lpjax": (WORKER, ""), "flax": (f"{HERE}_flax", "")} | (
-        {"torch": (f"{HERE}_torch", torch)} if torch else {}
-    )
+    modules = {"lpjax": (WORKER, ""), "flax": (f"{HERE}_flax", "")}
+    modules |= {"torch": (f"{HERE}_torch", torch)} if torch else {}
     processes, ready = {name: Process(1, environment, *own) for name, own in modules.items()}, {}
     for name, process in processes.items():
         asked = {"model": model, "batch": config.batch_size, "image": spec.image_shape}
@@ -62,10 +61,5 @@ def beside(*files: Json) -> str:
     return markdown.table(heading, shown)
 
 
-EXPERIMENT = Experiment(
-    run,
-    config="configs/cifar10_resnet110.py",
-    out="references",
-    show=beside,
-    tables={"references": Table(beside, ("speedup_references", "speedup_wrn16_4"))},
-)
+TABLES = {"references": Table(beside, ("speedup_references", "speedup_wrn16_4"))}
+EXPERIMENT = Experiment(run, config="configs/cifar10_resnet110.py", out="references", show=beside, tables=TABLES)
