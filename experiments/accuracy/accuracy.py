@@ -136,16 +136,17 @@ def draw(path: Path, made: Json) -> None:
             rows = [row for row in made["rows"] if row["row"] == name]
             points = [100 * (row["accuracy_mean"] - base) for row in rows]
             stages, scatter = [row["stages"] for row in rows], [100 * (row["accuracy_std"] or 0.0) for row in rows]
-            look = {"color": f"C{number}", "marker": "osD^vPX*<>"[number % 10]}
-            axis.errorbar(stages, points, scatter, capsize=3, label=name, **look)
+            color, marker = f"C{number}", "osD^vPX*<>"[number % 10]
+            axis.errorbar(stages, points, scatter, capsize=3, label=name, color=color, marker=marker)
             fields = {**made["fields"], **made["by_row"][name]}
             configs = [load(made["config"], fields | {"num_stages": K}) for K in stages]
             late = [max(age.weights for own in METHODS[c.method].ages(c) for age in own) for c in configs]
             if any(late):
-                right.plot(stages, late, ls=":", **look)
+                right.plot(stages, late, ls=":", color=color)
         axis.axhline(0, color="gray", lw=1)
-        axis.set(xlabel="stages K", ylabel="accuracy minus backprop's, points")
-        right.set(ylabel="updates that the oldest gradients are late (dotted)")
+        ticks = sorted({row["stages"] for row in made["rows"]})
+        axis.set(xlabel="stages K", ylabel="accuracy minus backprop's, points", xticks=ticks)
+        right.set(ylabel="updates that the oldest gradients are late (dotted)", ylim=(0, None))
         axis.legend(fontsize=8)
 
 
