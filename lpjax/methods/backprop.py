@@ -119,15 +119,14 @@ def supervised(
             total = task_loss = targets.loss(logits).sum() / config.batch_size
             if own:
                 at_ends, new = own.logits(params[1], old[1], outputs, mode)
-                total += (
-                    config.serial.deep_supervision / config.batch_size * sum(targets.loss(y).sum() for y in at_ends)
-                )
+                weight = config.serial.deep_supervision / config.batch_size
+                total += weight * sum(targets.loss(y).sum() for y in at_ends)
                 new_stats.append(new)
             return total, ((task_loss, targets.correct(logits).sum()), tuple(new_stats))
 
         (_, (scores, new)), grads = jax.value_and_grad(loss, has_aux=True)(trees)
-        grads = tuple(p.params.pack_all(own) for p, own in zip(packed, grads, strict=True))
-        return grads, tuple(p.stats.pack_all(own) for p, own in zip(packed, new, strict=True)), scores
+        grads = tuple(p.params.pack_all(tree) for p, tree in zip(packed, grads, strict=True))
+        return grads, tuple(p.stats.pack_all(tree) for p, tree in zip(packed, new, strict=True)), scores
 
     if n == 1:
         grads, new, scores = gradient(keys, batch)
@@ -146,15 +145,13 @@ class Step(base.Step):
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Backprop's gradient, and the update by it."""
         keys, carry = example_keys(state.key, state.step, batch.index), state.carry
-        beside = (carry,) if carry else ()
-        rows = (
-            (state.stage_params, *(own.params for own in beside)),
-            (state.stage_stats, *(own.stats for own in beside)),
-        )
-        grads, stats, metrics = supervised(self.network, self.config, self.step_inputs, *rows, keys, batch)
+        params: tuple[Row, ...] = (state.stage_params, carry.params) if carry else (state.stage_params,)
+        stats: tuple[Row, ...] = (state.stage_stats, carry.stats) if carry else (state.stage_stats,)
+        rows = params, stats, keys
+        grads, stats, metrics = supervised(self.network, self.config, self.step_inputs, *rows, batch)
         if carry:
-            params, opt = optim.update_rows(self.step_inputs.aux_optimizer, grads[1], carry.opt, carry.params)
-            carry = Carry(params, opt, running_average(carry.stats, stats[1]))
+            own, opt = optim.update_rows(self.step_inputs.aux_optimizer, grads[1], carry.opt, carry.params)
+            carry = Carry(own, opt, running_average(carry.stats, stats[1]))
         state = replace(self.updated(state, grads[0], stats[0]), carry=carry)
         return state, metrics | {"gradient_norm": optim.row_norms(grads[0])}
 
