@@ -247,13 +247,6 @@ def pieces(*files: Json) -> str:
     return markdown.table([*names, *(f"rho, K = {K}" for K in (2, 4, 8))], shown)
 
 
-EXPERIMENT = Experiment(
-    run,
-    config="configs/cifar10_resnet110.py",
-    out="speedup",
-    show=in_full,
-    tables={
-        **{name: Table(in_full, (name,)) for name in ("speedup", "speedup_micro_batches", "speedup_wrn16_4")},
-        "pieces": Table(pieces, ("speedup", "speedup_grid_8", "speedup_pieces")),
-    },
-)
+TABLES = {name: Table(in_full, (name,)) for name in ("speedup", "speedup_micro_batches", "speedup_wrn16_4")}
+TABLES |= {"pieces": Table(pieces, ("speedup", "speedup_grid_8", "speedup_pieces"))}
+EXPERIMENT = Experiment(run, config="configs/cifar10_resnet110.py", out="speedup", show=in_full, tables=TABLES)
