@@ -143,6 +143,7 @@ def test_means_and_paired_differences():
     assert of_seeds("b", 4, s0=0.1)["accuracy_std"] is None
     assert stats.row_of([row, base], "serial", 8) is base
     assert stats.row_of([row, base], "a", 8) is None
+    assert stats.row_of([row | {"row": "serial, deep supervision 0.1"}], "serial, deep supervision 0.1", 8) is None
     assert stats.spread([3.0, 1.0, 2.5]) == {"median": 2.5, "min": 1.0, "max": 3.0}
     timed = [{"a": [1.0, 9.0], "b": 5.0}, {"a": [2.0, 3.0], "b": 4.0}, {"a": [7.0, 4.0], "b": 6.0}]
     assert stats.medians(timed) == {"a": [2.0, 4.0], "b": 5.0}

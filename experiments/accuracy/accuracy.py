@@ -95,7 +95,7 @@ PAIRS = {
     "coarse_adjoint, delayed from epoch 10, 18 epochs": ("serial",),
     "coarse_adjoint, tied": ("serial", "coarse_adjoint"),
     **dict.fromkeys(("fdg", "local", "coarse_tail", "serial, standardised"), ("serial",)),
-    **dict.fromkeys(("serial, deep supervision 0.3", "local, sampled", "fdg, 16 micro-batches"), ("serial",)),
+    **dict.fromkeys(("serial, deep supervision 0.1", "local, sampled", "fdg, 16 micro-batches"), ("serial",)),
     "coarse_adjoint, standardised": ("coarse_adjoint",),
     "fdg, 8 micro-batches": ("serial", "coarse_adjoint"),
 }

@@ -35,7 +35,7 @@ METHODS = (
     *("local", "fdg", "coarse_tail"),
 )
 
-DEEP = (*_rows("serial", "deep supervision 0.3"), *_rows("coarse_adjoint", "tied"), "local, sampled", "coarse_tail")
+DEEP = (*_rows("serial", "deep supervision 0.1"), *_rows("coarse_adjoint", "tied"), "local, sampled", "coarse_tail")
 DEEP += _rows("fdg", "8 micro-batches", "16 micro-batches")[1:]
 
 ABLATION = (

@@ -23,7 +23,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def row_of(rows: Sequence[Json], name: str, num_stages: int) -> Json | None:
     """A row of a JSON; of backprop, whose network has no cuts, that of any number of stages."""
     named = {row["stages"]: row for row in rows if row["row"] == name}
-    anywhere = name.startswith("serial") and "standardised" not in name
+    anywhere = name.startswith("serial") and not any(change in name for change in ("standardised", "supervision"))
     return named.get(num_stages) or (next(iter(named.values()), None) if anywhere else None)
 
 
