@@ -17,6 +17,7 @@ from lpjax.data import SOURCES
 from lpjax.data.subset import reduced, reduced_spec
 from lpjax.errors import BadInput
 from lpjax.export import from_run, model_file, sample
+from lpjax.methods import moving
 from lpjax.models.gpt import causal_attention, gpt, rotated
 from lpjax.network.network import composed
 from lpjax.nn import chain, losses
@@ -211,7 +212,7 @@ def test_every_method_trains_it_alike_on_every_mesh_and_goes_on_as_it_was(method
     assert_close(on_host(state), found[1][1], rtol=0, atol=0)
 
 
-def test_the_test_is_a_mean_over_all_labelled_bytes(path, x64):
+def test_labels_of_bytes_in_a_test_and_as_they_are_sent(path, x64):
     run = text_run(path, method="serial", num_stages=2, mesh={"stage": 1})
     state, data = run.create(), TEXT.load(run.config.data)
     got = run.evaluate(state, run.feed)
@@ -227,6 +228,9 @@ def test_the_test_is_a_mean_over_all_labelled_bytes(path, x64):
     assert got.test_accuracy == pytest.approx((logits.argmax(-1) == labels)[known].mean())
     assert got.test_bits_per_byte == pytest.approx(got.test_loss / math.log(2))
     assert got.test_examples == len(tokens)
+    batch = next(run.feed.train())
+    examples = moving.tagged(run.network, run.config, state, moving.make_tags(batch, 0))
+    np.testing.assert_array_equal(examples.targets.labels, batch.label, "as stages are sent them")
     assert dataclasses.asdict(run.spec)["sha256"] == data.sha256
 
 
