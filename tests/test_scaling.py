@@ -284,6 +284,18 @@ def test_memory_of_classifiers():
     assert memory("local", local__residue=0.1)["activations"] == max(kept), "and what the blocks add"
 
 
+def test_memory_of_deep_supervision_by_hand():
+    """All classifiers; activations of the stages so far with those of a classifier, or of all with what these found."""
+    own = classifiers(STAGES, LocalConfig()).params.length
+    found, bare = (memory("serial", stage=1, serial__deep_supervision=weight) for weight in (0.1, 0.0))
+    assert {found[name] - bare[name] for name in ("parameters", "optimizer", "gradients")} == {4 * 7 * own}
+    stages = [activation_bytes(chain, 7 * B) for chain in STAGES.stages]
+    ends = [activation_bytes(chain, 7 * B) for chain in classifiers(STAGES, LocalConfig()).chains]
+    gradients = [4 * 7 * B * math.prod(chain.out_shape) for chain in STAGES.stages[:-1]]
+    at_ends = [sum(stages[: k + 1]) + sum(gradients[:k]) + ends[k] for k in range(6)]
+    assert found["activations"] == max(*at_ends, sum(stages) + sum(gradients))
+
+
 def test_memory_of_running_means():
     """The weights of the largest unit that a stage begins with, which has no momentum and no gradients."""
     first = layers(basic_block(16, 1), (2, 2, 16)).params

@@ -44,11 +44,12 @@ from lpjax.data.source import Spec
 from lpjax.errors import require
 from lpjax.methods import base
 from lpjax.methods.base import WIDTH, Age, Metrics
-from lpjax.methods.local.classifiers import check, classifiers
+from lpjax.methods.local.classifiers import Classifiers, check, classifiers
 from lpjax.methods.stage_plan import StagePlan
 from lpjax.network.network import Network, stage_outputs
 from lpjax.network.packing import Row
 from lpjax.nn.chain import Mode
+from lpjax.nn.losses import features
 from lpjax.nn.schedule import Item
 from lpjax.parallel import mesh as meshes
 from lpjax.state import optim
@@ -223,16 +224,13 @@ class DataParallel(base.Method):
         """
         plan, n, K = StagePlan(network, config), config.optimizer.accumulate, network.num_stages
         trained = [(network.params, optim.accesses(config.optimizer))]
-        parts = network.parts()
-        if config.serial.deep_supervision:
-            own = classifiers(network, config.local)
+        own = classifiers(network, config.local) if config.serial.deep_supervision else None
+        if own:
             trained.append((own.params, optim.accesses(config.aux_optimizer)))
-            ends = [part._replace(kind="classifier") for k in range(K - 1) for part in own.parts(k)]
-            parts = [part for pair in zip(parts, ends, strict=False) for part in pair] + parts[-1:]
         plan.augment()
         for m in range(n):
             for d in plan.devices:
-                plan.passes(d, parts, "stage", micro=m, examples=plan.own // n, norm_axes=meshes.ALL_AXES)
+                _passes(plan, own, d, micro=m, examples=plan.own // n, norm_axes=meshes.ALL_AXES)
         values, count = K * sum(p.length for p, _ in trained), sum(len(p.lengths) for p, _ in trained)
         plan.message("psum", meshes.ALL_AXES, WIDTH * (values + 2), "gradients", count=count + 2)
         more = 3 * n if n > 1 else 0
@@ -247,6 +245,20 @@ class DataParallel(base.Method):
             sizes["parameters"] += more
             sizes["optimizer"] += optim.kept_values(config.aux_optimizer) * more
         return sizes
+
+
+def _passes(plan: StagePlan, own: Classifiers | None, d: int, **what: Any) -> None:
+    """Add both passes of device d; a classifier's are behind its stage, whose backward pass needs what they find."""
+    kept = []
+    for k, chain, _ in plan.network.parts():
+        kept.append([plan.work(d, "stage", stage=k, chain=chain, **what)])
+        if own and own.parts(k):
+            plan.passes(d, own.parts(k), "classifier", **what)
+            kept[k].append(plan.work(d, "keep", stage=k, keeps=WIDTH * what["examples"] * features(chain.out_shape)))
+    for k, chain, gradients in reversed(plan.network.parts()):
+        done = plan.work(d, "stage", stage=k, chain=chain, gradients=gradients, **what)
+        for position in kept[k]:
+            plan.keep(position, done)
 
 
 class Serial(DataParallel):

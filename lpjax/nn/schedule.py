@@ -85,12 +85,11 @@ Item = Work | Message
 
 
 class Part(NamedTuple):
-    """A chain that is run forward and backward: for which stage, which gradients are found, and the kind if its own."""
+    """A chain that is run forward and backward: for which stage, and which gradients are found."""
 
     stage: int
     chain: Any
     gradients: tuple[str, ...] = ("input", "weights")
-    kind: str = ""
 
 
 class Plan:
@@ -130,14 +129,13 @@ class Plan:
         Args:
           device: Position along 'stage'.
           chains: What is applied.
-          kind: Of the work, but for parts that have one of their own.
+          kind: Of the work.
           again: Kind of the forward passes; "" for the same.
           **what: Other fields of `Work`.
         """
-        parts = [p._replace(kind=p.kind or kind) for p in chains]
-        forward = [(self.work(device, again or p.kind, stage=p.stage, chain=p.chain, **what), p) for p in parts]
-        for position, (stage, chain, gradients, own) in reversed(forward):
-            self.keep(position, self.work(device, own, stage=stage, chain=chain, gradients=gradients, **what))
+        forward = [(self.work(device, again or kind, stage=p.stage, chain=p.chain, **what), p) for p in chains]
+        for position, (stage, chain, gradients) in reversed(forward):
+            self.keep(position, self.work(device, kind, stage=stage, chain=chain, gradients=gradients, **what))
 
     def local(self, device: int, own: Part, behind: Iterable[Part], kind: str, *, keeps: int = 0, **what: Any) -> None:
         """Add a stage's forward pass, both passes of what its local loss needs behind it, and its backward pass.
