@@ -187,6 +187,10 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if (options.prompt is None) == (not options.images):
         parser.error("expected IMAGES, or --prompt for a model of text")
+    images_only, text_only = ("top", "json", "csv"), ("bytes", "temperature", "top_k", "seed")
+    for name in text_only if options.prompt is None else images_only:
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name} is of {'text' if name in text_only else 'images'}: leave it out")
     if options.prompt is not None:
         return _go_on(model_file.load(local_path(options.model)), options)
     show = _as_csv if options.csv else _as_json if options.json else _as_text

@@ -157,6 +157,9 @@ def test_rotated_heads_meet_by_their_distance():
         ({"heads": 5}, "expected a multiple of 2"),
         ({"activation": "relu"}, "expected one of gelu, swiglu"),
         ({"dropout": 1.0}, "expected 0 to below 1"),
+        ({"heads": 0}, "model.heads=0: expected a whole number of at least 1"),
+        ({"blocks": 0}, "model.blocks=0: expected"),
+        ({"hidden": 0}, "model.hidden=0: expected"),
     ],
 )
 def test_bad_models(fields, message):
@@ -257,6 +260,14 @@ def test_an_exported_model_goes_on_as_the_composed_network_does(path, tmp_path, 
     assert "--prompt" in (tmp_path / "model/README.md").read_text()
     assert predict.main([f"--model={tmp_path / 'model'}", "image.png"]) == 2
     assert "the model is of text: give it --prompt=TEXT" in capsys.readouterr().err
+    for option in ("--temperature=-1", f"--seed={2**64}"):
+        assert predict.main([f"--model={tmp_path / 'model'}", "--prompt=abc", option]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert f"{option.split('=')[0]}=" in told.err
+    with pytest.raises(SystemExit):
+        predict.main([f"--model={tmp_path / 'model'}", "--prompt=abc", "--json"])
+    assert "--json is of images: leave it out" in capsys.readouterr().err
 
 
 def test_bytes_are_drawn_from_the_likeliest():

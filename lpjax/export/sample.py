@@ -38,16 +38,21 @@ def continued(
       top_k: Likewise.
       seed: Of the draws.
 
-    Yields:
-      The bytes.
+    Returns:
+      The bytes, each made when it is asked for.
 
     Raises:
-      BadInput: The model is not of text, its output is not finite, or an argument is out of range.
+      BadInput: The model is not of text, or an argument is out of range; later, its output is not finite.
     """
     require(model.description.is_text, "--prompt with a model of images: expected a model of text; name image files")
     require(len(prompt) > 0, "--prompt: empty: expected at least one byte to go on with")
     require(temperature >= 0, f"--temperature={temperature}: expected at least 0, which takes the likeliest byte")
-    (window,), text = model.description.image_shape, bytearray(prompt)
+    require(0 <= seed < 2**32, f"--seed={seed}: expected 0 to {2**32 - 1}; choose another")
+    return _made(model, bytearray(prompt), count, temperature, top_k, seed)
+
+
+def _made(model: Model, text: bytearray, count: int, temperature: float, top_k: int | None, seed: int) -> Iterator[int]:
+    (window,) = model.description.image_shape
     for key in jax.random.split(jax.random.key(seed), count):
         last = text[-window:]
         tokens = np.zeros((1, window), np.uint8)  # what stands behind the last byte changes nothing before it

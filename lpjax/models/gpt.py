@@ -206,6 +206,12 @@ def gpt(
         "model.tied_embedding=True: expected False: the embedding is in the first stage and the head in the last, on "
         "devices of their own that do not share weights; leave it out",
     )
+    sizes = {"blocks": blocks, "width": width, "heads": heads} | ({} if hidden is None else {"hidden": hidden})
+    for name, size in sizes.items():
+        require(
+            isinstance(size, int) and size > 0,
+            f"model.{name}={size!r}: expected a whole number of at least 1; correct it",
+        )
     require(
         width % (2 * heads) == 0,
         f"model.width={width}: expected a multiple of 2 * model.heads = {2 * heads}, so that heads can be rotated",
