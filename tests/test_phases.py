@@ -57,6 +57,11 @@ def test_an_indicator_is_a_mean_of_a_metric_where_there_is_one():
 
 
 BOTH = {"phases__methods": ("layer_parallel", "serial")}
+COARSE = {
+    "phases__methods": ("coarse_adjoint", "delayed"),
+    "phases__by": "coarse_error",
+    "phases__threshold": 0.1,
+}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +84,8 @@ BOTH = {"phases__methods": ("layer_parallel", "serial")}
             "num_stages=1, so that there is no interface: expected at least 2",
         ),
         (BOTH | {"phases__by": "violation", "phases__threshold": 0.1, "phases__patience": 0}, "expected at least 1"),
+        (COARSE | {"num_stages": 2}, "phases.by=coarse_error with num_stages=2: expected at least 3"),
+        (COARSE | {"num_stages": 4, "penalty__aux": 0.0}, "phases.by=coarse_error with penalty.aux=0"),
     ],
 )  # fmt: skip
 def test_bad_settings(fields, message):

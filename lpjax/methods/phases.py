@@ -141,3 +141,14 @@ def check(config: Config, methods: Mapping[str, Method]) -> None:
             axis != "interface" or config.num_stages > 1,
             f"phases.by={by} with num_stages=1, so that there is no interface: expected at least 2 stages",
         )
+    if by == "coarse_error":  # 0 where no piece learns it, and no method would be left
+        require(
+            config.num_stages > 2,
+            f"phases.by={by} with num_stages={config.num_stages}: expected at least 3, as it is 0 beside the first and "
+            f"the last stage; choose more stages, or phases.by=cosine",
+        )
+        require(
+            config.penalty.aux != 0,
+            f"phases.by={by} with penalty.aux=0, so that no piece learns to have a small one: expected more than 0; "
+            f"correct penalty.aux, or set phases.by=cosine",
+        )
