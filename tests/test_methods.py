@@ -607,6 +607,10 @@ def test_unset_a_mesh_is_of_the_devices_that_a_method_uses():
             {"method": "data_parallel", "serial__deep_supervision": 1.0, "local__classifier": "momentum"},
             "deep_supervision=1.0 with local.classifier=momentum: expected own or sampled",
         ),
+        (
+            {"method": "serial", "serial__deep_supervision": 1.0, "local__residue": 0.1},
+            "deep_supervision=1.0 with local.residue=0.1: expected 0",
+        ),
         ({"method": "layer_parallel", "aux__tied": True}, "aux.tied=True with method=layer_parallel, whose AuxNet has"),
         (
             {"phases__methods": ("serial", "nothing"), "phases__epochs": (1.0,)},

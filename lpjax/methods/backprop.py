@@ -199,6 +199,11 @@ class DataParallel(base.Method):
                 f"serial.deep_supervision={weight} with local.classifier=momentum: expected own or sampled, as all "
                 f"gradients are exact; choose one of these",
             )
+            require(
+                not config.local.residue or "local" in config.all_methods,
+                f"serial.deep_supervision={weight} with local.residue={config.local.residue}: expected 0, as it has no "
+                f"losses of residues; leave it out",
+            )
 
     def carry(self, network: Network, config: Config) -> Carried | None:
         """The classifiers of deep supervision."""
