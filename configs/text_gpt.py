@@ -19,7 +19,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.sequence = 64
     config.data.train_examples = 32_000
     config.data.crop = 0  # of images
-    config.model = {"function": "gpt", "blocks": 4, "width": 64, "heads": 4}
+    config.model = {"function": "gpt", "blocks": 4, "width": 64, "heads": 4, "activation": "gelu", "dropout": 0.0}
     config.aux.function = "own_units"
     config.aux.width = 0.5
     config.method = "delayed"

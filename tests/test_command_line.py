@@ -142,6 +142,10 @@ def test_entries_of_a_docstring():
         ),
         ("x = 1", "the config file fails .*get_config.*--debug shows where"),
         (None, "--config: .*own.py: no such file: expected a config file, or the name of one"),
+        (
+            "from lpjax.config.load import default_config as get_config",
+            "model.dropout: expected an argument of the network that the config file sets; set it there",
+        ),
     ],
 )
 def test_config_files_that_are_none(text, message, tmp_path):
@@ -150,7 +154,9 @@ def test_config_files_that_are_none(text, message, tmp_path):
         path.write_text(text)
     program = "import sys; from lpjax.config import command_line; command_line.parse(sys.argv)"
     done = subprocess.run(
-        [sys.executable, "-c", program, f"--config={path}", "--config.seed=1"], capture_output=True, text=True
+        [sys.executable, "-c", program, f"--config={path}", "--config.seed=1", "--config.model.dropout=0.1"],
+        capture_output=True,
+        text=True,
     )
     assert re.search(f"BadInput: {message}", done.stderr), done.stderr
 

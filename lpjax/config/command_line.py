@@ -52,6 +52,11 @@ def parse(argv: list[str]) -> tuple[dict, Path]:
     except (BadInput, flags.Error) as error:
         raise BadInput(f"{error}".strip('"')) from error
     except Exception as error:  # of the config file, which is a program
+        missing = str(error).strip("\"'")
+        if any(re.fullmatch(rf"--?config\.model\.{re.escape(missing)}(=.*)?", arg) for arg in given):
+            raise BadInput(
+                f"model.{missing}: expected an argument of the network that the config file sets; set it there, too"
+            ) from error
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         expected = (
             "expected get_config() that returns lpjax.default_config() with fields set; --debug shows where it fails"
