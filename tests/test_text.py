@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from helpers import assert_close, detach, on_host, plain_sgd, small_run
 from lpjax import predict
 from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES
+from lpjax.data.source import Text
 from lpjax.data.subset import reduced, reduced_spec
 from lpjax.errors import BadInput
 from lpjax.export import from_run, model_file, sample
@@ -235,6 +237,13 @@ def test_labels_of_bytes_in_a_test_and_as_they_are_sent(path, x64):
     examples = moving.tagged(run.network, run.config, state, moving.make_tags(batch, 0))
     np.testing.assert_array_equal(examples.targets.labels, batch.label, "as stages are sent them")
     assert dataclasses.asdict(run.spec)["sha256"] == data.sha256
+
+
+def test_windows_that_are_slow_to_read_are_waited_for(path, monkeypatch):
+    batches, windows = text_run(path, method="serial", num_stages=2, mesh={"stage": 1}).feed.train(), Text.windows
+    monkeypatch.setattr(Text, "windows", lambda *args: (time.sleep(0.1), windows(*args))[1])
+    next(batches)
+    assert batches.waited >= 0.1
 
 
 def test_an_exported_model_goes_on_as_the_composed_network_does(path, tmp_path, capsys):

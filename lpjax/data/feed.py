@@ -33,15 +33,17 @@ def make_feed(data: Data, config: Config, mesh: Mesh) -> Feed:
 class _Gathered(Feed):
     """`Feed` of a set whose batches are gathered by the positions of their examples."""
 
-    _gather: dict[str, Callable[[np.ndarray], Batch]]
+    _gather: dict[str, Callable[[Any], Batch]]
+    _read: dict[str, Callable[[np.ndarray], Any]]
+    """What the host does first, by split: what `_gather` is given."""
 
     def train(self) -> "GatheredBatches":
         """See `Feed`."""
-        return GatheredBatches(self._gather["train"], self._num_train, self._config)
+        return GatheredBatches(self._read["train"], self._gather["train"], self._num_train, self._config)
 
     def in_order(self, split: str, order: list[np.ndarray]) -> Iterator[Batch]:
         """See `Feed`."""
-        return map(self._gather[split], order)
+        return (self._gather[split](self._read[split](index)) for index in order)
 
 
 class Resident(_Gathered):
@@ -51,6 +53,7 @@ class Resident(_Gathered):
         super().__init__(len(data.train_labels), len(data.test_labels), config, mesh)
         splits = {"train": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
         self._gather = {split: make_gather(*arrays, mesh) for split, arrays in splits.items()}
+        self._read = dict.fromkeys(splits, lambda index: index)
 
 
 class OnHost(_Gathered):
@@ -60,11 +63,14 @@ class OnHost(_Gathered):
         super().__init__(*window_counts(len(data.train), len(data.test), data.sequence), config, mesh)
         examples = NamedSharding(mesh, EXAMPLES)
 
-        def gather(split: str, index: np.ndarray) -> Batch:
-            arrays = *data.windows(split, index), index.astype(np.int32)
+        def read(split: str, index: np.ndarray) -> tuple[np.ndarray, ...]:
+            return *data.windows(split, index), index.astype(np.int32)
+
+        def gather(arrays: tuple[np.ndarray, ...]) -> Batch:
             return Batch(*(from_host(array, examples) for array in arrays))
 
-        self._gather = {split: partial(gather, split) for split in ("train", "test")}
+        self._read = {split: partial(read, split) for split in ("train", "test")}
+        self._gather = dict.fromkeys(self._read, gather)
 
 
 class GatheredBatches:
@@ -73,9 +79,11 @@ class GatheredBatches:
     The last incomplete batch of an epoch is left out.
     """
 
-    def __init__(self, gather: Callable[[np.ndarray], Batch], num_examples: int, config: Config) -> None:
+    def __init__(
+        self, read: Callable[[np.ndarray], Any], gather: Callable[[Any], Batch], num_examples: int, config: Config
+    ) -> None:
         self.corrupt: list[str] = []
-        self._gather, self._size = gather, config.batch_size
+        self._read, self._gather, self._size = read, gather, config.batch_size
         self._per_epoch = steps_per_epoch(num_examples, config.batch_size)
         self._order = lru_cache(maxsize=1)(lambda epoch: epoch_order(config.seed, epoch, num_examples))
         self._step, self.waited = 0, 0.0
@@ -84,9 +92,9 @@ class GatheredBatches:
         began = time.perf_counter()
         epoch, position = divmod(self._step, self._per_epoch)
         self._step += 1
-        index = self._order(epoch)[position * self._size : (position + 1) * self._size]
+        examples = self._read(self._order(epoch)[position * self._size : (position + 1) * self._size])
         self.waited = time.perf_counter() - began
-        return self._gather(index)
+        return self._gather(examples)
 
     def get_state(self) -> dict[str, Any]:
         """See `TrainBatches`: the number of batches returned so far."""
