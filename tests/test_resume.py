@@ -356,7 +356,11 @@ def test_phases_by_an_indicator_are_one_run_and_return_to_a_method(tmp_path):
     assert "AuxNet params" not in said, "it is kept while delayed gradients do without"
     for step in (3, 7, 9, 10):
         _, arrays = trained(tmp_path / "parts", **BY_COSINE | {"num_steps": step})
-    assert any(name.startswith("kept.aux.params.") for name in arrays)
+    waiting = {name.removeprefix("kept."): own for name, own in arrays.items() if name.startswith("kept.aux.params.")}
+    assert waiting
+    other = small_run(**TWO, method="coarse_adjoint", start__workdir=str(tmp_path / "parts"))
+    started = resume.snapshot(other, resume.from_other(other, lambda line: None).state)
+    assert_same({name: started[name] for name in waiting}, waiting)
     _, arrays = trained(tmp_path / "parts", **BY_COSINE)
     assert_same(arrays, whole)
     assert metrics_of(tmp_path / "parts") == lines

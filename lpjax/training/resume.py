@@ -179,8 +179,8 @@ def from_other(run: Run, say: Say) -> Start:
     config = run.config.start
     workdir = local_path(config.workdir or "")
     saved = _read(workdir, config.step, "start.workdir")
-    kept = saved.arrays if config.optimizer else {n: a for n, a in saved.arrays.items() if _is_weight(n)}
-    state, fresh, left = restore(run, kept)
+    arrays = {name.removeprefix(_KEPT): value for name, value in saved.arrays.items()}
+    state, fresh, left = restore(run, {n: a for n, a in arrays.items() if config.optimizer or _is_weight(n)})
     others = [name for name in (*fresh, *left) if name.startswith("network.params.")]
     if others:
         raise WorkdirError(
