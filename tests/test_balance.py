@@ -182,14 +182,16 @@ def test_bad_cuts(cuts):
 
 
 @pytest.mark.parametrize(
-    ("method", "tied"),
+    ("method", "fields"),
     [
-        *((name, False) for name, method in METHODS.items() if method.stage_program is not None),
-        ("coarse_adjoint", True),
+        *((name, {}) for name, method in METHODS.items() if method.stage_program is not None),
+        ("coarse_adjoint", {"aux__tied": True}),
+        ("delayed", {"delayed__keep": "activations"}),
+        ("pipeline", {"pipeline__keep": "inputs"}),
     ],
 )
-def test_each_stage_has_a_program_on_a_columns_examples(method, tied):
-    config = replace(small_config(method=method, num_stages=3, mesh__stage=1, aux__tied=tied), dry_run=True)
+def test_each_stage_has_a_program_on_a_columns_examples(method, fields):
+    config = replace(small_config(method=method, num_stages=3, mesh__stage=1, **fields), dry_run=True)
     run = runs.prepare(replace(config, mesh=MeshConfig(1, 2)))
     programs = StagePrograms(run, jax.devices()[0])
     assert programs.column == config.batch_size // 2

@@ -124,6 +124,7 @@ def test_published_sets_are_known_without_looking():
         "idx": None,
         "folder": None,
         "parquet": None,
+        "text": None,
     }
     assert SOURCES["imagenet2012"].published(DataConfig()).image_shape == (224, 224, 3)
 

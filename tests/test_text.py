@@ -187,12 +187,12 @@ def text_run(path, **fields):
 @pytest.mark.parametrize(
     "method, K, mesh, fields",
     [
-        ("serial", 4, {"data": 2}, {}),
+        pytest.param("serial", 4, {"data": 2}, {}, marks=pytest.mark.slow),
         ("pipeline", 2, {"stage": 2}, {"pipeline__micro_batches": 4}),
         ("delayed", 4, {"stage": 4}, {"delayed__micro_batches": 8}),
         ("local", 2, {"stage": 2}, {}),
         ("coarse_adjoint", 4, {"stage": 4}, {}),
-        ("layer_parallel", 2, {"stage": 2}, {"exchange__stale": True}),
+        pytest.param("layer_parallel", 2, {"stage": 2}, {"exchange__stale": True}, marks=pytest.mark.slow),
     ],
 )
 def test_every_method_trains_it_alike_on_every_mesh_and_goes_on_as_it_was(method, K, mesh, fields, path, x64):

@@ -90,12 +90,23 @@ def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree
     """
     output, pullback, more = _vjp(function, params, x)
     leaves = jax.tree.leaves(replace(pullback, args_res=[]))
-    return output, more, [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    return output, more, [jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf) for leaf in leaves]
 
 
 def empty(lengths: dict[str, int], *leading: int) -> Rows:
     """Rows of zeros of these lengths, or of this leading shape many."""
     return {name: jnp.zeros((*leading, length), name) for name, length in lengths.items()}
+
+
+def noise(lengths: dict[str, int], *leading: int) -> Rows:
+    """Rows as a backward pass might find them, to time it: positive where they are not of whole numbers."""
+    made = empty(lengths, *leading)
+    return {
+        name: jax.random.uniform(jax.random.key(0), row.shape, row.dtype, 0.5, 1.5)
+        if jnp.issubdtype(row.dtype, jnp.floating)
+        else row
+        for name, row in made.items()
+    }
 
 
 def rows(kept: Sequence[Array], lengths: dict[str, int]) -> Rows:

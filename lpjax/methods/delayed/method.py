@@ -134,7 +134,7 @@ class Delayed(base.Method):
         step, examples = Step(network, config, step_inputs), micro_batch(config)
         params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
         noise = jax.random.normal(jax.random.key(0), (3, examples, network.packet_length), float)
-        tags, rows = moving.make_tags(batch, 0)[:examples], kept.empty(row_lengths(network, config))
+        tags, rows = moving.make_tags(batch, 0)[:examples], kept.noise(row_lengths(network, config))
 
         def run(params: Row, stats: Row, noise: Array, tags: Array, rows: kept.Rows, state: TrainState) -> StageResult:
             forward, backward = Pass(noise[0], tags, {}, {}), Pass(noise[1], tags, {}, rows)

@@ -97,12 +97,12 @@ class Pipeline(base.Method):
         rows = jax.tree.map(lambda row: row[k : k + 1], (state.stage_params, state.stage_stats))
         own, tags = replace(state, stage_params=rows[0], stage_stats=rows[1]), moving.make_tags(batch, 0)[:examples]
         noise = jax.random.normal(jax.random.key(0), (3, examples, network.packet_length), float)
+        lengths = kept.of_chain(network.stages[k], examples) if keeps(step.config) else dict[str, int]()
 
         def run(state: TrainState, noise: Array, tags: Array, before: kept.Rows) -> StageResult:
             done, back = step.run_backward(k, noise[0], tags, noise[1], before, state.step, state=state)
             if k == K - 1:
                 return done
-            lengths = {name: row.shape[1] for name, row in before.items()}
             return done._replace(output=(back, step.run_forward(k, noise[2], tags, state=state, lengths=lengths)))
 
-        return partial(run, own, noise, tags, kept.empty(step.lengths(noise, tags[None], own), 1))
+        return partial(run, own, noise, tags, kept.noise(lengths, 1))
