@@ -30,8 +30,8 @@ class Pipeline(base.Method):
     step = Step
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The number of micro-batches, which tells its runs apart, and what is kept, unless it is activations."""
-        unusual = {"keep": "inputs"} if config.pipeline.keep == "inputs" else {}
+        """The number of micro-batches, which tells its runs apart, and what is kept, unless it is inputs."""
+        unusual = {"keep": "activations"} if config.pipeline.keep == "activations" else {}
         return {"micro_batches": config.pipeline.micro_batches} | unusual
 
     def advice(self, config: Config) -> str | None:
@@ -100,9 +100,9 @@ class Pipeline(base.Method):
         lengths = kept.of_chain(network.stages[k], examples) if keeps(step.config) else dict[str, int]()
 
         def run(state: TrainState, noise: Array, tags: Array, before: kept.Rows) -> StageResult:
-            done, back = step.run_backward(k, noise[0], tags, noise[1], before, state.step, state=state)
+            done, back = step.run_backward(k, noise[0], tags, noise[1], before, state=state)
             if k == K - 1:
                 return done
             return done._replace(output=(back, step.run_forward(k, noise[2], tags, state=state, lengths=lengths)))
 
-        return partial(run, own, noise, tags, kept.noise(lengths, 1))
+        return partial(run, own, noise, tags, kept.noise(lengths))

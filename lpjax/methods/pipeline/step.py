@@ -90,7 +90,6 @@ class Step(base.Step):
         tags: moving.Tags,
         gradient: Array,
         rows: kept.Rows,
-        place: Array,
         *,
         state: TrainState,
     ) -> tuple[StageResult, Array]:
@@ -99,8 +98,7 @@ class Step(base.Step):
         function, done = self.function(device, tags, state), self.nothing(state)
         behind = moving.gradient_behind(network, self.stages_of(device)[-1], gradient)
         if keeps(self.config) and device < self.config.mesh_shape[0] - 1:
-            own = jax.tree.map(lambda row: _at(row, place), rows)
-            grads, adjoint = kept.backward(function, *trees, own, behind)
+            grads, adjoint = kept.backward(function, *trees, rows, behind)
         else:
             _, pullback, (shares, stats) = jax.vjp(function, *trees, has_aux=True)
             grads, adjoint = pullback(behind)
@@ -167,7 +165,8 @@ class Step(base.Step):
             silent = silence, nothing, kept.empty(lengths)
             output, passed, made = self.where_busy(run_forward, ahead, silent, packet, _at(tags, ahead), working=S - 1)
             rows = jax.tree.map(lambda row, new: _put(row, new, place(ahead)), before.rows, made)
-            behind = _at(inputs, place(back)), _at(tags, back), before.gradient, rows, place(back)
+            own = jax.tree.map(lambda row: _at(row, place(back)), rows)  # a branch is given no rings
+            behind = _at(inputs, place(back)), _at(tags, back), before.gradient, own
             done, adjoint = self.where_busy(run_backward, back, (no_grads, silence), *behind, working=S)
             arrived = lax.ppermute(output, "stage", [(s, s + 1) for s in range(S - 1)])
             gradient = lax.ppermute(adjoint, "stage", [(s, s - 1) for s in range(1, S)])
