@@ -138,4 +138,4 @@ def _load(config: DataConfig) -> Text:
     return Text(parts[0], parts[1], config.sequence, digest.hexdigest())
 
 
-text = Source("text", describe=_describe, load=_load, published=_describe)
+text = Source("text", describe=_describe, load=_load)

@@ -62,8 +62,9 @@ class Pipeline(base.Method):
         S, examples = len(plan.devices), plan.column // M
         stages = [range(d * plan.slots, (d + 1) * plan.slots) for d in plan.devices]
         plan.column_batch(1)
-        sizes = [sum(kept.size(kept.of_chain(network.stages[k], examples)) for k in own) for own in stages[:-1]]
-        row = max(sizes, default=0) if keeps(config) else 0
+        row = 0
+        if keeps(config):
+            row = max(sum(kept.size(kept.of_chain(network.stages[k], examples)) for k in own) for own in stages[:-1])
         plan.each("pack", keeps=packet_bytes(network, config) // M * (places(S, M) + 2))
         plan.each("keep", keeps=places(S, M) * row)
         for number in range(M + 2 * (S - 1)):
