@@ -38,11 +38,11 @@ def test_time_to_accuracy():
     assert recipe["minus_serial"] == pytest.approx(0.06)
 
 
-def test_rows_of_another_network_are_left_out():
-    other = row("coarse_adjoint, standardised", {0: [0.3, 0.6, 0.7, 0.8]})
-    assert [made["row"] for made in tradeoff.compared([*ROWS, other], lambda *_: {"rho": 1.0})] == [
-        row["row"] for row in ROWS
-    ]
+@pytest.mark.parametrize("name", ["coarse_adjoint, standardised", "coarse_adjoint, delayed by cosine 0.4"])
+def test_rows_of_another_network_or_of_methods_by_an_indicator_are_left_out(name):
+    other = row(name, {0: [0.3, 0.6, 0.7, 0.8]})
+    found = tradeoff.compared([*ROWS, other], lambda *_: {"rho": 1.0})
+    assert [made["row"] for made in found] == [row["row"] for row in ROWS]
 
 
 def test_a_run_in_phases_is_its_methods_by_their_epochs():
