@@ -56,6 +56,14 @@ def test_an_indicator_is_a_mean_of_a_metric_where_there_is_one():
         assert phases.value(PhasesConfig(by=by), {"task_loss": 1.0}) is None
 
 
+def test_only_of_coarse_error_zeros_are_left_out():
+    """They are of stages that have none."""
+    zeros, some = {"coarse_error": [0.0, 0.0], "gradient_cosine": [0.0, 0.0]}, {"coarse_error": [0.0, 2.0, 4.0, 0.0]}
+    assert phases.value(PhasesConfig(by="coarse_error"), some) == 3.0
+    assert phases.value(PhasesConfig(by="coarse_error"), zeros) is None
+    assert phases.value(PhasesConfig(by="cosine"), zeros) == 0.0
+
+
 BOTH = {"phases__methods": ("layer_parallel", "serial")}
 COARSE = {
     "phases__methods": ("coarse_adjoint", "delayed"),
@@ -68,7 +76,14 @@ COARSE = {
     "fields, message",
     [
         ({"phases__threshold": 0.5}, "phases.threshold=0.5 with phases.by=epochs.*set phases.by to one of cosine"),
+        ({"phases__patience": 2}, "phases.patience=2 with phases.by=epochs"),
+        ({"phases__least_epochs": 0.5}, "phases.least_epochs=0.5 with phases.by=epochs"),
+        ({"phases__every": 10}, "phases.every=10 with phases.by=epochs: it is of an indicator"),
         ({"phases__by": "cosine", "phases__threshold": 0.5}, r"phases.methods=\(\): expected two methods or more"),
+        (
+            {"phases__methods": ("serial", "local"), "phases__by": "cosine", "phases__threshold": 0.5},
+            "the gradient of serial is backprop's, their cosine is 1, and it would never be left; put it last",
+        ),
         (BOTH | {"phases__by": "cosine"}, "phases.threshold=None with phases.by=cosine: expected a number > -1 and <"),
         (BOTH | {"phases__by": "violation", "phases__threshold": 0.0}, "expected a number > 0, above which"),
         (

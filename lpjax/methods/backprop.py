@@ -176,10 +176,11 @@ class DataParallel(base.Method):
         return ({"accumulate": n} if n > 1 else {}) | ({"deep_supervision": weight} if weight else {})
 
     def check(self, config: Config, data: Spec | None = None) -> None:
-        """Refuse micro-batches that a device's examples cannot be cut into, and classifiers that are not to be had.
+        """Refuse micro-batches that a device's examples cannot be cut into, and what cannot be had.
 
         Raises:
-          BadInput: They do not divide them; or there is one stage, or a classifier that only `local` can train.
+          BadInput: They do not divide them; or there is one stage, or a classifier that only `local` can train; or its
+            phase is to end by the cosine of its gradient with itself.
         """
         n, own = config.optimizer.accumulate, config.batch_size // math.prod(config.mesh_shape)
         require(
@@ -187,7 +188,13 @@ class DataParallel(base.Method):
             f"optimizer.accumulate={n}: expected a divisor of batch_size / (mesh.stage * mesh.data) = {own}, so that "
             f"micro-batches are equal; choose another number",
         )
-        if weight := config.serial.deep_supervision:
+        phases, weight = config.phases, config.serial.deep_supervision
+        require(
+            phases.by != "cosine" or weight > 0 or self.name not in phases.methods[:-1],
+            f"phases.by=cosine with phases.methods={phases.methods}: the gradient of {self.name} is backprop's, their "
+            f"cosine is 1, and it would never be left; put it last, or leave it by phases.epochs",
+        )
+        if weight:
             check(config.local)
             require(
                 config.num_stages > 1,

@@ -4,9 +4,9 @@
     by an indicator     after `phases.patience` measurements in a row beyond `phases.threshold`, but not before
                         `phases.least_epochs` of the phase; for the next method, and from the last for the first
 
-An indicator is measured of the method at work, every `phases.every` steps: a metric's mean over stages or interfaces.
-A method that has no such metric is not left.  What was measured since a phase began, and nothing else, decides when it
-ends; a checkpoint has it (`Phase`), so that a run that goes on takes the same decisions.
+An indicator is measured of the method at work, every `phases.every` steps: a metric's mean over the stages, or the
+interfaces, that have it.  A method that has no such metric is not left.  What was measured since a phase began, and
+nothing else, decides when it ends; a checkpoint has it (`Phase`), so that a run that goes on takes the same decisions.
 """
 
 import math
@@ -30,18 +30,20 @@ class Indicator(NamedTuple):
       beyond: (value, threshold) -> whether that speaks for leaving.
       words: What `beyond` is.
       diagnosed: Whether it is of a diagnosed step, of any method, and not of every step of some.
+      some: Whether only some stages have it; it is 0 of the others, which its mean leaves out.
     """
 
     metric: str
     beyond: Callable[[float, float], bool]
     words: str
     diagnosed: bool = False
+    some: bool = False
 
 
 INDICATORS = {
     "cosine": Indicator("gradient_cosine", operator.lt, "below", diagnosed=True),
     "violation": Indicator("relative_violation", operator.gt, "above"),
-    "coarse_error": Indicator("coarse_error", operator.gt, "above"),
+    "coarse_error": Indicator("coarse_error", operator.gt, "above", some=True),
 }
 """What `phases.by` can be, beside "epochs"."""
 
@@ -71,7 +73,8 @@ def saved(meta: Mapping[str, Any]) -> Phase:
 
 def value(settings: PhasesConfig, metrics: Mapping[str, Any]) -> float | None:
     """The indicator in the metrics of a step, in JSON's types; None where they do not have it."""
-    found = metrics.get(INDICATORS[settings.by].metric)
+    indicator = INDICATORS[settings.by]
+    found = [own for own in metrics.get(indicator.metric, ()) if own or not indicator.some]
     return fmean(found) if found else None
 
 
@@ -113,11 +116,13 @@ def check(config: Config, methods: Mapping[str, Method]) -> None:
     """
     own, by, threshold = config.phases, config.phases.by, config.phases.threshold
     if by == "epochs":
-        require(
-            threshold is None,
-            f"phases.threshold={threshold} with phases.by=epochs: it is of an indicator; set phases.by to one of "
-            f"{', '.join(INDICATORS)}, or leave it out",
-        )
+        for name in ("threshold", "patience", "least_epochs", "every"):
+            chosen = getattr(own, name)
+            require(
+                chosen == getattr(PhasesConfig, name),
+                f"phases.{name}={chosen} with phases.by=epochs: it is of an indicator; set phases.by to one of "
+                f"{', '.join(INDICATORS)}, or leave it out",
+            )
         return
     require(
         len(own.methods) > 1,

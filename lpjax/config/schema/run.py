@@ -30,7 +30,8 @@ class PhasesConfig:
       methods: In order, instead of `method`.  Empty: that alone.
       epochs: When each but the first begins, by "epochs".
       by: What ends a phase: "epochs", or an indicator of its method, for the next one, and from the last for the first:
-        "cosine" of its gradients with backprop's, "violation", or "coarse_error", a mean over stages or interfaces.
+        "cosine" of its gradients with backprop's, "violation", or "coarse_error", a mean over the stages or interfaces
+        that have it.
       threshold: Of the indicator: a cosine below it, and another one above it, speaks for leaving the method.
       patience: So many measurements in a row have to do so.
       least_epochs: No phase that is left by an indicator is shorter.
