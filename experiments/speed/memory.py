@@ -17,7 +17,7 @@ from lpjax.training import run as runs
 
 def run(
     call: Call, stages: str = "2,4,8", rows: str = "serial;serial, accumulate 8;serial, remat;data_parallel;pipeline;"
-    "pipeline, pipeline.keep=activations;fdg;fdg, 8 micro-batches;fdg, 8 micro-batches, delayed.keep=activations;local;"
+    "pipeline, pipeline.keep=inputs;fdg;fdg, 8 micro-batches;fdg, 8 micro-batches, delayed.keep=activations;local;"
     "coarse_tail;coarse_adjoint, own maps;coarse_adjoint",
 ) -> Iterator[Json]:  # fmt: skip
     """The JSON after every row."""

@@ -1,8 +1,11 @@
 """Activations that are kept from a forward pass to its backward pass, as rows in which unlike stages have room.
 
 `jax.vjp` tells apart what its pullback needs of the arguments (weights and inputs, which are at hand when it is called)
-and what it needs besides: that is kept, flattened, a row for each type of its values.  Of that only what convolutions
-and matrix products return is kept, and the moments of batch norm: the rest, which is more, is soon computed from these.
+and what it needs besides: that is kept, flattened, a row for each array.  Of that only what convolutions and matrix
+products return is kept, and the moments of batch norm: the rest, which is more, is soon computed from these.
+
+Of unlike stages the largest arrays share a row, the second largest ones, and so on: an array as long as its row is
+not copied to it.
 """
 
 import functools
@@ -23,7 +26,7 @@ from lpjax.nn.chain import Chain
 from lpjax.nn.conv import COSTLY
 
 Rows = dict[str, Array]
-"""{type: [length]}."""
+"""`{name: [length]}`; "float32.2" is the name of the third largest array of float32, counted from 0."""
 
 Function = Callable[[PyTree, Array], tuple[Array, PyTree]]
 """(params, x) -> a differentiable output, and anything else."""
@@ -34,17 +37,15 @@ POLICY = jax.checkpoint_policies.save_from_both_policies(
 
 
 def lengths(function: Function, params: PyTree, x: PyTree) -> dict[str, int]:
-    """How many values of each type a function keeps.
+    """How long the arrays are that a function keeps, by the names of `Rows`.
 
     Args:
       function: What is applied.
       params: Its parameters, or their shapes.
       x: Its input, likewise.
     """
-    found: dict[str, int] = {}
-    for leaf in jax.eval_shape(lambda *args: forward(function, *args)[2], params, x):
-        found[leaf.dtype.name] = found.get(leaf.dtype.name, 0) + math.prod(leaf.shape)
-    return found
+    leaves = jax.eval_shape(lambda *args: forward(function, *args)[2], params, x)
+    return {name: math.prod(leaf.shape) for name, leaf in zip(_names(leaves), leaves, strict=True)}
 
 
 def longest(several: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -53,6 +54,13 @@ def longest(several: Iterable[dict[str, int]]) -> dict[str, int]:
     for own in several:
         found |= {name: max(length, found.get(name, 0)) for name, length in own.items()}
     return found
+
+
+def joined(several: Iterable[dict[str, int]]) -> dict[str, int]:
+    """The `lengths` of functions that are one after the other."""
+    pairs = [(_dtype(name), length) for own in several for name, length in own.items()]
+    shapes = [jax.ShapeDtypeStruct((length,), dtype) for dtype, length in pairs]
+    return dict(zip(_names(shapes), (length for _, length in pairs), strict=True))
 
 
 def of_chain(own: Chain, examples: int) -> dict[str, int]:
@@ -74,7 +82,7 @@ def _of_chain(own: Chain, examples: int, dtype: jnp.dtype) -> dict[str, int]:
 
 def size(lengths: dict[str, int]) -> int:
     """Bytes of rows."""
-    return sum(jnp.dtype(name).itemsize * length for name, length in lengths.items())
+    return sum(_dtype(name).itemsize * length for name, length in lengths.items())
 
 
 def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree, list[Array]]:
@@ -95,7 +103,7 @@ def forward(function: Function, params: PyTree, x: Array) -> tuple[Array, PyTree
 
 def empty(lengths: dict[str, int], *leading: int) -> Rows:
     """Rows of zeros of these lengths, or of this leading shape many."""
-    return {name: jnp.zeros((*leading, length), name) for name, length in lengths.items()}
+    return {name: jnp.zeros((*leading, length), _dtype(name)) for name, length in lengths.items()}
 
 
 def noise(lengths: dict[str, int], *leading: int) -> Rows:
@@ -110,16 +118,16 @@ def noise(lengths: dict[str, int], *leading: int) -> Rows:
 
 
 def rows(kept: Sequence[Array], lengths: dict[str, int]) -> Rows:
-    """Rows of these lengths of what is kept, with zeros at the end of each.
+    """Rows of these lengths of what is kept, with zeros at the end of each that is longer than its array.
 
-    Each array is written to its place: XLA's CPU back end joins arrays many times slower.
+    An array is written to its place: XLA's CPU back end joins arrays many times slower.
     """
-    made, done = empty(lengths), dict.fromkeys(lengths, 0)
-    for leaf in kept:
-        name = leaf.dtype.name
-        assert done[name] + leaf.size <= lengths[name], (name, lengths)  # a slice would be put elsewhere
-        made[name] = lax.dynamic_update_slice(made[name], leaf.reshape(-1), (done[name],))
-        done[name] += leaf.size
+    made = empty(lengths)
+    for name, leaf in zip(_names(kept), kept, strict=True):
+        assert leaf.size <= lengths[name], (name, lengths)  # a slice would be put elsewhere
+        flat = leaf.reshape(-1)
+        whole = leaf.size == lengths[name]
+        made[name] = flat if whole else lax.dynamic_update_slice(made[name], flat, (0,))
     return made
 
 
@@ -167,12 +175,22 @@ def _is_key(leaf: Any) -> bool:
 
 def _read(kept: Rows, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
     """The arrays of these shapes and types that `rows` were made of."""
-    done, leaves = dict.fromkeys(kept, 0), []
-    for shape in shapes:
-        key = _is_key(shape)
-        form = jax.eval_shape(jax.random.key_data, shape) if key else shape
-        name, start = form.dtype.name, done[form.dtype.name]
-        done[name] = start + math.prod(form.shape)
-        values = kept[name][start : done[name]].reshape(form.shape)
-        leaves.append(jax.random.wrap_key_data(values) if key else values)
-    return leaves
+    forms = [jax.eval_shape(jax.random.key_data, shape) if _is_key(shape) else shape for shape in shapes]
+    named = zip(_names(forms), forms, strict=True)
+    leaves = [kept[name][: math.prod(form.shape)].reshape(form.shape) for name, form in named]
+    return [jax.random.wrap_key_data(x) if _is_key(shape) else x for x, shape in zip(leaves, shapes, strict=True)]
+
+
+def _names(leaves: Sequence[Array | jax.ShapeDtypeStruct]) -> list[str]:
+    """The arrays' rows: numbered by type, the largest array first."""
+    names, count = [""] * len(leaves), dict[str, int]()
+    for i in sorted(range(len(leaves)), key=lambda i: -math.prod(leaves[i].shape)):
+        dtype = leaves[i].dtype.name
+        names[i] = f"{dtype}.{count.setdefault(dtype, 0)}"
+        count[dtype] += 1
+    return names
+
+
+def _dtype(name: str) -> jnp.dtype:
+    """The type of a row's values."""
+    return jnp.dtype(name.split(".")[0])

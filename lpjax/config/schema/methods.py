@@ -43,7 +43,7 @@ class PipelineConfig:
     """
 
     micro_batches: int = at_least(1, 4)
-    keep: Literal["activations", "inputs"] = "inputs"
+    keep: Literal["activations", "inputs"] = "activations"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Carry:
       input_tags: Ring [K, H, b, T] of their tags.
       weights: Rings `{kind: [K, d+1, length]}` of the stages' parameters; position t mod d+1 is of step t.
       gradients: Rings `{kind: [K, d+1, length]}` of the sums of the batches under way, likewise.
-      kept: Rings `{type: [K, H-1, length]}` of what forward passes keep for backward passes; position t mod H-1 is of
+      kept: Rings `{name: [K, H-1, length]}` of what forward passes keep for backward passes; position t mod H-1 is of
         tick t.  Of D devices along 'data' each has rows of its own, one behind the other.
     """
 

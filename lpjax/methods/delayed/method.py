@@ -105,8 +105,8 @@ class Delayed(base.Method):
                     plan.backward_of(k, micro=micro, examples=examples)
                 else:
                     plan.backward(k // plan.slots, [k], again=k < K - 1, micro=micro, examples=examples)
-            if keeps:  # a row is made, put into the ring, and read from it
-                plan.each("pack", accesses=5 * plan.slots * row)
+            if keeps:  # rows are put into the rings, and read from them
+                plan.each("pack", accesses=4 * plan.slots * row)
             for _ in range(2):  # outputs (DDG: zeros) and gradients
                 plan.shift(examples)
             plan.shift_tags(examples)

@@ -17,9 +17,9 @@ micro-batches; f m, b m: forward and backward pass of micro-batch m:
 Devices wait for each other at the end of a round, where outputs move one device on and gradients one device back.  The
 first and last S-1 of M + 2(S-1) rounds have one pass only, so a step takes as long as GPipe's, all forward passes
 before all backward passes: (S-1) / (M+S-1) of it is idle (the bubble).  But a device keeps no more than 2S - 1
-micro-batches of what is under way, rather than M.  With `pipeline.keep="activations"` these are what convolutions and
-matrix products return, beside inputs; with "inputs" inputs alone, and all devices but the last, which has both passes
-of a micro-batch at once, compute their stages again.
+micro-batches of what is under way, rather than M.  With `pipeline.keep="activations"`, the default, these are what
+convolutions and matrix products return, beside inputs; with "inputs" inputs alone, and all devices but the last, which
+has both passes of a micro-batch at once, compute their stages again.
 
 **Batch norm sees a micro-batch**, not the batch: the gradient is that of serial gradient accumulation, which without
 batch norm is backprop's.  Micro-batch m of a column has its examples m, m + M, m + 2M .. , on every mesh.

@@ -30,8 +30,8 @@ class Pipeline(base.Method):
     step = Step
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """The number of micro-batches, which tells its runs apart, and what is kept, unless it is inputs."""
-        unusual = {"keep": "activations"} if config.pipeline.keep == "activations" else {}
+        """The number of micro-batches, which tells its runs apart, and what is kept, unless it is activations."""
+        unusual = {"keep": "inputs"} if config.pipeline.keep == "inputs" else {}
         return {"micro_batches": config.pipeline.micro_batches} | unusual
 
     def advice(self, config: Config) -> str | None:
@@ -64,7 +64,8 @@ class Pipeline(base.Method):
         plan.column_batch(1)
         row = 0
         if keeps(config):
-            row = max(sum(kept.size(kept.of_chain(network.stages[k], examples)) for k in own) for own in stages[:-1])
+            own = (kept.joined(kept.of_chain(network.stages[k], examples) for k in ks) for ks in stages[:-1])
+            row = kept.size(kept.longest(own))
         plan.each("pack", keeps=packet_bytes(network, config) // M * (places(S, M) + 2))
         plan.each("keep", keeps=places(S, M) * row)
         for number in range(M + 2 * (S - 1)):
@@ -80,8 +81,8 @@ class Pipeline(base.Method):
                         plan.backward_of(k, micro=m, examples=examples)
                 else:
                     plan.backward(d, stages[d], again=d < S - 1, micro=m, examples=examples)
-            if keeps(config):  # a row is made, put into the ring, and read from it
-                plan.each("pack", accesses=5 * row // WIDTH)
+            if keeps(config):  # rows are put into the rings, and read from them
+                plan.each("pack", accesses=4 * row // WIDTH)
             for _ in range(2):  # outputs and gradients
                 plan.shift(examples)
         plan.update(more=3 * (M + 2 * (S - 1)) * stage_values(network, config))

@@ -29,7 +29,7 @@ class UnderWay(NamedTuple):
 
     Attributes:
       inputs: Ring [positions, b, L] of its inputs.
-      rows: Rings `{type: [positions, length]}` of what it keeps.
+      rows: Rings `{name: [positions, length]}` of what it keeps.
       arrived: [b, L], its next input.
       gradient: [b, L], at the output of its next backward pass.
       total: Sums of what it has made of micro-batches.
