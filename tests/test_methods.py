@@ -94,7 +94,8 @@ def shared(carry):
     return replace(carry, kept={}) if hasattr(carry, "kept") else carry
 
 
-OFTEN = [name for name in STAGED if name not in ("local", "sampled")]  # "momentum" has all that these have
+LESS = {"local", "sampled", "coarse_adjoint"}  # "momentum" and "coarse_adjoint, tied" have all that these have
+OFTEN = [name for name in STAGED if name not in LESS]
 
 
 @pytest.mark.parametrize(
@@ -151,8 +152,15 @@ def pipeline_run(micro_batches, keep, **fields):
     return small_run(method="pipeline", **own, **plain_sgd(RATE), **fields)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4, 8])  # fewer and more than the 7 that can be under way
-@pytest.mark.parametrize("keep", ["activations", "inputs"])
+@pytest.mark.parametrize(
+    "keep, micro_batches",  # fewer and more than the 7 that can be under way
+    [
+        ("activations", 4),
+        ("inputs", 8),
+        *(pytest.param(*own, marks=pytest.mark.slow) for own in (("activations", 8), ("inputs", 1), ("inputs", 4))),
+        ("activations", 1),
+    ],
+)
 def test_pipeline_is_gradient_accumulation(micro_batches, keep, x64):
     run = pipeline_run(micro_batches, keep, data__crop=0)
     params, stats, *_ = trees(run)
@@ -465,7 +473,7 @@ def on_grid(x, grid):
     [
         pytest.param(None, 0.7, 0.3, False, marks=pytest.mark.slow),
         (2, 0.7, 0.3, False),
-        (2, 0.0, 0.0, False),
+        pytest.param(2, 0.0, 0.0, False, marks=pytest.mark.slow),
         (2, 0.7, 0.3, True),
     ],
 )

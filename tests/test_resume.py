@@ -77,12 +77,11 @@ def test_arrays_and_back(name):
 @pytest.mark.parametrize(
     "name, half",
     [
-        ("serial", 8),
-        ("deep supervision", 7),
+        ("deep supervision", 8),
         ("by batch", 7),
         *(
             pytest.param(*own, marks=pytest.mark.slow)
-            for own in (("coarse_tail", 7), ("stale", 7), ("per_example", 11))
+            for own in (("serial", 8), ("coarse_tail", 7), ("stale", 7), ("per_example", 11))
         ),
     ],
 )

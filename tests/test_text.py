@@ -191,7 +191,7 @@ def text_run(path, **fields):
         ("pipeline", 2, {"stage": 2}, {"pipeline__micro_batches": 4}),
         ("delayed", 4, {"stage": 4}, {"delayed__micro_batches": 8}),
         ("local", 2, {"stage": 2}, {}),
-        ("coarse_adjoint", 4, {"stage": 4}, {}),
+        ("coarse_adjoint", 2, {"stage": 2}, {}),
         pytest.param("layer_parallel", 2, {"stage": 2}, {"exchange__stale": True}, marks=pytest.mark.slow),
     ],
 )
