@@ -36,6 +36,7 @@ def test_cosine_and_ratio():
         ({"method": "pipeline", "pipeline__micro_batches": 1}, [1, 1, 1, 1]),
         ({"method": "delayed", "delayed__shrink": 0.5, **STILL}, [1 / 8, 1 / 4, 1 / 2, 1]),
         ({"method": "delayed", "delayed__variant": "ddg", **STILL}, [1, 1, 1, 1]),
+        ({"method": "corrected", "corrected__micro_batches": 1, **STILL}, [1, 1, 1, 1]),
     ],
 )
 def test_exact_gradients_have_cosine_one(fields, ratio, x64):

@@ -42,6 +42,7 @@ def run_of(stage, **fields):
         {"method": "delayed", "delayed__micro_batches": 2},
         {"method": "delayed", "delayed__micro_batches": 2, "delayed__weights": "batch"},
         {"method": "delayed", "delayed__variant": "ddg"},
+        {"method": "corrected", "corrected__micro_batches": 2},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )

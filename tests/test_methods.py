@@ -46,6 +46,7 @@ STAGED = {
     "ddg": {"method": "delayed", "delayed__variant": "ddg"},
     "by batch": {"method": "delayed", "delayed__micro_batches": 2, "delayed__weights": "batch"},
     "activations": {"method": "delayed", "delayed__micro_batches": 2, "delayed__keep": "activations"},
+    "corrected": {"method": "corrected", "corrected__micro_batches": 2, "aux__grid": 2},
     "local": {"method": "local"},
     "sampled": {"method": "local", "local__classifier": "sampled", "local__residue": 0.3},
     "momentum": {"method": "local", "local__classifier": "momentum", "local__residue": 0.3},

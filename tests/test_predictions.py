@@ -72,6 +72,7 @@ UNSEEN = {
     "by batch": {"method": "delayed", "delayed": {"micro_batches": 2, "weights": "batch"}},
     "sampled": {"method": "local", "local": {"classifier": "sampled", "blocks": 2}},
     "momentum": {"method": "local", "local": {"classifier": "momentum", "residue": 0.1}},
+    "corrected": {"method": "corrected", "corrected": {"micro_batches": 2}, "aux": {"grid": 4}},
     "delayed, activations": {"method": "delayed", "delayed": {"micro_batches": 2, "keep": "activations"}},
 }
 """Rows that the model of before did not know."""

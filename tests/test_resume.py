@@ -31,6 +31,7 @@ POLICIES = {
         "mesh__data": 2,
     },
     "activations": {"method": "delayed", "delayed": {"micro_batches": 4, "keep": "activations"}},
+    "corrected": {"method": "corrected", "mesh__data": 2},
     "no standardisation": {"standardise": False, "aux__inner_steps": 2, "mesh__stage": 1},
 }
 TWO = {"num_stages": 2, "cuts": (2,)}

@@ -27,6 +27,7 @@ ROWS: dict[str, Fields] = {
     "ddg": {"method": "delayed", "delayed.variant": "ddg"},
     "fdg": {"method": "delayed", "delayed.variant": "fdg"},
     "coarse_adjoint": {"method": "coarse_adjoint", "aux.grid": "half"},
+    "corrected": {"method": "corrected", "aux.grid": "half"},
     "coarse_tail": {"method": "layer_parallel", "multiplier": "coarse_tail", "aux.grid": None},
     "penalty": {"method": "layer_parallel", "multiplier": "none", "aux.grid": None},
     "adjoint": {"method": "layer_parallel", "multiplier": "adjoint", "aux.grid": None},
@@ -51,7 +52,6 @@ CHANGES: dict[str, tuple[Fields, str]] = {
     "stale": ({"exchange.stale": True}, "an exchange that is a step old"),
     "bfloat16 exchange": ({"exchange.bfloat16": True}, "half as many bytes exchanged"),
 }
-"""Fields, and what they mean."""
 
 NUMBERS = {
     "N blocks": "aux.blocks_per_stage",

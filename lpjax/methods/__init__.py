@@ -16,6 +16,7 @@ from lpjax.methods import phases
 from lpjax.methods.backprop import DataParallel, Serial
 from lpjax.methods.base import Method
 from lpjax.methods.coarse_adjoint import CoarseAdjoint
+from lpjax.methods.corrected import Corrected
 from lpjax.methods.delayed import Delayed
 from lpjax.methods.layer_parallel.method import LayerParallel
 from lpjax.methods.local import Local
@@ -23,7 +24,16 @@ from lpjax.methods.pipeline import Pipeline
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (LayerParallel(), CoarseAdjoint(), Serial(), DataParallel(), Pipeline(), Delayed(), Local())
+    for method in (
+        LayerParallel(),
+        CoarseAdjoint(),
+        Serial(),
+        DataParallel(),
+        Pipeline(),
+        Delayed(),
+        Corrected(),
+        Local(),
+    )
 }
 """What `config.method` can be; a method of one's own is one more entry."""
 

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from lpjax.config.schema.aux import AuxConfig
 from lpjax.config.schema.data import DataConfig
 from lpjax.config.schema.limits import at_least, bounded
-from lpjax.config.schema.methods import DelayedConfig, ExchangeConfig, LocalConfig, PipelineConfig, SerialConfig
+from lpjax.config.schema.methods import (
+    CorrectedConfig,
+    DelayedConfig,
+    ExchangeConfig,
+    LocalConfig,
+    PipelineConfig,
+    SerialConfig,
+)
 from lpjax.config.schema.model import ModelConfig
 from lpjax.config.schema.optimizer import OptimizerConfig
 from lpjax.config.schema.penalty import PenaltyConfig, Policy
@@ -57,6 +64,7 @@ class Config:
       serial: Settings of the methods serial and data_parallel.
       pipeline: Settings of the method pipeline.
       delayed: Settings of the method delayed.
+      corrected: Settings of the method corrected.
       local: Settings of the method local.
       phases: Methods one after another.
       eval: Tests.
@@ -92,6 +100,7 @@ class Config:
     serial: SerialConfig = field(default_factory=SerialConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     delayed: DelayedConfig = field(default_factory=DelayedConfig)
+    corrected: CorrectedConfig = field(default_factory=CorrectedConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
     phases: PhasesConfig = field(default_factory=PhasesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -9,7 +9,8 @@ from lpjax.config.schema.limits import at_least, bounded
 class AuxConfig:
     """The AuxNet: equations (5) and (6) of `lpjax.methods.layer_parallel.lagrangian`.
 
-    The last three fields are read by layer_parallel alone, `tied` by coarse_adjoint alone, the others by both.
+    The last three fields are read by layer_parallel alone, `tied` by coarse_adjoint alone, `task_weight` by these two,
+    and the others by corrected, too.
 
     Attributes:
       function: Makes the units of a piece: "convolutions", "own_units", or "module:function" of one's own.

@@ -68,6 +68,17 @@ class DelayedConfig:
 
 
 @dataclass(frozen=True)
+class CorrectedConfig:
+    """Delayed gradients, corrected by an AuxNet.
+
+    Attributes:
+      micro_batches: M, that a stage column's batch is cut into; the larger, the fewer updates a gradient is late.
+    """
+
+    micro_batches: int = at_least(1, 4)
+
+
+@dataclass(frozen=True)
 class LocalConfig:
     """Local losses.
 

@@ -1,7 +1,7 @@
 """The method, what it carries, and the schedule of its step."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Delayed(base.Method):
     name = "delayed"
     title = "delayed gradients"
     paper = "arXiv:1804.10574, arXiv:1906.09108"
-    step = Step
+    step: ClassVar[type[Step]] = Step
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The variant; the micro-batches, if there are several; the weights, if they are not "forward"."""
@@ -72,7 +72,7 @@ class Delayed(base.Method):
 
         stages = meshes.STAGES
         specs = Carry(packets, packets, packets, rings, rings, stages, stages, rings)
-        return Carried(specs, init, again=lambda inputs, state: Step(network, config, inputs).kept_again(state))
+        return Carried(specs, init, again=lambda inputs, state: self.step(network, config, inputs).kept_again(state))
 
     def ages(self, config: Config) -> list[list[Age]]:
         """In FDG a micro-batch reaches stage k after k ticks, in DDG at once; its gradient comes `lateness` later."""
@@ -105,6 +105,7 @@ class Delayed(base.Method):
                     plan.backward_of(k, micro=micro, examples=examples)
                 else:
                     plan.backward(k // plan.slots, [k], again=k < K - 1, micro=micro, examples=examples)
+                self.work_beside(plan, k, micro, examples)
             if keeps:  # rows are put into the rings, and read from them
                 plan.each("pack", accesses=4 * plan.slots * row)
             for _ in range(2):  # outputs (DDG: zeros) and gradients
@@ -113,8 +114,15 @@ class Delayed(base.Method):
         ticks = 3 * M if M > 1 else 0  # a gradient is added to the sum
         more = 3 * (weights != "newest") + ticks + 5 * (weights == "batch")
         plan.update(more=more * values, sums=1 + (weights == "batch"))
+        self.work_behind(plan)
         plan.message("psum", meshes.ALL_AXES, 3 * WIDTH * K, "metrics")
         return plan.items
+
+    def work_beside(self, plan: StagePlan, k: int, micro: int, examples: int) -> None:
+        """Add what is run beside the backward pass of stage k: nothing."""
+
+    def work_behind(self, plan: StagePlan) -> None:
+        """Add what comes behind the stages' update: nothing."""
 
     def holds(self, network: Network, config: Config, num_examples: int) -> dict[str, int]:
         """Bytes between steps, with the packets on their way and the rings of a device's stages."""
@@ -131,7 +139,7 @@ class Delayed(base.Method):
         self, k: int, network: Network, config: Config, step_inputs: StepInputs, state: TrainState, batch: Batch
     ) -> partial[StageResult]:
         """The passes of stage k on two micro-batches of noise, as a program to be timed alone."""
-        step, examples = Step(network, config, step_inputs), micro_batch(config)
+        step, examples = self.step(network, config, step_inputs), micro_batch(config)
         params, stats = jax.tree.map(lambda row: row[k], (state.stage_params, state.stage_stats))
         noise = jax.random.normal(jax.random.key(0), (3, examples, network.packet_length), float)
         tags, rows = moving.make_tags(batch, 0)[:examples], kept.noise(row_lengths(network, config))
@@ -139,6 +147,6 @@ class Delayed(base.Method):
         def run(params: Row, stats: Row, noise: Array, tags: Array, rows: kept.Rows, state: TrainState) -> StageResult:
             forward, backward = Pass(noise[0], tags, {}, {}), Pass(noise[1], tags, {}, rows)
             passes = params, stats, forward, backward, noise[2]
-            return step.run_stage(Stage((k,), k), *passes, state=state, tick=state.step)
+            return step.run_stage(Stage((k,), k), *passes, state=step.complete(state), tick=state.step)
 
         return partial(run, params, stats, noise, tags, rows, state)

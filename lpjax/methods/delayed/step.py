@@ -170,15 +170,27 @@ class Step(base.Step):
         M = self.config.delayed.micro_batches
         return (step * M - 2 * (self.network.num_stages - 1) + k) // M
 
+    def complete(self, state: TrainState) -> TrainState:
+        """The state as `run_stage` reads it."""
+        return state
+
+    def nothing_beside(self, state: TrainState) -> PyTree:
+        """Zeros, of what else `run_stage` finds to be summed over a step's ticks: the end of its `beside`."""
+        return ()
+
+    def with_beside(self, state: TrainState, beside: PyTree) -> TrainState:
+        """The state after a step, with what comes of such sums, [slots, ..]."""
+        return state
+
     def tick(
-        self, state: TrainState, weights: Row, before: tuple[Carry, Row], new: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Carry, Row], tuple[dict[str, Array], Row, Array]]:
+        self, state: TrainState, weights: Row, before: tuple[Carry, PyTree], new: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Carry, PyTree], tuple[dict[str, Array], Row, Array]]:
         """A tick of a step.
 
         Args:
           state: Before the step; its carry is not looked at.
           weights: Rings of the stages' parameters, with those of this step.
-          before: What is under way, and the sums of the gradients of the step's ticks so far.
+          before: What is under way, and the sums of the step's ticks so far: gradients, and `nothing_beside`.
           new: The micro-batch that enters, as a packet and tags, and the number of the tick.
 
         Returns:
@@ -204,7 +216,7 @@ class Step(base.Step):
             kept=put(carry.kept, done.beside[1], tick),
         )
         assert done.real is not None
-        return (carry, jax.tree.map(jnp.add, sums, done.grads)), (done.shares, done.stats, done.real)
+        return (carry, jax.tree.map(jnp.add, sums, (done.grads, done.beside[2:]))), (done.shares, done.stats, done.real)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step; its metrics are of the micro-batches that the last stage has, 0 for those that it has not."""
@@ -215,8 +227,10 @@ class Step(base.Step):
         zeros = jax.tree.map(lambda x: jnp.zeros((len(x), 2, x.shape[1]) if by_batch else x.shape), state.stage_params)
         ticks = state.step * M + jnp.arange(M, dtype=state.step.dtype)
         under_way = replace(state.carry, weights={}, gradients={})
-        tick = partial(self.tick, state, weights)  # a loop of one would only copy what is under way
-        (carry, sums), found = lax.scan(tick, (under_way, zeros), (*micro, ticks), unroll=M == 1)
+        whole_state = self.complete(state)
+        tick, sums = partial(self.tick, whole_state, weights), (zeros, self.nothing_beside(whole_state))
+        scanned = lax.scan(tick, (under_way, sums), (*micro, ticks), unroll=M == 1)  # one would copy what is under way
+        (carry, (sums, beside)), found = scanned
         (shares, stats, real), sums = found, lax.psum(sums, "data")
         grads, gradients = self.by_batch(sums, state) if by_batch else (sums, state.carry.gradients)
         count = real.astype(float).sum(0)
@@ -227,7 +241,7 @@ class Step(base.Step):
         new_state = self.updated(state, grads, lax.pmean(jax.tree.map(mean, stats), "data"), count > 0)
         shares = jax.tree.map(lambda share: share.sum(0), shares)
         carry = replace(carry, weights=weights, gradients=gradients)
-        return replace(new_state, carry=carry), self.metrics(grads, shares)[0]
+        return self.with_beside(replace(new_state, carry=carry), beside), self.metrics(grads, shares)[0]
 
     def by_batch(self, sums: Row, state: TrainState) -> tuple[Row, Row]:
         """The gradients of the batch that has gone through all stages, and the rings of those that have not.
