@@ -19,6 +19,9 @@ CONSTANT = 1e-7
 MAX_NAME = 300
 """Characters of a class's name; a folder's name has at most 255."""
 
+MAX_WINDOW = 2**20
+"""Tokens of an example, of which an exported model makes logits at once."""
+
 
 def held_out(labels: Sequence[int], names: Sequence[str], config: DataConfig) -> np.ndarray:
     """Which training examples are held out to be tested on, by `data.holdout`.
@@ -93,6 +96,12 @@ def reduced_spec(spec: Spec, config: DataConfig) -> Spec:
 def _image_shape(shape: Shape, config: DataConfig) -> Shape:
     """The shape of images after `data.shrink`, which `data.cutout` fits."""
     (height, width, channels), factor = shape, config.shrink
+    default = DataConfig().sequence
+    require(
+        config.sequence == default,
+        f"data.sequence={config.sequence}: expected {default}, its default, for data.name={config.name}, whose "
+        f"examples are images; leave it out, or set data.name=text",
+    )
     if height % factor or width % factor:
         raise BadInput(
             f"data.shrink={factor}: expected a divisor of the sides of the {height} x {width} images; choose another"
@@ -107,6 +116,10 @@ def _image_shape(shape: Shape, config: DataConfig) -> Shape:
 
 def _token_shape(shape: Shape, config: DataConfig) -> Shape:
     """The shape of examples of tokens, for which nothing is set that is of images."""
+    require(
+        shape[0] <= MAX_WINDOW,
+        f"data.sequence={shape[0]}: expected at most {MAX_WINDOW}, which a model can be exported with; lower it",
+    )
     for name, none in (("shrink", 1), ("crop", 0), ("flip", False), ("cutout", 0), ("mixup", 0.0)):
         value = getattr(config, name)
         require(value == none, f"data.{name}={value}: expected {none} for data.name={config.name}, which has no images")

@@ -32,7 +32,7 @@ from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from lpjax.cli import printable
-from lpjax.data.subset import MAX_NAME
+from lpjax.data.subset import MAX_NAME, MAX_WINDOW
 from lpjax.errors import BadInput, extra_packages
 from lpjax.export import program as programs
 from lpjax.nn.chain import Shape
@@ -90,9 +90,11 @@ def _check_description(values: Mapping[str, Any]) -> None:
     def are(name: str, kind: Callable[[Any], bool]) -> bool:
         return isinstance(values[name], tuple) and all(map(kind, values[name]))
 
-    ok = are("image_shape", lambda size: type(size) is int and 1 <= size <= MAX_SIDE)
-    ok = ok and len(values["image_shape"]) in (1, 3)
-    require(ok, "image_shape", f"height, width and channels, 1 to {MAX_SIDE} each, or the length of a text")
+    shape, largest = values["image_shape"], {1: MAX_WINDOW, 3: MAX_SIDE}
+    ok = are("image_shape", lambda size: type(size) is int and size >= 1)
+    ok = ok and len(shape) in largest and max(shape) <= largest[len(shape)]
+    sizes = f"height, width and channels, 1 to {MAX_SIDE} each, or the length of a text, 1 to {MAX_WINDOW}"
+    require(ok, "image_shape", sizes)
     # Names reach a terminal, where a control character is a command.
     ok = are("class_names", lambda name: isinstance(name, str) and name == printable(name) and len(name) <= MAX_NAME)
     require(ok and len(values["class_names"]) > 0, "class_names", f"printable names of at most {MAX_NAME} characters")

@@ -53,12 +53,13 @@ def continued(
 
 def _made(model: Model, text: bytearray, count: int, temperature: float, top_k: int | None, seed: int) -> Iterator[int]:
     (window,) = model.description.image_shape
-    for key in jax.random.split(jax.random.key(seed), count):
+    key = jax.random.key(seed)
+    for i in range(count):
         last = text[-window:]
         tokens = np.zeros((1, window), np.uint8)  # what stands behind the last byte changes nothing before it
         tokens[0, : len(last)] = last
         logits = np.asarray(model.logits(tokens), np.float64)[0, len(last) - 1]
         if not np.isfinite(logits).all():
             raise BadInput("the model's output is not finite; use another model")
-        text.append(next_byte(logits, temperature, top_k, key))
+        text.append(next_byte(logits, temperature, top_k, jax.random.fold_in(key, i)))
         yield text[-1]

@@ -74,6 +74,9 @@ class Log:
         self.data_seconds: list[float] = []
         self._run, self._axes, self._console = run, METHODS[run.config.method].metrics | DIAGNOSED, console
         self._began, self._shown = now - start.meta.get("seconds", 0.0), (now, done)
+        method, ages = run.config.method, METHODS[run.config.method].ages(run.config)[-1]
+        before = start.step if start.meta.get("method", method) != method else 0  # another phase begins with no batches
+        self._partial = before + max(age.entered // len(ages) for age in ages)  # the last step without a whole batch
 
         not_last = [] if done == run.num_steps else start.meta.get("last_lines", [])
 
@@ -118,10 +121,13 @@ class Log:
         self._progress.update(self._task, completed=step)
         if self._run.is_log_step(step):
             host = self._run.learning_rates(step) | {"data_seconds": waited}
-            more = self._run.network.task.metrics(self.last["task_loss"])
-            self.write("train", step, self.last | more | host | {"corrupt_images": self.corrupt})
+            self.write("train", step, self.last | self._more(step) | host | {"corrupt_images": self.corrupt})
             self._show(step)
             self.watch.printed()
+
+    def _more(self, step: int) -> dict[str, float]:
+        """What the task tells of the loss; nothing while the last stage has had no whole batch."""
+        return {} if step <= self._partial else self._run.network.task.metrics(self.last["task_loss"])
 
     def _show(self, step: int) -> None:
         """Show the metrics of a training step, and without a progress bar about how long the others will take."""
@@ -129,8 +135,7 @@ class Log:
         self._shown = now, step
         rate = (step - last) * run.config.batch_size / max(now - before, 1e-9)
         parts = [f"loss {self.last['task_loss']:.4f}", f"accuracy {self.last['accuracy']:.3f}"]
-        more = run.network.task.metrics(self.last["task_loss"])
-        parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in more.items()]
+        parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in self._more(step).items()]
         if "relative_violation" in self.last:
             parts.append(f"violation {max(self.last['relative_violation'], default=math.nan):.3f}")
         parts.append(f"{rate:,.0f} examples/s")
