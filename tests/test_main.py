@@ -120,14 +120,14 @@ def test_help(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, stages, epochs, least", [("digits_mlp", 4, 10, 0.9), ("digits_vit", 2, 15, 0.9)])
-def test_trains_layer_parallel_on_digits(name, stages, epochs, least, tmp_path):
+@pytest.mark.parametrize("name, method, epochs", [("digits_mlp", "layer_parallel", 10), ("digits_vit", "delayed", 15)])
+def test_trains_on_digits(name, method, epochs, tmp_path):
     done = lpjax(f"--workdir={tmp_path}", config=f"configs/{name}.py")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["method"], result["num_stages"], result["epochs"]) == ("layer_parallel", stages, epochs)
-    assert result["test_accuracy"] > least
-    assert max(result["relative_violation"]) < 0.3
+    assert (result["method"], result["num_stages"], result["epochs"]) == (method, 4, epochs)
+    assert result["test_accuracy"] > 0.9
+    assert max(result.get("relative_violation") or [0.0]) < 0.3
 
 
 def test_a_network_defined_outside_the_repository(tmp_path):

@@ -15,6 +15,7 @@ PROVIDED: dict[str, dict[str, str]] = {
         "wide_resnet": "lpjax.models.preact_resnet:wide_resnet",
         "imagenet_resnet": "lpjax.models.resnet:imagenet_resnet",
         "gpt": "lpjax.models.gpt:gpt",
+        "vit": "lpjax.models.vit:vit",
     },
     "aux.function": {
         "convolutions": "lpjax.network.aux_net:convolutions",
@@ -27,10 +28,7 @@ _DOTTED = {place: name for names in PROVIDED.values() for name, place in names.i
 # checkpoints of older runs have these
 _DOTTED |= {"lpjax.models.imagenet_resnet:imagenet_resnet": "imagenet_resnet"}
 _DOTTED |= {f"lpjax.aux_net:{name}": name for name in PROVIDED["aux.function"]}
-_DOTTED |= {
-    f"configs.{place}": f"lpjax.configs.{place}"
-    for place in ("digits_mlp:residual_mlp", "digits_vit:vision_transformer")
-}
+_DOTTED |= {"configs.digits_mlp:residual_mlp": "lpjax.configs.digits_mlp:residual_mlp"}
 
 
 def canonical_name(text: str) -> str:

@@ -5,7 +5,7 @@
     params, stats = from_torch(network, state_dict, torchvision_resnet_names)
     logits, _ = chain.apply(network, params, stats, images, Mode(train=False))
 
-Nothing here imports torch.  For another naming write a function like the two below: the chain -> one dict a unit, from
+Nothing here imports torch.  For another naming write a function like those below: the chain -> one dict a unit, from
 the parts of the unit's parameters, such as "first/norm", to the names of torch modules.
 """
 
@@ -24,6 +24,7 @@ from lpjax.nn.chain import Chain, init
 Names = Callable[[Chain], list[dict[str, str]]]
 
 _LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_LEAVES |= {leaf: leaf for leaf in ("position", "class_token")}
 
 
 def from_torch(
@@ -62,7 +63,7 @@ def from_torch(
                 f"kind and depth of the network it was saved from"
             )
         value = left.pop(key)
-        value = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+        value = _numpy(value)
         if leaf == "kernel":  # torch has the two axes of channels first, and the output before the input
             shape = (shape[-1], shape[-2], *shape[:-2])
         if value.shape != shape:
@@ -86,6 +87,11 @@ def from_torch(
     return trees
 
 
+def _numpy(value: Any) -> np.ndarray:
+    """A torch tensor, or an array, as a numpy array."""
+    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+
+
 def _some(keys: Mapping[str, Any]) -> str:
     return ", ".join([*list(keys)[:5], "..."] if len(keys) > 5 else keys)
 
@@ -100,6 +106,38 @@ def wide_resnet_names(chain: Chain) -> list[dict[str, str]]:
     """Names of github.com/xternalz/WideResNet-pytorch and the many that follow it, for a `wide_resnet`."""
     block = _layers(2) | {"shortcut/conv": "convShortcut"}
     return [{"": "conv1"}, *_blocks(chain, 1, "block{}.layer.{}", block), {"norm": "bn1", "linear": "fc"}]
+
+
+def torchvision_vit(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict of torchvision's `vit_b_16` and its kin as `torchvision_vit_names` names it.
+
+    The convolution that makes tokens of patches becomes a matrix, position and class token lose their axis of examples.
+
+    Args:
+      state_dict: Torch tensors or numpy arrays by name.
+
+    Returns:
+      What `from_torch` takes.
+    """
+    arrays = {}
+    for name, tensor in state_dict.items():
+        value, key = _numpy(tensor), name.replace("in_proj_", "in_proj.")
+        if name == "conv_proj.weight":
+            value = np.moveaxis(value, 1, -1).reshape(len(value), -1)
+        elif name in ("class_token", "encoder.pos_embedding"):
+            key = "tokens." + ("class_token" if name == "class_token" else "position")
+            value = value[0, 0] if name == "class_token" else value[0]
+        arrays[key] = value
+    return arrays
+
+
+def torchvision_vit_names(chain: Chain) -> list[dict[str, str]]:
+    """Names of what `torchvision_vit` returns, for a `vit`."""
+    block = {f"attention_{end}": f"self_attention.{end}_proj" for end in ("in", "out")}
+    block |= {"attention_norm": "ln_1"} | {"forward_norm": "ln_2", "forward_in": "mlp.0", "forward_out": "mlp.3"}
+    place = "encoder.layers.encoder_layer_{}.{}"
+    blocks = [{part: place.format(i, name) for part, name in block.items()} for i in range(len(chain.units) - 2)]
+    return [{"": "tokens", "linear": "conv_proj"}, *blocks, {"norm": "encoder.ln", "linear": "heads.head"}]
 
 
 def _layers(count: int) -> dict[str, str]:

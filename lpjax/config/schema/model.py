@@ -10,9 +10,9 @@ class ModelConfig:
     """The network.
 
     Attributes:
-      function: One that comes with lpjax ("resnet", "preact_resnet", "wide_resnet", "imagenet_resnet"), or
-        "module:function", anything that can be imported.  Called with the `arguments` and `classes=`, it returns the
-        units of a chain.
+      function: One that comes with lpjax ("resnet", "preact_resnet", "wide_resnet", "imagenet_resnet", "gpt", "vit"),
+        or "module:function", anything that can be imported.  Called with the `arguments` and `classes=`, it returns
+        the units of a chain.
       arguments: In a config file they are fields of `model`, beside `function`.
     """
 
