@@ -25,6 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     config.delayed.micro_batches = 8
     config.num_stages = 4
     config.batch_size = 32
+    config.eval.sample = 48
     config.num_epochs = 1
     for optimizer in (config.optimizer, config.aux_optimizer):
         optimizer.name = "adamw"

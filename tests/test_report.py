@@ -227,6 +227,14 @@ def test_the_command_writes_one_file_that_asks_for_no_other(tmp_path, capsys):
     ]
 
 
+def test_samples_of_text_are_shown_as_they_are(tmp_path):
+    folder = finished(tmp_path / "run")
+    assert "<h2>Samples</h2>" not in page.render([read(folder)])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(eval_line(200) | {"test_prompt": "a<b", "test_sample": " and\n\0&"}) + "\n")
+    assert "<td>200</td><td><pre><mark>a&lt;b</mark> and\n\0&amp;</pre></td>" in page.render([read(folder)])
+
+
 def test_names_cannot_break_the_page(tmp_path):
     run = finished(tmp_path / "<b>&amp;'\"", optimizer={"name": "</script><script>alert(1)</script>"})
     text = page.render([read(run), read(run, "other")])

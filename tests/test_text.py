@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import itertools
+import json
 import math
 import os
 import time
@@ -15,17 +17,18 @@ from helpers import assert_close, detach, on_host, plain_sgd, small_run
 from lpjax import predict
 from lpjax.config.schema import DataConfig
 from lpjax.data import SOURCES
-from lpjax.data.source import Text
+from lpjax.data.source import Spec, Text
 from lpjax.data.subset import reduced, reduced_spec
 from lpjax.errors import BadInput
 from lpjax.export import from_run, model_file, sample
 from lpjax.methods import moving
-from lpjax.models.gpt import causal_attention, gpt, rotated
+from lpjax.models.gpt import gpt
+from lpjax.models.transformer import attention, rotated
 from lpjax.network.network import composed
 from lpjax.nn import chain, losses
 from lpjax.nn.chain import Mode, make_chain
 from lpjax.nn.count import chain_size
-from lpjax.training import resume
+from lpjax.training import loop, resume
 
 TEXT = SOURCES["text"]
 TOKENS, VOCABULARY = 8, 256
@@ -98,6 +101,16 @@ def test_what_is_no_text_is_refused(make, fields, message, tmp_path):
         reduced_spec(TEXT.describe(config(tmp_path / "text", **fields)), config(tmp_path / "text", **fields))
 
 
+def test_windows_are_of_text_and_can_be_exported():
+    for fields, spec, message in (
+        ({"name": "digits", "sequence": 64}, None, "data.sequence=64: expected 128, its default, for data.name=digits"),
+        ({"crop": 0}, Spec((2**20 + 1,), 256, 9, 9, task=losses.NEXT_TOKEN), "data.sequence=1048577: expected at most"),
+    ):
+        own = DataConfig(**fields)
+        with pytest.raises(BadInput, match=message):
+            reduced_spec(spec or SOURCES[own.name].describe(own), own)
+
+
 def test_the_default_is_the_standard_library():
     spec, data = TEXT.describe(DataConfig(name="text")), TEXT.load(DataConfig(name="text"))
     assert spec.num_train > 20_000
@@ -136,8 +149,8 @@ def test_the_model_has_its_parameters_and_sees_no_later_token(activation, hidden
 
 def test_attention_in_double_precision_is_that_in_single(x64):
     arrays = jax.random.normal(jax.random.key(0), (3, 2, TOKENS, 2, 4), float)
-    single = causal_attention(*arrays.astype(jnp.float32))
-    np.testing.assert_allclose(causal_attention(*arrays), single, atol=1e-5)
+    single = attention(*arrays.astype(jnp.float32), causal=True)
+    np.testing.assert_allclose(attention(*arrays, causal=True), single, atol=1e-5)
     assert np.std(single) > 0.1
 
 
@@ -217,22 +230,43 @@ def test_every_method_trains_it_alike_on_every_mesh_and_goes_on_as_it_was(method
     assert_close(on_host(state), found[1][1], rtol=0, atol=0)
 
 
+def test_bits_per_byte_of_training_begin_with_the_first_whole_batch(path, tmp_path):
+    run = text_run(path, method="delayed", num_stages=4, delayed__micro_batches=2, log_every=1, num_steps=5)
+    loop.train(run, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses_of = [line["task_loss"] for line in lines if line["kind"] == "train"]
+    bits = [line.get("bits_per_byte") for line in lines if line["kind"] == "train"]
+    assert max(losses_of[:2]) < 3, "the last stage has had a part of a batch, or none"
+    assert losses_of[2] == pytest.approx(math.log(VOCABULARY), rel=0.1)
+    assert bits == [None, None, *(pytest.approx(loss / math.log(2)) for loss in losses_of[2:])]
+
+
 def test_labels_of_bytes_in_a_test_and_as_they_are_sent(path, x64):
-    run = text_run(path, method="serial", num_stages=2, mesh={"stage": 1})
+    run = text_run(path, method="serial", num_stages=2, mesh={"stage": 1, "data": 2}, eval__sample=20)
     state, data = run.create(), TEXT.load(run.config.data)
     got = run.evaluate(state, run.feed)
     params = detach(run.network.params.unpack_all(state.stage_params))
     tokens, labels = whole(data, run.spec, "test")
-    x = jnp.asarray(tokens).astype(float)
-    for stage, own in zip(run.network.stages, params, strict=True):
-        x, _ = chain.apply(stage, own, chain.init(stage, jax.random.key(0))[1], x, Mode(train=False))
-    known, logits = labels >= 0, np.asarray(x)
+
+    def network(x):
+        x = jnp.asarray(x).astype(float)
+        for stage, own in zip(run.network.stages, params, strict=True):
+            x, _ = chain.apply(stage, own, chain.init(stage, jax.random.key(0))[1], x, Mode(train=False))
+        return np.asarray(x)
+
+    known, logits = labels >= 0, network(tokens)
     values = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.maximum(labels, 0)[..., None], 2)[..., 0]
     assert not known.all(), "the last window is shorter"
     assert got.test_loss == pytest.approx(-values[known].mean())
     assert got.test_accuracy == pytest.approx((logits.argmax(-1) == labels)[known].mean())
     assert got.test_bits_per_byte == pytest.approx(got.test_loss / math.log(2))
     assert got.test_examples == len(tokens)
+    window = tokens[:1].copy()
+    for i in range(TOKENS // 4, TOKENS):
+        key = jax.random.fold_in(jax.random.key(run.config.seed), i)
+        window[0, i] = jax.random.categorical(key, network(window)[0, i - 1])
+    text = bytes(window[0])
+    assert (got.test_prompt, got.test_sample) == tuple(part.decode(errors="replace") for part in (text[:2], text[2:]))
     batch = next(run.feed.train())
     examples = moving.tagged(run.network, run.config, state, moving.make_tags(batch, 0))
     np.testing.assert_array_equal(examples.targets.labels, batch.label, "as stages are sent them")
@@ -259,6 +293,13 @@ def test_an_exported_model_goes_on_as_the_composed_network_does(path, tmp_path, 
         np.testing.assert_allclose(model.logits(x.astype(jnp.uint8))[0], logits, atol=1e-4)
         assert byte == logits[-1].argmax()
         text.append(byte)
+    endless = sample.continued(model, b"abc", 10**12, seed=1)
+    assert list(itertools.islice(endless, 3)) == list(sample.continued(model, b"abc", 3, seed=1)), "drawn as asked for"
+    short = dataclasses.replace(model.description, image_shape=(2,))
+    lines = from_run.card(short, {}).partition("```python\n")[2].partition("```")[0].splitlines()
+    found = {"np": np}
+    exec("\n".join(line for line in lines if line.startswith(("prompt", "tokens"))), found)
+    assert found["tokens"].tobytes() == b"f ", "the end of a prompt that is longer than the window"
     said = []
     for seed in (1, 1, 2):
         options = [f"--model={tmp_path / 'model'}", "--prompt=abc", "--bytes=20", "--top_k=40", f"--seed={seed}"]

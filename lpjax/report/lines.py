@@ -105,6 +105,12 @@ class Table:
         return told
 
     @property
+    def samples(self) -> list[tuple[int, str, str]]:
+        """What a model of text made at tests: (step, prompt, what it went on with)."""
+        rows = [row for row in self.rows["eval"] if "test_sample" in row]
+        return [(int(_number(row, "step")), *(str(row.get(f"test_{x}")) for x in ("prompt", "sample"))) for row in rows]
+
+    @property
     def timed(self) -> bool:
         """Whether lines say how many seconds the run had taken."""
         return any("seconds" in rows[-1] for rows in self.rows.values() if rows)
@@ -145,7 +151,7 @@ class Table:
             step = _column(rows, "step").astype(int)
             seconds = _column(rows, "seconds") if self.timed else step * (step_seconds or math.nan)
             for name in dict.fromkeys(name for row in rows for name in row if name not in NO_METRICS):
-                there = [i for i, row in enumerate(rows) if row.get(name) is not None]
+                there = [i for i, row in enumerate(rows) if not isinstance(row.get(name), str | None)]
                 if there:
                     values = _transposed([rows[i][name] for i in there])
                     made[name] = tuple(with_fewer_points(step[there], seconds[there], own, points) for own in values)

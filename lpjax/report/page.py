@@ -22,6 +22,7 @@ def render(records: Sequence[Record]) -> str:
     """Write the page of one run, or of several beside each other, as HTML."""
     sections = {
         "Accuracy and loss": _charts(curves.learning(records)),
+        "Samples": _samples(records),
         "Stages": _charts(curves.stages(records)),
         "Constraints": _charts(curves.constraints(records)),
         "Gradients": _charts(curves.gradients(records)),
@@ -136,6 +137,16 @@ def _runs(records: Sequence[Record]) -> str:
         for index, record in enumerate(records)
     )
     return f'{table}<nav aria-label="runs that are shown">{switches}</nav>'
+
+
+def _samples(records: Sequence[Record]) -> str:
+    """What models of text made at tests, behind the prompt."""
+    rows = [
+        (_text(record.name), f"{step:,}", f"<pre><mark>{_text(prompt)}</mark>{_text(sample)}</pre>")
+        for record in records
+        for step, prompt, sample in record.samples
+    ]
+    return _table(("run", "step", "prompt, and what the network went on with"), rows) if rows else ""
 
 
 def _name(record: Record, index: int, several: bool) -> str:

@@ -20,6 +20,7 @@ class Record:
       lines: By the metric's name, one for each stage or interface, or one.
       last_step: Of the last whole line; 0 without any.
       recoveries: (step, factor) where learning rates were made smaller.
+      samples: (step, prompt, what it went on with) of a model of text at tests.
       step_seconds: Median over steps, of the whole step; None where not known.
       data_seconds: Likewise, of its wait for data.
       config: config.json; None where there is none that can be used.
@@ -33,6 +34,7 @@ class Record:
     lines: Mapping[str, tuple[Line, ...]]
     last_step: int = 0
     recoveries: tuple[tuple[int, float], ...] = ()
+    samples: tuple[tuple[int, str, str], ...] = ()
     step_seconds: float | None = None
     data_seconds: float | None = None
     config: dict[str, Any] | None = None
@@ -91,6 +93,7 @@ def read(folder: Path, name: str | None = None, points: int = POINTS) -> Record:
         lines=table.lines(points, per_step),
         last_step=table.last_step,
         recoveries=tuple(table.recoveries),
+        samples=tuple(table.samples),
         step_seconds=per_step or table.step_seconds(),
         data_seconds=waited or table.data_seconds(),
         config=config,

@@ -49,6 +49,8 @@ class Evaluation(NamedTuple):
       ema_top5_accuracy: Likewise.
       test_perplexity: Of the next byte, exp of test_loss.  None where that is not the task.
       test_bits_per_byte: Likewise, test_loss in bits.
+      test_prompt: The start of a window of the test set, with `eval.sample`.
+      test_sample: What the composed network went on with.
     """
 
     test_loss: float
@@ -62,6 +64,8 @@ class Evaluation(NamedTuple):
     ema_top5_accuracy: float | None = None
     test_perplexity: float | None = None
     test_bits_per_byte: float | None = None
+    test_prompt: str | None = None
+    test_sample: str | None = None
 
 
 def in_words(metrics: Mapping[str, Any]) -> str:
@@ -73,6 +77,9 @@ def in_words(metrics: Mapping[str, Any]) -> str:
 
 Calibrate = Callable[[TrainState, Feed], tuple[PyTree, ...]]
 """(state, of replicated parameters, data) -> batch-norm statistics, one tree a stage."""
+
+Sample = Callable[[TrainState, tuple[PyTree, ...], Feed], dict[str, str]]
+"""(replicated state, its calibrated statistics, data) -> `Evaluation.test_prompt` and test_sample, if asked for."""
 
 Evaluate = Callable[[TrainState, Feed], Evaluation]
 """(state, data) -> its test metrics."""
@@ -126,6 +133,46 @@ def with_average(state: TrainState) -> TrainState:
     return replace(state, stage_params=state.ema, ema=())
 
 
+def make_sample(network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> Sample:
+    """Make the function that lets a network of text go on with a window of the test set.
+
+    Args:
+      network: The network.
+      config: Says how many bytes.
+      mesh: The devices.
+      step_inputs: What a step is fed.
+
+    Returns:
+      See `Sample`.
+    """
+    length = network.chain.in_shape[0]
+    begin = max(1, length // 4)
+    end = min(begin + config.eval.sample, length)
+
+    @partial(_on_mesh, mesh)
+    def going_on(args: tuple[TrainState, tuple[PyTree, ...]], batch: Batch) -> Array:
+        """The batch's first example, with tokens drawn in the place of those from `begin` to `end`."""
+        state, calibrated = args
+        trees = network.params.unpack_all(state.stage_params)
+
+        def draw(i: Array, x: Array) -> Array:
+            logits = composed(network, trees, calibrated, step_inputs.normalised(x), chain.Mode(train=False))[0]
+            key = jax.random.fold_in(jax.random.key(config.seed), i)
+            return x.at[0, i].set(jax.random.categorical(key, logits[0, i - 1]).astype(x.dtype))
+
+        x = lax.fori_loop(begin, end, draw, batch.image[:1])[0].astype(jnp.int32)
+        return lax.psum(jnp.where(lax.axis_index(meshes.ALL_AXES) == 0, x, 0), meshes.ALL_AXES)
+
+    def sample(state: TrainState, calibrated: tuple[PyTree, ...], feed: Feed) -> dict[str, str]:
+        if network.task.images or not config.eval.sample:
+            return {}
+        tokens = bytes(jax.device_get(going_on((state, calibrated), next(feed.test()))).tolist())
+        parts = {"test_prompt": tokens[:begin], "test_sample": tokens[begin:end]}
+        return {name: part.decode(errors="replace") for name, part in parts.items()}
+
+    return sample
+
+
 def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: StepInputs) -> Evaluate:
     """Make the function that tests a state.
 
@@ -142,6 +189,7 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
     """
     task, normalise, generates_inputs = network.task, step_inputs.normalised, METHODS[config.method].aux_net == "inputs"
     calibrate = make_calibrate(network, config, mesh, step_inputs)
+    sample = make_sample(network, config, mesh, step_inputs)
 
     @partial(_on_mesh, mesh)
     def count(args: tuple[TrainState, tuple[PyTree, ...]], batch: Batch) -> dict[str, Array]:
@@ -167,9 +215,8 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
         sums["loss"] = total(task.loss(logits["composed"], batch.label, 0.0))
         return lax.psum(sums, meshes.ALL_AXES)
 
-    def means(state: TrainState, feed: Feed) -> dict[str, float]:
+    def means(state: TrainState, calibrated: tuple[PyTree, ...], feed: Feed) -> dict[str, float]:
         """Of the test examples' predictions, and how many examples there are."""
-        calibrated = calibrate(state, feed)
         # Fetched one by one, so that no more than one batch of a large set waits on the devices.
         sums = [jax.device_get(count((state, calibrated), batch)) for batch in feed.test()]
         totals = jax.tree.map(lambda *values: sum(map(float, values)), *sums)
@@ -178,10 +225,15 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
 
     def evaluate(state: TrainState, feed: Feed) -> Evaluation:
         state = replicated(state, mesh)
-        found = means(replace(state, ema=()), feed)
-        averaged = means(with_average(state), feed) if state.ema else {}
+        last = replace(state, ema=())
+        calibrated = calibrate(last, feed)
+        found, averaged = means(last, calibrated, feed), dict[str, float]()
+        if state.ema:
+            average = with_average(state)
+            averaged = means(average, calibrate(average, feed), feed)
         own = found["loss"], found["composed"], found.get("aux_path"), found.get("aux_head"), round(found["examples"])
         more: dict[str, Any] = {f"test_{name}": value for name, value in task.metrics(found["loss"]).items()}
+        more |= sample(last, calibrated, feed)
         averages = (averaged.get(name) for name in ("loss", "composed", "top5"))
         return Evaluation(*own, found.get("top5"), *averages, **more)
 

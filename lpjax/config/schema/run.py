@@ -54,10 +54,13 @@ class EvalConfig:
     Attributes:
       every_epochs: Epochs between tests; 0: only at the end.
       calibration_batches: Training batches that recalibrate the composed network's batch-norm statistics.
+      sample: Bytes that a model of text makes at each test, behind the first quarter of the first window of the test
+        set, as many as fit the window; each is a pass of the network on every device.
     """
 
     every_epochs: int = at_least(0, 10)
     calibration_batches: int = at_least(1, 10)
+    sample: int = at_least(0, 0)
 
 
 @dataclass(frozen=True)
