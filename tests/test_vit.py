@@ -98,7 +98,7 @@ def test_weights_in_the_layout_of_torchvision(pooling, x64):
     params, stats = from_torch(network, torchvision_vit(state), torchvision_vit_names)
     logits, _ = chain.apply(network, params, stats, jnp.asarray(images), Mode(train=False))
     expected = [plain(state, image.transpose(2, 0, 1), 3, MODEL["heads"], 4, pooling) for image in images]
-    assert np.ptp(expected, axis=0).min() > 0.1, "they depend on the image"
+    assert np.ptp(expected, axis=0).min() > 0.01, "they depend on the image"
     np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -137,7 +137,8 @@ def test_bad_models(fields, message):
 def test_methods_train_it_alike_on_every_mesh(method, fields, x64):
     model, aux = MODEL | {"function": "vit", "dropout": 0.1}, {"function": "own_units", "width": 0.5}
     data = {"name": "digits", "crop": 0}
-    own = {"method": method, "num_stages": 3, "model": model, "aux": aux, "data": data} | plain_sgd(0.1) | fields
+    own = {"method": method, "num_stages": 3, "batch_size": 12, "model": model, "aux": aux, "data": data}
+    own |= plain_sgd(0.1) | fields
     one, several = (take_steps(small_run(mesh={"stage": stage}, **own), 5) for stage in (1, 3))
     assert_close(one[1], several[1])
     assert one[1][-1]["task_loss"] < one[1][2]["task_loss"]
