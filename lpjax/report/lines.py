@@ -108,7 +108,7 @@ class Table:
     def samples(self) -> list[tuple[int, str, str]]:
         """What a model of text made at tests: (step, prompt, what it went on with)."""
         rows = [row for row in self.rows["eval"] if "test_sample" in row]
-        return [(int(_number(row, "step")), *(str(row.get(f"test_{x}")) for x in ("prompt", "sample"))) for row in rows]
+        return [(int(_number(row, "step")), str(row.get("test_prompt")), str(row["test_sample"])) for row in rows]
 
     @property
     def timed(self) -> bool:

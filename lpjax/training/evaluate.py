@@ -234,7 +234,8 @@ def make_evaluate(network: Network, config: Config, mesh: Mesh, step_inputs: Ste
         own = found["loss"], found["composed"], found.get("aux_path"), found.get("aux_head"), round(found["examples"])
         more: dict[str, Any] = {f"test_{name}": value for name, value in task.metrics(found["loss"]).items()}
         more |= sample(last, calibrated, feed)
-        averages = (averaged.get(name) for name in ("loss", "composed", "top5"))
-        return Evaluation(*own, found.get("top5"), *averages, **more)
+        averages = {"ema_loss": "loss", "ema_accuracy": "composed", "ema_top5_accuracy": "top5"}
+        more |= {name: averaged.get(of) for name, of in averages.items()}
+        return Evaluation(*own, found.get("top5"), **more)
 
     return evaluate
