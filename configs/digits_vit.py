@@ -29,5 +29,5 @@ def get_config() -> config_dict.ConfigDict:
     for optimizer in (config.optimizer, config.aux_optimizer):
         optimizer.name = "adamw"
         optimizer.learning_rate = 5e-3
-    config.num_epochs = 15
+    config.num_epochs = 40
     return config

@@ -120,7 +120,7 @@ def test_help(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, method, epochs", [("digits_mlp", "layer_parallel", 10), ("digits_vit", "delayed", 15)])
+@pytest.mark.parametrize("name, method, epochs", [("digits_mlp", "layer_parallel", 10), ("digits_vit", "delayed", 40)])
 def test_trains_on_digits(name, method, epochs, tmp_path):
     done = lpjax(f"--workdir={tmp_path}", config=f"configs/{name}.py")
     assert done.returncode == 0, done.stderr

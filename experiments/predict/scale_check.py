@@ -34,7 +34,7 @@ def alone_on_one_core() -> None:
     """Start `python -m experiments` again in the environment `ALONE` where it is in another one."""
     if any(os.environ.get(name) != value for name, value in ALONE.items()):
         os.execve(sys.executable, [sys.executable, "-m", "experiments", *sys.argv[1:]], os.environ | ALONE)
-    jax.config.update("jax_num_cpu_devices", 8)  # of which one works: meshes of the rows are made, and not used
+    jax.config.update("jax_num_cpu_devices", 16)  # of which one works: meshes of the rows are made, and not used
 
 
 def measured_units(repeats: int) -> UnitSeconds:
