@@ -66,9 +66,9 @@ def speed(measured: Json, micro: Json, predicted: Json, check: Json) -> str:
     return (
         f"{markdown.table(heading, shown)}\n\n{network}; the networks standardised at the cuts where measured. "
         f"A device is one of {measured['where']['cores']} CPU cores, so K = 4 and 8 are predictions of the cost model "
-        f"(M = 8: from a step's parts), for devices that do not hinder each other; at K = 2 it is {max(errors):+.0%} "
-        f"to {min(errors):+.0%} off what was measured. M = 8 was measured in another run, where cores hindered each "
-        f"other more: data parallelism had {markdown.median(beside)}."
+        "(M = 8: from a step's parts, without copies to and from rings), for devices that do not hinder each other; "
+        f"at K = 2 it is {max(errors):+.0%} to {min(errors):+.0%} off what was measured. M = 8 was measured in another "
+        f"run, where cores hindered each other more: data parallelism had {markdown.median(beside)}."
     )
 
 
